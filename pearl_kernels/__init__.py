@@ -1,0 +1,38 @@
+"""Kernels for parallel speculative decoding: sampling, verification, and the step that commits a round.
+
+Each operation is a torch.library op with several backends; `backends()` says which run here and why the
+others do not. Nothing here knows of models, caches or loops.
+"""
+
+from pearl_kernels.advance import advance_
+from pearl_kernels.dispatch import Backend, backends
+from pearl_kernels.sample import sample
+from pearl_kernels.types import (
+    AdvanceOutput,
+    DecodeState,
+    Finished,
+    Purpose,
+    RowStats,
+    SampleOutput,
+    SamplingTensors,
+    Status,
+    VerifyOutput,
+)
+from pearl_kernels.verify import verify
+
+__all__ = [
+    "AdvanceOutput",
+    "Backend",
+    "DecodeState",
+    "Finished",
+    "Purpose",
+    "RowStats",
+    "SampleOutput",
+    "SamplingTensors",
+    "Status",
+    "VerifyOutput",
+    "advance_",
+    "backends",
+    "sample",
+    "verify",
+]

@@ -1,0 +1,120 @@
+"""Which backend runs an operation, and why the others do not."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import logging
+import os
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+_LOG = logging.getLogger("pearl_kernels")
+
+BACKENDS = ("reference", "cpu", "triton", "cuda")
+_ORDER = {"cpu": ("cpu", "reference"), "cuda": ("cuda", "triton", "reference")}
+_ENTRY = {"sample": "sample_out", "verify": "verify_out", "advance": "advance_"}
+_MODULE = {"reference": "reference", "cpu": "_native"}
+
+
+# Held for the life of the process: dropping a Library drops its operations.
+_LIBRARY: Any = torch.library.Library("pearl", "DEF")  # type: ignore[no-untyped-call]
+
+
+class Backend(NamedTuple):
+    """Whether a backend can run here, and why not (or what it is)."""
+
+    available: bool
+    reason: str
+
+
+def backends() -> dict[str, Backend]:
+    """Every backend by name, whether it can run on this machine, and why not (or what it is)."""
+    return {name: _state(name) for name in BACKENDS}
+
+
+@functools.cache
+def _state(name: str) -> Backend:
+    if name == "reference":
+        return Backend(True, "plain torch, any device")
+    if name == "triton":
+        return Backend(False, "this version has no Triton kernels")
+    try:
+        importlib.import_module("pearl_kernels._C")
+    except ImportError as error:
+        return Backend(False, f"the extension pearl_kernels._C did not import: {error}")
+    if name == "cpu":
+        return Backend(True, "C++, CPU tensors")
+    return Backend(False, "this version has no complete CUDA kernels")
+
+
+@functools.cache
+def _refusal(name: str, op: str, device: str) -> str | None:
+    """Why backend `name` cannot run `op` on tensors of `device`, or None if it can."""
+    if name == "cuda":
+        return f"cuda backend: not built for {op} yet"
+    if not _state(name).available:
+        return f"{name} backend: {_state(name).reason}"
+    if name == "cpu" and device != "cpu":
+        return f"cpu backend: takes CPU tensors, got {device} tensors"
+    return None
+
+
+@functools.cache
+def _entry(name: str, op: str) -> Callable[..., None]:
+    module = importlib.import_module(f"pearl_kernels.{op}.{_MODULE[name]}")
+    entry: Callable[..., None] = getattr(module, _ENTRY[op])
+    return entry
+
+
+@functools.cache
+def _warn_once(message: str) -> None:
+    _LOG.warning(message)
+
+
+@functools.cache
+def _pick(op: str, device: str) -> Callable[..., None]:
+    """The first backend for `device` that can run `op`; to pass one over is logged, once."""
+    passed_over: list[str] = []
+    for name in _ORDER.get(device, ("reference",)):
+        refusal = _refusal(name, op, device)
+        if refusal is None:
+            if passed_over:
+                _warn_once(f"{device} tensors run on the slow {name} backend: {'; '.join(passed_over)}")
+            return _entry(name, op)
+        passed_over.append(refusal)
+    raise RuntimeError(f"{op}: no backend for {device} tensors: {'; '.join(passed_over)}")
+
+
+def choose(op: str, device: torch.device, backend: str | None) -> Callable[..., Any]:
+    """The function that runs `op` for tensors on `device`.
+
+    backend: forces one by name, as does the environment variable PEARL_BACKEND; None picks the best for the
+             device
+    Raises ValueError for an unknown name, RuntimeError with the reason if the forced backend cannot run here.
+    """
+    forced = backend or os.environ.get("PEARL_BACKEND")
+    if not forced:
+        return _pick(op, device.type)
+    if forced not in BACKENDS:
+        raise ValueError(f"{op}: backend must be one of {', '.join(BACKENDS)}, got {forced!r}")
+    refusal = _refusal(forced, op, device.type)
+    if refusal is not None:
+        raise RuntimeError(f"{op}: {refusal}")
+    return _entry(forced, op)
+
+
+def define(schema: str, run: Callable[..., Any], fake: Callable[..., Any]) -> None:
+    """Register pearl::<schema>: `run` on every device, `fake` to tell its outputs while tracing."""
+    name = schema.partition("(")[0]
+    _LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
+    _LIBRARY.impl(name, run, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"pearl::{name}", fake, lib=_LIBRARY)
+
+
+def contiguous(*values: Tensor | None) -> list[Tensor | None]:
+    """The small per-row tensors as backends want them; logits never pass here."""
+    return [None if value is None else value.contiguous() for value in values]
