@@ -43,12 +43,16 @@ def _state(name: str) -> Backend:
     if name == "triton":
         return Backend(False, "this version has no Triton kernels")
     try:
-        importlib.import_module("pearl_kernels._C")
+        info = importlib.import_module("pearl_kernels._C").build_info()
+        for op in _ENTRY:
+            importlib.import_module(f"pearl_kernels.{op}._native")
     except ImportError as error:
-        return Backend(False, f"the extension pearl_kernels._C did not import: {error}")
+        return Backend(False, f"the native extension did not import: {error}")
     if name == "cpu":
-        return Backend(True, "C++, CPU tensors")
-    return Backend(False, "this version has no complete CUDA kernels")
+        return Backend(True, f"C++ for CPU tensors, built with {info['compiler']}")
+    if not info["cuda"]:
+        return Backend(False, "the native extension was built without CUDA")
+    return Backend(False, "this version's CUDA kernels are not complete")
 
 
 @functools.cache
