@@ -1,0 +1,113 @@
+"""A transformers cache whose rows have lengths of their own and never move."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from transformers.cache_utils import Cache, CacheLayerMixin
+
+
+class WindowLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
+    """One layer's preallocated keys and values: (batch, kv_heads, capacity, head_dim)."""
+
+    is_croppable = True
+    keys: torch.Tensor
+    values: torch.Tensor
+
+    def __init__(self, cache: WindowCache) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.cache = cache
+
+    def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
+        batch, heads = key_states.shape[:2]
+        # Zeros, not empty: a masked entry has weight 0, and 0 * NaN would still spoil the sum.
+        self.keys = key_states.new_zeros(batch, heads, self.cache.capacity, key_states.shape[-1])
+        self.values = value_states.new_zeros(batch, heads, self.cache.capacity, value_states.shape[-1])
+        self.is_initialized = True
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        self.cache.write(self.keys, key_states)
+        self.cache.write(self.values, value_states)
+        view = self.cache.view
+        return self.keys[:, :, :view], self.values[:, :, :view]
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        return self.cache.view, 0
+
+    def get_seq_length(self) -> int:
+        return self.cache.offset
+
+    def get_max_length(self) -> int:
+        return self.cache.capacity
+
+
+class WindowCache(Cache):
+    """Keys and values at absolute positions: position t of a row always lives at index t.
+
+    Before a forward, `place` says where each row's new entries go. Nothing is ever removed: a rollback is a
+    smaller start in the next `place`, and stale entries are masked by causality until they are overwritten.
+
+    capacity: positions each row can hold. Layers are made at their first update, so any attention model fits.
+    """
+
+    def __init__(self, capacity: int) -> None:
+        self._window_layers: list[WindowLayer] = []
+        super().__init__(layers=self._window_layers)  # type: ignore[arg-type]
+        self.capacity = capacity
+        self.view = 0  # cached positions the next forward looks at
+        self.offset = 0  # smallest start among the rows
+        self._columns: torch.Tensor | None = None  # (batch, width) target indices of ragged rows
+
+    def place(self, starts: list[int], width: int, device: torch.device) -> torch.Tensor | None:
+        """Announce a forward of `width` tokens per row, row b's first one at position starts[b].
+
+        Returns the positions (batch, width) int64 when rows start at different ones, else None.
+        """
+        self.offset, last = min(starts), max(starts)
+        self.view = last + width
+        assert self.view <= self.capacity, f"cache holds {self.capacity} positions, {self.view} asked"
+        self._columns = None
+        if last != self.offset:
+            first = torch.tensor(starts, device=device)
+            self._columns = first[:, None] + torch.arange(width, device=device)
+        return self._columns
+
+    def write(self, buffer: torch.Tensor, states: torch.Tensor) -> None:
+        """Store states (batch, heads, width, dim) at the announced positions of buffer."""
+        if self._columns is None:
+            buffer[:, :, self.offset : self.view] = states
+        else:
+            rows = torch.arange(buffer.shape[0], device=buffer.device)[:, None]
+            buffer[rows, :, self._columns] = states.transpose(1, 2)
+
+    def keep(self, rows: list[int]) -> None:
+        """Go on with these rows only, in this order."""
+        for layer in self._window_layers:
+            index = torch.tensor(rows, device=layer.keys.device)
+            layer.keys = layer.keys.index_select(0, index)
+            layer.values = layer.values.index_select(0, index)
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        while len(self._window_layers) <= layer_idx:
+            self._window_layers.append(WindowLayer(self))
+        return self._window_layers[layer_idx].update(key_states, value_states, *args, **kwargs)
+
+    # The base class asks the layers, which do not exist before the first update.
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        return self.offset
+
+    def get_query_offset(self, layer_idx: int = 0) -> int:
+        return self.offset
+
+    def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
+        return self.view, 0
+
+    def get_max_length(self, layer_idx: int | None = None) -> int:
+        return self.capacity

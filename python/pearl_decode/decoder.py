@@ -1,0 +1,272 @@
+"""The decoder: a target, a draft, and requests."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from itertools import chain
+from typing import Any, overload
+
+import torch
+from transformers import PreTrainedModel
+
+from pearl_decode.engine import Engine, Plan, Update
+from pearl_decode.lanes import CpuLane
+from pearl_decode.lanes.cpu import lane_pair
+from pearl_decode.models import CausalModel, check_same_tokens, first_layers, load_model, load_tokenizer
+from pearl_decode.request import Request
+from pearl_decode.result import GenerationResult
+from pearl_decode.sampling import SamplingParams
+from pearl_decode.stats import DecodeStats
+from pearl_decode.strategies import STRATEGIES
+
+Prompt = str | Sequence[int]
+FIRST_LAYERS = "first-layers:"
+
+
+class PearlDecoder:
+    """Decodes with a target model and a draft that guesses for it; the output is the target's own.
+
+    target, draft: causal models of transformers; draft None leaves only the strategy "autoregressive"
+    tokenizer:     the target's; None where prompts are token ids and no text is wanted
+    gamma:         tokens drafted per round
+    strategy:      "pearl", "sequential" or "autoregressive"
+    rule:          "token", "block", "coupled" or "greedy"; requests of temperature 0 are greedy under each
+    max_batch:     requests decoded at once; more are taken in turn
+    lanes:         target and draft lane to use whatever the strategy; None shares the cores out as it needs
+
+    Close it, or use it as a context manager, to end its threads.
+    """
+
+    def __init__(
+        self,
+        target: PreTrainedModel,
+        draft: PreTrainedModel | None = None,
+        tokenizer: Any | None = None,
+        *,
+        gamma: int = 4,
+        strategy: str = "pearl",
+        rule: str = "token",
+        max_batch: int = 8,
+        lanes: tuple[CpuLane, CpuLane] | None = None,
+    ) -> None:
+        if max_batch < 1:
+            raise ValueError(f"max_batch must be an integer >= 1, got {max_batch!r}")
+        self.target = CausalModel(target, "target")
+        self.draft = CausalModel(draft, "draft") if draft is not None else None
+        self.tokenizer = tokenizer
+        self.plan = Plan(strategy if draft is not None else "autoregressive", gamma, rule)
+        self.max_batch = max_batch
+        self._given_lanes = lanes
+        self._lanes: dict[bool, tuple[CpuLane, CpuLane]] = {}
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        target: str | os.PathLike[str] | PreTrainedModel,
+        draft: str | os.PathLike[str] | PreTrainedModel | None = None,
+        *,
+        tokenizer: Any | None = None,
+        dtype: torch.dtype | None = None,
+        **options: Any,
+    ) -> PearlDecoder:
+        """Load a pair. Each may be a hub id, a path, "smollm2-135m" (the built-in target) or a loaded model; the draft
+        also "first-layers:N", the target's own first N layers.
+
+        dtype:   of both models; None is float32 without a GPU, else what the checkpoint says
+        options: as the constructor's
+        Raises ValueError if a model cannot be loaded or the two tokenizers differ.
+        """
+        target_model = load_model("target", target, dtype)
+        if tokenizer is None and isinstance(target, (str, os.PathLike)):
+            tokenizer = load_tokenizer("target", target)
+        if isinstance(draft, str) and draft.startswith(FIRST_LAYERS):
+            draft_model: PreTrainedModel | None = first_layers(target_model, _layer_count(draft))
+        elif draft is None:
+            draft_model = None
+        else:
+            draft_model = load_model("draft", draft, dtype)
+            if tokenizer is not None and isinstance(draft, (str, os.PathLike)):
+                check_same_tokens(tokenizer, load_tokenizer("draft", draft))
+        return cls(target_model, draft_model, tokenizer, **options)
+
+    @overload
+    def generate(self, prompts: str, params: SamplingParams | None = None, **plan: Any) -> GenerationResult: ...
+    @overload
+    def generate(
+        self,
+        prompts: Sequence[Prompt],
+        params: SamplingParams | Sequence[SamplingParams] | None = None,
+        **plan: Any,
+    ) -> list[GenerationResult]: ...
+    def generate(
+        self,
+        prompts: str | Sequence[Prompt],
+        params: SamplingParams | Sequence[SamplingParams] | None = None,
+        **plan: Any,
+    ) -> GenerationResult | list[GenerationResult]:
+        """Answer one prompt, or a list of them, each a string or a sequence of token ids.
+
+        params: for all of them, or one each
+        plan:   strategy, gamma, rule, where they should differ from the decoder's
+        Returns one result for a string, a list for a list, in its order. In a list, a bad prompt becomes a result with
+        finish_reason "error" and the others go on; a single bad prompt raises ValueError.
+        """
+        if isinstance(prompts, str):
+            with self.stream(prompts, _one(params), **plan) as stream:
+                for _ in stream:
+                    pass
+            if stream.result.error is not None:
+                raise RuntimeError(stream.result.error)
+            return stream.result
+        requests, rounds = self.start(prompts, params, **plan)
+        for _ in rounds:
+            pass
+        return [request.result() for request in requests]
+
+    def start(
+        self,
+        prompts: Sequence[Prompt],
+        params: SamplingParams | Sequence[SamplingParams] | None = None,
+        **plan: Any,
+    ) -> tuple[list[Request], Iterator[list[Update]]]:
+        """As `generate` of a list, at the caller's pace: the requests, and the rounds that answer them.
+
+        A bad prompt's request has its error at once and is in no round.
+        """
+        chosen = self._plan(plan)
+        each = _per_prompt(params, len(prompts))
+        requests = [self._try_request(prompt, p, chosen) for prompt, p in zip(prompts, each, strict=True)]
+        good = [request for request in requests if request.error is None]
+        batches = [good[start : start + self.max_batch] for start in range(0, len(good), self.max_batch)]
+        return requests, chain.from_iterable(self._engine(batch, chosen).run() for batch in batches)
+
+    def stream(self, prompt: Prompt, params: SamplingParams | None = None, **plan: Any) -> TextStream:
+        """Answer one prompt piece by piece. Raises ValueError for a bad prompt, before anything runs."""
+        chosen = self._plan(plan)
+        request = self._request(prompt, params or SamplingParams(), chosen)
+        return TextStream(request, self._engine([request], chosen))
+
+    def close(self) -> None:
+        """End the lane threads, the given ones too."""
+        for pair in [*self._lanes.values(), *([self._given_lanes] if self._given_lanes else [])]:
+            for lane in pair:
+                lane.close()
+        self._lanes.clear()
+
+    def __enter__(self) -> PearlDecoder:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _plan(self, changes: dict[str, Any]) -> Plan:
+        unknown = changes.keys() - {"strategy", "gamma", "rule"}
+        if unknown:
+            raise ValueError(f"expected strategy, gamma or rule, got {sorted(unknown)}")
+        values: dict[str, Any] = {"strategy": self.plan.strategy, "gamma": self.plan.gamma, "rule": self.plan.rule}
+        plan = Plan(**(values | {name: value for name, value in changes.items() if value is not None}))
+        if self.draft is None and STRATEGIES[plan.strategy].drafts:
+            raise ValueError(f"strategy {plan.strategy!r} needs a draft model, got draft=None")
+        return plan
+
+    def _engine(self, requests: list[Request], plan: Plan) -> Engine:
+        return Engine(requests, self.target, self.draft, self._lanes_for(plan), plan)
+
+    def _lanes_for(self, plan: Plan) -> tuple[CpuLane, CpuLane]:
+        if self._given_lanes is not None:
+            return self._given_lanes
+        overlaps = STRATEGIES[plan.strategy].overlaps
+        if overlaps not in self._lanes:
+            self._lanes[overlaps] = lane_pair(concurrent=overlaps)
+        return self._lanes[overlaps]
+
+    def _request(self, prompt: Prompt, params: SamplingParams, plan: Plan) -> Request:
+        request = self._new_request(self._encode(prompt), params, plan)
+        self._check_prompt(request)
+        return request
+
+    def _try_request(self, prompt: Prompt, params: SamplingParams, plan: Plan) -> Request:
+        try:
+            return self._request(prompt, params, plan)
+        except ValueError as error:
+            request = self._new_request([], params, plan)
+            request.fail(str(error))
+            return request
+
+    def _new_request(self, prompt_ids: list[int], params: SamplingParams, plan: Plan) -> Request:
+        eos_ids = set(self.target.eos_ids())
+        if self.tokenizer is not None and self.tokenizer.eos_token_id is not None:
+            eos_ids.add(self.tokenizer.eos_token_id)
+        stats = DecodeStats(plan.strategy, plan.gamma, plan.rule)
+        return Request(prompt_ids, params, sorted(eos_ids), self.tokenizer, stats)
+
+    def _encode(self, prompt: Prompt) -> list[int]:
+        if not isinstance(prompt, str):
+            return [int(token) for token in prompt]
+        if self.tokenizer is None:
+            raise ValueError("prompt: a decoder without a tokenizer takes token ids, got a string")
+        ids: list[int] = self.tokenizer(prompt)["input_ids"]
+        return ids
+
+    def _check_prompt(self, request: Request) -> None:
+        ids, vocab = request.prompt_ids, self.target.vocab_size
+        if not ids:
+            raise ValueError("prompt must hold at least one token, got none")
+        foreign = next((token for token in ids if not 0 <= token < vocab), None)
+        if foreign is not None:
+            raise ValueError(f"prompt ids must be in [0, {vocab}), got {foreign}")
+        context, wanted = self.target.context, request.params.max_tokens
+        if context is not None and len(ids) + wanted > context:
+            raise ValueError(
+                f"prompt and max_tokens must fit the target's context of {context} tokens, "
+                f"got {len(ids)} + {wanted}; shorten the prompt or lower max_tokens"
+            )
+
+
+class TextStream:
+    """Pieces of one answer as they are verified. `result` holds what there is so far; `close` stops early."""
+
+    def __init__(self, request: Request, engine: Engine) -> None:
+        self._request = request
+        self._rounds = engine.run()
+
+    def __iter__(self) -> Iterator[str]:
+        for updates in self._rounds:
+            for update in updates:
+                if update.text:
+                    yield update.text
+
+    @property
+    def result(self) -> GenerationResult:
+        return self._request.result()
+
+    def close(self) -> None:
+        self._rounds.close()
+
+    def __enter__(self) -> TextStream:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _layer_count(draft: str) -> int:
+    count = draft.removeprefix(FIRST_LAYERS)
+    if not count.isdecimal():
+        raise ValueError(f"draft: expected {FIRST_LAYERS}N with a number of layers N, got {draft!r}")
+    return int(count)
+
+
+def _one(params: SamplingParams | Sequence[SamplingParams] | None) -> SamplingParams | None:
+    if params is None or isinstance(params, SamplingParams):
+        return params
+    raise ValueError(f"params: one prompt takes one SamplingParams, got {len(params)}")
+
+
+def _per_prompt(params: SamplingParams | Sequence[SamplingParams] | None, count: int) -> Sequence[SamplingParams]:
+    if params is None or isinstance(params, SamplingParams):
+        return [params or SamplingParams()] * count
+    if len(params) != count:
+        raise ValueError(f"params must be one SamplingParams or one for each of {count} prompts, got {len(params)}")
+    return params

@@ -1,0 +1,124 @@
+"""transformers' own hook: model.generate(..., custom_generate=pearl_decode.generate, draft_model=draft)."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import torch
+from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel, StoppingCriteriaList
+from transformers.generation.utils import GenerateDecoderOnlyOutput
+
+from pearl_decode.decoder import PearlDecoder
+from pearl_decode.sampling import SamplingParams
+
+# What the generation config says of these reaches us in its own fields.
+KNOWN_PROCESSORS = {"TemperatureLogitsWarper", "TopKLogitsWarper", "TopPLogitsWarper", "MinPLogitsWarper"}
+KNOWN_CRITERIA = {"MaxLengthCriteria", "EosTokenCriteria"}
+
+
+def generate(
+    model: PreTrainedModel,
+    input_ids: torch.Tensor,
+    logits_processor: LogitsProcessorList,
+    stopping_criteria: StoppingCriteriaList,
+    generation_config: GenerationConfig,
+    draft_model: PreTrainedModel | None = None,
+    gamma: int = 4,
+    strategy: str = "pearl",
+    rule: str = "token",
+    streamer: Any | None = None,
+    **model_kwargs: Any,
+) -> torch.Tensor | GenerateDecoderOnlyOutput:
+    """Decode for `model.generate`, with its generation config: lengths, end tokens, temperature, top_k, top_p, min_p.
+
+        model.generate(**inputs, custom_generate=pearl_decode.generate, draft_model=draft, do_sample=True)
+
+    input_ids: (batch, length) int64, left-padded as attention_mask says
+    Seeds come from torch's generator, so torch.manual_seed makes the text reproducible.
+    Returns what generate returns: (batch, length + new) int64 ids, prompts included, padded at the end; or a
+    GenerateDecoderOnlyOutput with them where the config asks for a dict.
+    Raises ValueError for what this decoder would otherwise ignore: other logits processors or stopping criteria,
+    beams, scores, a missing draft_model.
+    """
+    if draft_model is None:
+        raise ValueError("draft_model: expected the draft, a causal model of transformers, got None")
+    _refuse_unknown(logits_processor, stopping_criteria, generation_config)
+    if streamer is None:
+        streamer = _callers_streamer()
+    if streamer is not None and input_ids.shape[0] > 1:
+        raise ValueError(f"streamer: expected a batch of 1, got {input_ids.shape[0]}")
+    prompts = _without_padding(input_ids, model_kwargs.get("attention_mask"))
+    params = [_params(generation_config, input_ids.shape[1]) for _ in prompts]
+    with PearlDecoder(model, draft_model, gamma=gamma, strategy=strategy, rule=rule) as decoder:
+        requests, rounds = decoder.start(prompts, params)
+        for updates in rounds:
+            for update in updates:
+                if streamer is not None and update.token_ids:
+                    streamer.put(torch.tensor(update.token_ids))
+    if streamer is not None:
+        streamer.end()
+    for row, request in enumerate(requests):
+        if request.error is not None:
+            raise RuntimeError(f"row {row}: {request.error}")
+    sequences: Any = _with_answers(input_ids, [request.token_ids for request in requests], generation_config)
+    return GenerateDecoderOnlyOutput(sequences=sequences) if generation_config.return_dict_in_generate else sequences
+
+
+def _refuse_unknown(processors: LogitsProcessorList, criteria: StoppingCriteriaList, config: GenerationConfig) -> None:
+    for name, items, known in (
+        ("logits_processor", processors, KNOWN_PROCESSORS),
+        ("stopping_criteria", criteria, KNOWN_CRITERIA),
+    ):
+        foreign = [type(item).__name__ for item in items if type(item).__name__ not in known]
+        if foreign:
+            raise ValueError(f"{name}: expected only {sorted(known)}, got {foreign}")
+    if config.num_beams not in (None, 1):
+        raise ValueError(f"num_beams must be 1, got {config.num_beams}")
+    for name in ("output_scores", "output_logits", "output_attentions", "output_hidden_states"):
+        if getattr(config, name, None):
+            raise ValueError(f"{name}: this decoder returns token ids only, got True")
+
+
+def _callers_streamer() -> Any | None:
+    """The streamer given to `model.generate`.
+
+    transformers (5.23) keeps it to itself on the custom_generate path: it is only to be found in the caller's frame.
+    """
+    frame = inspect.currentframe()
+    for _ in range(2):  # this function, then ours: the next one out is model.generate
+        frame = frame.f_back if frame is not None else None
+    return frame.f_locals.get("streamer") if frame is not None else None
+
+
+def _without_padding(input_ids: torch.Tensor, attention_mask: torch.Tensor | None) -> list[list[int]]:
+    if attention_mask is None:
+        rows: list[list[int]] = input_ids.tolist()
+        return rows
+    return [row[mask.bool()].tolist() for row, mask in zip(input_ids, attention_mask, strict=True)]
+
+
+def _params(config: GenerationConfig, length: int) -> SamplingParams:
+    ends = config.eos_token_id
+    sampled = bool(config.do_sample)
+    return SamplingParams(
+        temperature=_or(config.temperature, 1.0) if sampled else 0.0,
+        top_k=_or(config.top_k, 0) if sampled else 0,
+        top_p=_or(config.top_p, 1.0) if sampled else 1.0,
+        min_p=_or(config.min_p, 0.0) if sampled else 0.0,
+        seed=int(torch.randint(2**63 - 1, ())),
+        max_tokens=config.max_length - length,
+        stop_token_ids=() if ends is None else tuple(ends) if isinstance(ends, list) else (ends,),
+        ignore_eos=True,  # the config's end tokens are the ones that count
+    )
+
+
+def _or(value: Any, default: Any) -> Any:
+    return default if value is None else value
+
+
+def _with_answers(prompts: torch.Tensor, answers: list[list[int]], config: GenerationConfig) -> torch.Tensor:
+    pad = _or(config.pad_token_id, 0)
+    widest = max(len(answer) for answer in answers)
+    rows = [answer + [pad] * (widest - len(answer)) for answer in answers]
+    return torch.cat([prompts, torch.tensor(rows, dtype=prompts.dtype, device=prompts.device)], dim=1)

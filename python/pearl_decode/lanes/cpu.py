@@ -1,0 +1,78 @@
+"""A lane on CPU cores: one worker thread, its own core set, its own number of compute threads."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import TypeVar
+
+import torch
+
+T = TypeVar("T")
+
+
+class CpuLane:
+    """Runs work in order, one piece at a time, without holding up the caller.
+
+    cores: the processors it may use, which is also its number of compute threads
+    intervals: (start, end) in seconds of time.perf_counter of every forward since the last `reset`
+    """
+
+    def __init__(self, name: str, cores: Sequence[int]) -> None:
+        self.name = name
+        self.cores = tuple(cores)
+        self.intervals: list[tuple[float, float]] = []
+        self._worker = ThreadPoolExecutor(1, thread_name_prefix=f"pearl-{name}", initializer=self._settle)
+
+    def _settle(self) -> None:
+        # Affinity and thread count belong to the calling thread; compute threads it starts inherit the cores.
+        if hasattr(os, "sched_setaffinity"):
+            os.sched_setaffinity(0, self.cores)
+        torch.set_num_threads(len(self.cores))
+
+    def run(self, work: Callable[[], T]) -> Future[T]:
+        """Queue work; the future is its event: wait on it, take its result or its exception."""
+
+        def infer() -> T:
+            with torch.inference_mode():
+                return work()
+
+        return self._worker.submit(infer)
+
+    @contextmanager
+    def forward(self) -> Iterator[None]:
+        """Wraps each model forward, so that the lane can time it."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.intervals.append((start, time.perf_counter()))
+
+    @property
+    def busy_s(self) -> float:
+        return sum(end - start for start, end in self.intervals)
+
+    def reset(self) -> None:
+        self.intervals.clear()
+
+    def close(self) -> None:
+        """Finish what runs, drop what waits, end the thread."""
+        self._worker.shutdown(wait=True, cancel_futures=True)
+
+
+def available_cores() -> list[int]:
+    """Processors this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return sorted(os.sched_getaffinity(0))
+    return list(range(os.cpu_count() or 1))
+
+
+def lane_pair(concurrent: bool) -> tuple[CpuLane, CpuLane]:
+    """Target and draft lane. Concurrent ones share the cores out: one to the draft, the rest to the target."""
+    cores = available_cores()
+    if concurrent and len(cores) > 1:
+        return CpuLane("target", cores[:-1]), CpuLane("draft", cores[-1:])
+    return CpuLane("target", cores), CpuLane("draft", cores)

@@ -1,0 +1,145 @@
+"""The draft's lane: it writes gamma tokens past the window while the target verifies it."""
+
+from __future__ import annotations
+
+from concurrent.futures import Future
+from dataclasses import dataclass
+
+import torch
+
+from pearl_decode.cache import WindowCache
+from pearl_decode.lanes.cpu import CpuLane
+from pearl_decode.lanes.prefill import prefill
+from pearl_decode.models import CausalModel
+from pearl_decode.state import PLACEHOLDER, Batch
+from pearl_kernels import Purpose, RowStats, sample
+
+
+@dataclass(frozen=True)
+class ChainLogits:
+    """What verification needs of the draft's distributions, chain position by chain position.
+
+    logits: (batch, width, draft_vocab); stats: RowStats of (batch, width). Row i belongs to the token at
+    committed + i.
+    """
+
+    logits: torch.Tensor
+    stats: RowStats
+
+    @classmethod
+    def empty(cls, like: torch.Tensor, width: int) -> ChainLogits:
+        batch, vocab = like.shape
+        scalars = [torch.zeros(batch, width, device=like.device) for _ in range(2)]
+        return cls(like.new_zeros(batch, width, vocab), RowStats(*scalars))
+
+    def put(self, rows: torch.Tensor, columns: torch.Tensor | int, logits: torch.Tensor, stats: RowStats) -> None:
+        self.logits[rows, columns] = logits
+        self.stats.threshold[rows, columns] = stats.threshold
+        self.stats.lse[rows, columns] = stats.lse
+
+    def first(self, width: int) -> ChainLogits:
+        return ChainLogits(self.logits[:, :width], RowStats(*(s[:, :width] for s in self.stats)))
+
+    def keep(self, index: torch.Tensor) -> ChainLogits:
+        return ChainLogits(self.logits[index], RowStats(*(s[index] for s in self.stats)))
+
+
+class DraftLane:
+    """The draft model, its lane, its cache of one batch, and the distributions its tokens were drawn from.
+
+    vocab_size: the target's; a draft padded beyond it never draws an id the target lacks
+    purpose:    the noise drafts are drawn with: Purpose.SAMPLE couples them to the target's own draws
+    keeps_logits: whether verification will need the distributions (not when greedy or coupled)
+
+    Two sets of chain rows take turns. A round's first new token completes the chain being verified (`chain`), the
+    others are the next chain's beginning (`ahead`), which `turn` brings forward.
+    """
+
+    def __init__(
+        self,
+        model: CausalModel,
+        lane: CpuLane,
+        batch: Batch,
+        gamma: int,
+        vocab_size: int,
+        purpose: Purpose,
+        keeps_logits: bool,
+    ) -> None:
+        self.model = model
+        self.lane = lane
+        self.batch = batch
+        self.gamma = gamma
+        self.vocab_size = vocab_size
+        self.purpose = purpose
+        self.keeps_logits = keeps_logits
+        self.cache = WindowCache(batch.capacity)
+        self.cached = [0] * len(batch.committed)  # positions of each row that hold the present tokens' keys
+        self.chain: ChainLogits | None = None
+        self.ahead: ChainLogits | None = None
+        self.forwards = 0
+
+    def prefill(self) -> Future[None]:
+        self.cached = [committed - 1 for committed in self.batch.committed]
+        return self.lane.run(lambda: prefill(self.model, self.lane, self.cache, self.batch))
+
+    def write_ahead(self) -> Future[torch.Tensor]:
+        """Draft gamma tokens (batch, gamma) past the window, the first of them for the present chain."""
+        return self._draft(run_ahead=True)
+
+    def write_chain(self) -> Future[torch.Tensor]:
+        """Draft the whole chain (batch, gamma) that is to be verified next."""
+        return self._draft(run_ahead=False)
+
+    def settle(self) -> None:
+        """After a commit: forget the cache of what was refused."""
+        self.cached = [min(c, head - 1) for c, head in zip(self.cached, self.batch.heads, strict=True)]
+
+    def turn(self) -> None:
+        """The tokens written ahead become the chain."""
+        self.chain, self.ahead = self.ahead, self.chain
+
+    def keep(self, rows: list[int]) -> None:
+        self.cache.keep(rows)
+        self.cached = [self.cached[row] for row in rows]
+        index = torch.tensor(rows, device=self.model.device)
+        self.chain = self.chain.keep(index) if self.chain else None
+        self.ahead = self.ahead.keep(index) if self.ahead else None
+
+    def _draft(self, run_ahead: bool) -> Future[torch.Tensor]:
+        heads, windows = self.batch.heads, self.batch.window
+        # One token per row as a rule; two after a round that ended in a token the draft never saw.
+        width = max(head - cached for head, cached in zip(heads, self.cached, strict=True))
+        inputs = self.batch.gather([head - width for head in heads], width)
+        self.cached = [head + self.gamma - 1 for head in heads]
+        return self.lane.run(lambda: self._steps(inputs, heads, windows, run_ahead))
+
+    def _steps(self, inputs: torch.Tensor, heads: list[int], windows: list[int], run_ahead: bool) -> torch.Tensor:
+        rows = torch.arange(len(heads), device=inputs.device)
+        positions = torch.tensor(heads, device=inputs.device)
+        columns = torch.tensor(windows, device=inputs.device)
+        # A position may be drafted again in a later round; its noise must then be new.
+        epochs = None if self.purpose is Purpose.SAMPLE else positions - columns
+        drafted = []
+        for step in range(self.gamma):
+            logits = self._forward(inputs, [head + step + 1 - inputs.shape[1] for head in heads])
+            tokens, stats, status = sample(
+                logits, self.batch.params, positions + step, purpose=self.purpose, epochs=epochs
+            )
+            if self.keeps_logits:
+                if step == 0 or not run_ahead:
+                    self.chain = self.chain or ChainLogits.empty(logits, self.gamma + 1)
+                    self.chain.put(rows, columns + step, logits, stats)
+                else:
+                    self.ahead = self.ahead or ChainLogits.empty(logits, self.gamma + 1)
+                    self.ahead.put(rows, step - 1, logits, stats)
+            if self.model.d2t is not None:
+                tokens = self.model.d2t[tokens]
+            inputs = tokens[:, None]
+            drafted.append(tokens.masked_fill(status != 0, PLACEHOLDER))
+        return torch.stack(drafted, dim=1)
+
+    def _forward(self, inputs: torch.Tensor, starts: list[int]) -> torch.Tensor:
+        self.forwards += 1
+        with self.lane.forward():
+            logits = self.model.forward(inputs, starts, self.cache, keep=1)[:, -1]
+        return logits if self.model.d2t is not None else logits[:, : self.vocab_size]

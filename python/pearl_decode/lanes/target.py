@@ -1,0 +1,40 @@
+"""The target's lane: it reads prompts and verifies windows."""
+
+from __future__ import annotations
+
+from concurrent.futures import Future
+
+import torch
+
+from pearl_decode.cache import WindowCache
+from pearl_decode.lanes.cpu import CpuLane
+from pearl_decode.lanes.prefill import prefill
+from pearl_decode.models import CausalModel
+from pearl_decode.state import Batch
+
+
+class TargetLane:
+    """The target model, its lane, and its cache of one batch."""
+
+    def __init__(self, model: CausalModel, lane: CpuLane, batch: Batch) -> None:
+        self.model = model
+        self.lane = lane
+        self.batch = batch
+        self.cache = WindowCache(batch.capacity)
+
+    def prefill(self) -> Future[None]:
+        return self.lane.run(lambda: prefill(self.model, self.lane, self.cache, self.batch))
+
+    def window_logits(self, width: int) -> Future[torch.Tensor]:
+        """Logits (batch, width, vocab): row i is the target's distribution of the token at committed + i."""
+        starts = [committed - 1 for committed in self.batch.committed]
+        inputs = self.batch.gather(starts, width)
+
+        def work() -> torch.Tensor:
+            with self.lane.forward():
+                return self.model.forward(inputs, starts, self.cache, keep=width)
+
+        return self.lane.run(work)
+
+    def keep(self, rows: list[int]) -> None:
+        self.cache.keep(rows)

@@ -1,0 +1,187 @@
+"""Any causal model of transformers, seen as a function from windows of tokens to logits."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+
+from pearl_decode import builtin
+from pearl_decode.cache import WindowCache
+from pearl_decode.masks import ragged_masks
+
+ATTENTION_TYPES = {"full_attention", "sliding_attention", "chunked_attention"}
+
+
+class CausalModel:
+    """A loaded model with what the decoder asks of it.
+
+    d2t: for a draft with a reduced vocabulary, the target id of each of its own ids (strictly increasing int64)
+    Raises ValueError for a model that cannot decode windows: no position_ids, recurrent layers, unknown attention.
+    """
+
+    def __init__(self, model: PreTrainedModel, role: str = "model") -> None:
+        self.model: Any = model.eval()  # type: ignore[no-untyped-call]
+        self.config: Any = model.config
+        text_config = self.config.get_text_config()
+        parameters = inspect.signature(model.forward).parameters
+        if "position_ids" not in parameters or "past_key_values" not in parameters:
+            raise ValueError(
+                f"{role}: {type(model).__name__}.forward must take position_ids and past_key_values, "
+                f"got {sorted(parameters)}"
+            )
+        foreign = set(getattr(text_config, "layer_types", None) or ()) - ATTENTION_TYPES
+        if foreign:
+            raise ValueError(
+                f"{role}: every layer must be one of {sorted(ATTENTION_TYPES)}, got {sorted(foreign)}: "
+                "a recurrent state cannot be rolled back"
+            )
+        if self.config._attn_implementation not in ("eager", "sdpa"):
+            raise ValueError(
+                f"{role}: attention must be 'sdpa' or 'eager', got {self.config._attn_implementation!r}; "
+                "load it with attn_implementation='sdpa'"
+            )
+        self.vocab_size: int = text_config.vocab_size
+        self.context: int | None = getattr(text_config, "max_position_embeddings", None)
+        self.d2t: torch.Tensor | None = getattr(model, "d2t", None)
+        self._keeps_rows = "logits_to_keep" in parameters
+
+    @property
+    def device(self) -> torch.device:
+        device: torch.device = self.model.device
+        return device
+
+    def eos_ids(self) -> list[int]:
+        """End-of-sequence ids of the model's generation config, or of its config."""
+        generation = getattr(self.model, "generation_config", None)
+        ids = getattr(generation, "eos_token_id", None)
+        if ids is None:
+            ids = getattr(self.config.get_text_config(), "eos_token_id", None)
+        if ids is None:
+            return []
+        return [int(i) for i in ids] if isinstance(ids, (list, tuple)) else [int(ids)]
+
+    def forward(self, input_ids: torch.Tensor, starts: list[int], cache: WindowCache, keep: int) -> torch.Tensor:
+        """Logits of the last `keep` tokens of each row: (batch, keep, vocab).
+
+        input_ids: (batch, width) int64; row b's tokens stand at positions starts[b] ... starts[b] + width - 1
+        and their keys and values are written there.
+        """
+        width = input_ids.shape[1]
+        ragged = cache.place(starts, width, input_ids.device)
+        if ragged is None:
+            attention_mask = None
+            positions = torch.arange(starts[0], starts[0] + width, device=input_ids.device)[None]
+        else:
+            attention_mask = ragged_masks(self.config, ragged, cache.view, self.model.dtype)
+            positions = ragged
+        if self.context is not None:
+            # Only tokens past the end of a request reach the limit: drafted, never committed.
+            positions = positions.clamp(max=self.context - 1)
+        rows = {"logits_to_keep": keep} if self._keeps_rows else {}
+        output = self.model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=positions.expand(input_ids.shape[0], -1),
+            past_key_values=cache,
+            use_cache=True,
+            **rows,
+        )
+        logits: torch.Tensor = output.logits
+        return logits[:, -keep:]
+
+
+def load_model(role: str, spec: str | os.PathLike[str] | PreTrainedModel, dtype: torch.dtype | None) -> PreTrainedModel:
+    """A model from a hub id, a path, the built-in name or as it is.
+
+    dtype None: float32 on a machine without a GPU, what the checkpoint says otherwise.
+    Raises ValueError naming the role for a path that does not exist or a model that cannot be loaded.
+    """
+    if not isinstance(spec, (str, os.PathLike)):
+        return spec
+    chosen: torch.dtype | str = dtype or ("auto" if torch.cuda.is_available() else torch.float32)
+    source = resolve(role, spec)
+    try:
+        model: Any = AutoModelForCausalLM.from_pretrained(source, dtype=chosen)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{role}: cannot load a causal model from {str(spec)!r}: {error}") from error
+    loaded: PreTrainedModel = model.to("cuda") if torch.cuda.is_available() else model
+    return loaded
+
+
+def load_tokenizer(role: str, spec: str | os.PathLike[str]) -> Any:
+    """The tokenizer that belongs to a model's id, path or built-in name."""
+    try:
+        return AutoTokenizer.from_pretrained(resolve(role, spec))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{role}: cannot load a tokenizer from {str(spec)!r}: {error}") from error
+
+
+def resolve(role: str, spec: str | os.PathLike[str]) -> str:
+    """What transformers' loaders take for a model's id, path or built-in name."""
+    name = os.fspath(spec)
+    if name == builtin.BUILTIN_TARGET:
+        return str(builtin.ensure_builtin())
+    path = Path(name).expanduser()
+    if path.exists():
+        return str(path)
+    if name.startswith((".", "/", "~")) or name.count("/") > 1:
+        raise ValueError(f"{role}: expected a model directory or a hub id, but there is no {name!r}")
+    return name
+
+
+def first_layers(model: PreTrainedModel, count: int) -> PreTrainedModel:
+    """A draft made of the target's own first `count` decoder layers; weights are shared, not copied."""
+    total = model.config.get_text_config().num_hidden_layers
+    if not 1 <= count < total:
+        raise ValueError(f"draft: first-layers:N needs N from 1 to {total - 1} for this target, got {count}")
+    config = copy.deepcopy(model.config)
+    text_config = config.get_text_config()
+    text_config.num_hidden_layers = count
+    if getattr(text_config, "layer_types", None):
+        text_config.layer_types = text_config.layer_types[:count]
+    with torch.device("meta"):
+        draft = type(model)(config)
+    shared = model.state_dict()
+    draft.load_state_dict({name: shared[name] for name in draft.state_dict()}, assign=True)
+    draft.tie_weights()
+    _adopt_buffers(draft, model)
+    draft.generation_config = model.generation_config
+    draft.set_attn_implementation(model.config._attn_implementation)
+    return draft
+
+
+def _adopt_buffers(draft: PreTrainedModel, model: PreTrainedModel) -> None:
+    """Take the buffers no state dict carries (rotary frequencies) from the target."""
+    buffers = dict(model.named_buffers())
+    for name, buffer in draft.named_buffers():
+        if buffer.is_meta:
+            owner, _, leaf = name.rpartition(".")
+            setattr(draft.get_submodule(owner), leaf, buffers[name])
+
+
+def check_same_tokens(target: Any, draft: Any) -> None:
+    """Raise ValueError unless both tokenizers give every id the same meaning.
+
+    Padded vocabulary sizes of the models may differ; the tokens, and the special ones, may not.
+    """
+    names = f"target tokenizer {target.name_or_path!r} and draft tokenizer {draft.name_or_path!r}"
+    of_target = {index: token for token, index in target.get_vocab().items()}
+    of_draft = {index: token for token, index in draft.get_vocab().items()}
+    if of_target != of_draft:
+        first = min(i for i in of_target.keys() | of_draft.keys() if of_target.get(i) != of_draft.get(i))
+        raise ValueError(
+            f"{names} must be the same; the first differing id is {first}: "
+            f"{of_target.get(first)!r} in the target, {of_draft.get(first)!r} in the draft"
+        )
+    for kind in ("bos_token_id", "eos_token_id"):
+        if getattr(target, kind) != getattr(draft, kind):
+            raise ValueError(
+                f"{names} must have the same special tokens; {kind} is {getattr(target, kind)} in the target, "
+                f"{getattr(draft, kind)} in the draft"
+            )

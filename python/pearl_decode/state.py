@@ -1,0 +1,115 @@
+"""A batch of sequences being decoded: one token buffer and two integers each."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import fields
+from typing import TypeVar
+
+import torch
+
+from pearl_decode.sampling import SamplingParams
+from pearl_kernels import DecodeState, SamplingTensors
+
+Rows = TypeVar("Rows", DecodeState, SamplingTensors)
+PLACEHOLDER = -1  # "no draft here": verification draws the target's own token in its place
+
+
+class Batch:
+    """The sequences of one run, and what the host knows of them without asking the device.
+
+    state:     DecodeState on the target's device; `advance_` is its only writer, drafts apart
+    params:    SamplingTensors of the same rows
+    committed: per row, verified tokens: prompt and emitted
+    window:    per row, drafted tokens that wait for the target
+    The invariants of a round: the target has cached committed - 1 positions, the draft at most
+    committed + window - 1; what their caches hold beyond is stale.
+    """
+
+    def __init__(self, state: DecodeState, params: SamplingTensors) -> None:
+        self.state = state
+        self.params = params
+        self.committed: list[int] = []
+        self.window: list[int] = []
+        self.refresh()
+
+    @classmethod
+    def start(
+        cls,
+        prompts: Sequence[Sequence[int]],
+        params: Sequence[SamplingParams],
+        seeds: Sequence[int],
+        eos_ids: Sequence[Sequence[int]],
+        spare: int,
+        device: torch.device,
+    ) -> Batch:
+        """Lay the prompts down; `spare` is how far past its end a row may be drafted."""
+        max_len = [len(prompt) + p.max_tokens for prompt, p in zip(prompts, params, strict=True)]
+        tokens = torch.zeros(len(prompts), max(max_len) + spare, dtype=torch.int64)
+        for row, prompt in enumerate(prompts):
+            tokens[row, : len(prompt)] = torch.tensor(prompt)
+        widest = max(1, *(len(ids) for ids in eos_ids))
+        ends = torch.tensor([[*ids, *[-1] * (widest - len(ids))] for ids in eos_ids], dtype=torch.int64)
+        zeros = torch.zeros(len(prompts), dtype=torch.int32, device=device)
+        state = DecodeState(
+            tokens=tokens.to(device),
+            committed=torch.tensor([len(prompt) for prompt in prompts], device=device),
+            window=zeros.clone(),
+            max_len=torch.tensor(max_len, device=device),
+            eos_ids=ends.to(device),
+            finished=zeros.clone(),
+            status=zeros.clone(),
+        )
+        columns = SamplingTensors.make(
+            len(prompts),
+            temperature=[p.temperature for p in params],
+            top_k=[p.top_k for p in params],
+            top_p=[p.top_p for p in params],
+            min_p=[p.min_p for p in params],
+            seed=list(seeds),
+            device=device,
+        )
+        return cls(state, columns)
+
+    @property
+    def capacity(self) -> int:
+        """Positions a KV cache of this batch must hold."""
+        return self.state.tokens.shape[1]
+
+    @property
+    def heads(self) -> list[int]:
+        """Per row, the position the draft writes next."""
+        return [c + w for c, w in zip(self.committed, self.window, strict=True)]
+
+    def refresh(self) -> None:
+        """Read both integers back from the device."""
+        self.committed = self.state.committed.tolist()
+        self.window = self.state.window.tolist()
+
+    def gather(self, starts: Sequence[int], width: int) -> torch.Tensor:
+        """Tokens (batch, width) from starts[b] on, as a model's input: placeholders become id 0."""
+        first = torch.tensor(starts, device=self.state.tokens.device)
+        columns = first[:, None] + torch.arange(width, device=first.device)
+        return self.state.tokens.gather(1, columns).clamp_(min=0)
+
+    def write(self, starts: Sequence[int], drafted: torch.Tensor) -> None:
+        """Put drafted ids (batch, width) at positions starts[b] on."""
+        first = torch.tensor(starts, device=drafted.device)
+        columns = first[:, None] + torch.arange(drafted.shape[1], device=drafted.device)
+        self.state.tokens.scatter_(1, columns, drafted)
+
+    def open_window(self, size: int) -> None:
+        """The `size` tokens just written after the committed ones wait for the target."""
+        self.state.window.fill_(size)
+        self.window = [size] * len(self.window)
+
+    def keep(self, rows: Sequence[int]) -> None:
+        """Go on with these rows only, in this order."""
+        index = torch.tensor(rows, device=self.state.tokens.device)
+        self.state = _select(self.state, index)
+        self.params = _select(self.params, index)
+        self.refresh()
+
+
+def _select(tensors: Rows, index: torch.Tensor) -> Rows:
+    return type(tensors)(**{f.name: getattr(tensors, f.name).index_select(0, index) for f in fields(tensors)})

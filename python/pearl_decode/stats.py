@@ -1,0 +1,59 @@
+"""What a run counted and timed."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+
+@dataclass
+class DecodeStats:
+    """Counts of one request, and times of the run that decoded it (seconds; prompt processing apart).
+
+    rounds:            verifications the request took part in
+    target_forwards:   target forwards of those rounds (one each); prompt processing is not counted
+    draft_forwards:    draft forwards of those rounds
+    emitted_tokens:    tokens returned: verified, up to the end of the text
+    accepted_tokens:   drafted tokens among them
+    accepted_lengths:  histogram: entry n counts the rounds in which n drafted tokens were accepted
+    target_busy_s, draft_busy_s: time each lane computed while decoding; *_idle_s: the rest of decode_s
+    """
+
+    strategy: str
+    gamma: int
+    rule: str
+    rounds: int = 0
+    target_forwards: int = 0
+    draft_forwards: int = 0
+    emitted_tokens: int = 0
+    accepted_tokens: int = 0
+    accepted_lengths: list[int] = field(default_factory=list)
+    prefill_s: float = 0.0
+    decode_s: float = 0.0
+    target_busy_s: float = 0.0
+    target_idle_s: float = 0.0
+    draft_busy_s: float = 0.0
+    draft_idle_s: float = 0.0
+
+    @property
+    def tokens_per_s(self) -> float:
+        return self.emitted_tokens / self.decode_s if self.decode_s > 0 else 0.0
+
+    @property
+    def tokens_per_target_forward(self) -> float:
+        return self.emitted_tokens / self.target_forwards if self.target_forwards else 0.0
+
+    def count_round(self, num_emitted: int, num_accepted: int, draft_forwards: int) -> None:
+        self.rounds += 1
+        self.target_forwards += 1
+        self.draft_forwards += draft_forwards
+        self.emitted_tokens += num_emitted
+        self.accepted_tokens += num_accepted
+        self.accepted_lengths.extend([0] * (num_accepted + 1 - len(self.accepted_lengths)))
+        self.accepted_lengths[num_accepted] += 1
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self) | {
+            "tokens_per_s": self.tokens_per_s,
+            "tokens_per_target_forward": self.tokens_per_target_forward,
+        }

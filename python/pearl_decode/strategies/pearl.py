@@ -1,0 +1,21 @@
+"""Parallel speculative decoding: both models work at once (PEARL, Liu et al. 2408.11850)."""
+
+from __future__ import annotations
+
+from pearl_decode.round import Outcome, Round
+
+
+def pearl_round(round: Round) -> Outcome:
+    """Verify the window while the draft writes gamma tokens past it.
+
+    The first new token completes the chain being verified. If all of it is accepted, the other gamma - 1 are the
+    next window; if not, they are forgotten.
+    """
+    drafting = round.draft.write_ahead() if round.draft and round.drafting else None
+    verifying = round.target.window_logits(width=1 + max(round.batch.window))
+    drafted = round.drafted(drafting) if drafting else None
+    round.write_drafts(drafted)
+    outcome = round.commit(verifying, next_window=0 if drafted is None else round.gamma - 1)
+    if round.draft is not None:
+        round.draft.turn()
+    return outcome
