@@ -1,0 +1,33 @@
+"""Every test that takes `backend` runs for each backend that CPU tensors can have."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+import pearl_kernels
+
+
+@pytest.fixture(params=["reference", "cpu"])
+def backend(request: pytest.FixtureRequest) -> str:
+    name: str = request.param
+    state = pearl_kernels.backends()[name]
+    if not state.available:
+        pytest.skip(state.reason)
+    return name
+
+
+@pytest.fixture(autouse=True)
+def _no_forced_backend(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("PEARL_BACKEND", raising=False)
+
+
+@pytest.fixture(autouse=True, scope="package")
+def _one_torch_thread() -> Iterator[None]:
+    """The tensors are small: more threads only wait for each other, all the more on a busy machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)

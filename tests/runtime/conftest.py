@@ -1,0 +1,48 @@
+"""Models and prompts the runtime tests share."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from tiny import ARCHITECTURES, VOCAB, build
+
+
+@pytest.fixture(scope="session", params=list(ARCHITECTURES))
+def target(request):
+    return build(request.param)
+
+
+@pytest.fixture(scope="session")
+def llama():
+    return build("llama")
+
+
+@pytest.fixture(scope="session")
+def near_llama():
+    """The llama with a little noise on its weights: a draft that is often right."""
+    model = build("llama")
+    torch.manual_seed(5)
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.add_(0.01 * weight.std() * torch.randn_like(weight) if weight.ndim > 1 else 0)
+    return model
+
+
+@pytest.fixture(scope="session")
+def prompts():
+    generator = torch.Generator().manual_seed(3)
+    return [torch.randint(1, VOCAB, (length,), generator=generator).tolist() for length in (6, 1, 19, 3, 11)]
+
+
+@pytest.fixture
+def greedy_reference():
+    """transformers' own greedy text of a prompt."""
+
+    def reference(model, prompt: list[int], count: int) -> list[int]:
+        ids = torch.tensor([prompt])
+        output = model.generate(
+            ids, attention_mask=torch.ones_like(ids), max_new_tokens=count, do_sample=False, pad_token_id=0
+        )
+        return output[0, len(prompt) :].tolist()
+
+    return reference
