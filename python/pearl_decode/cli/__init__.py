@@ -1,0 +1,51 @@
+"""The command line: pearl-decode generate | doctor.
+
+Exit status: 0 done; 1 a failure (a model that cannot be loaded, a request that failed, a broken batch line); 2 bad
+arguments; 130 interrupted. Every error is one line on stderr.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+
+from pearl_decode.cli import doctor, generate
+from pearl_decode.cli.console import BAD_ARGUMENTS, INTERRUPTED, CliError, note
+
+__all__ = ["main"]
+
+BROKEN_PIPE = 141  # what a shell reports for a program that SIGPIPE ended
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="pearl-decode", description="Speculative decoding with a draft and a target that work at the same time."
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    generate.add_command(commands)
+    doctor.add_command(commands)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit status; argv as sys.argv[1:]."""
+    try:
+        args = build_parser().parse_args(argv)
+    except SystemExit as exit_:  # argparse has printed its help or its error
+        return BAD_ARGUMENTS if exit_.code else 0
+    try:
+        status: int = args.run(args)
+        sys.stdout.flush()
+    except CliError as error:
+        note(f"pearl-decode: error: {error}")
+        return error.status
+    except KeyboardInterrupt:
+        note("\npearl-decode: interrupted")
+        return INTERRUPTED
+    except BrokenPipeError:
+        # The reader has gone; the flush at exit must not raise again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return BROKEN_PIPE
+    return status

@@ -1,0 +1,42 @@
+"""Prompts as the decoder takes them, and answers as the commands print them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pearl_decode.decoder import PearlDecoder
+from pearl_decode.result import GenerationResult
+
+
+def encode(decoder: PearlDecoder, prompt: str, raw: bool) -> str | list[int]:
+    """The prompt as one user message where the tokenizer has a chat template, as it is where not or if raw."""
+    tokenizer = decoder.tokenizer
+    if raw or tokenizer is None or not tokenizer.chat_template:
+        return prompt
+    messages = [{"role": "user", "content": prompt}]
+    text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
+    return ids
+
+
+def record(result: GenerationResult) -> dict[str, Any]:
+    """An answer for JSON: the fields of GenerationResult, its statistics as an object."""
+    return {
+        "text": result.text,
+        "token_ids": result.token_ids,
+        "finish_reason": result.finish_reason,
+        "error": result.error,
+        "seed": result.seed,
+        "stats": result.stats.to_dict(),
+    }
+
+
+def summary(result: GenerationResult) -> str:
+    """One line about an answer, for stderr."""
+    stats = result.stats
+    drafting = f", gamma {stats.gamma}" if stats.draft_forwards else ""
+    return (
+        f"[{stats.emitted_tokens} tokens, {stats.tokens_per_s:.1f} tokens/s, "
+        f"{stats.tokens_per_target_forward:.2f} tokens per target forward, {stats.strategy}{drafting}, "
+        f"{result.finish_reason}, seed {result.seed}]"
+    )

@@ -1,0 +1,114 @@
+"""A file of prompts, one JSON object per line, answered line by line in the same order."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+
+from pearl_decode.cli.answers import encode, record
+from pearl_decode.cli.console import BAD_ARGUMENTS, FAILED, INTERRUPTED, CliError, note
+from pearl_decode.cli.options import bare
+from pearl_decode.decoder import PearlDecoder
+from pearl_decode.request import Request
+from pearl_decode.sampling import SamplingParams
+
+_SAMPLING = tuple(field.name for field in fields(SamplingParams))
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line of the file: a prompt with its sampling, or what is wrong with it."""
+
+    number: int
+    prompt: str
+    params: SamplingParams
+    error: str | None = None
+
+
+def read_lines(name: str, defaults: SamplingParams) -> list[Line]:
+    """Every line that is not blank. A broken one is reported on stderr by file and number, and kept as an error."""
+    try:
+        texts = Path(name).expanduser().read_bytes().splitlines()
+    except OSError as error:
+        raise CliError(f"cannot read batch file {name!r}: {error.strerror}", BAD_ARGUMENTS) from error
+    lines = []
+    for number, text in enumerate(texts, start=1):
+        if not text.strip():
+            continue
+        try:
+            prompt, params = _parse(text, defaults)
+            lines.append(Line(number, prompt, params))
+        except (ValueError, TypeError) as error:
+            note(f"pearl-decode: error: {name}:{number}: {bare(error)}")
+            lines.append(Line(number, "", defaults, f"{name}:{number}: {bare(error)}"))
+    if not lines:
+        raise CliError(f"batch file {name!r} has no lines", BAD_ARGUMENTS)
+    return lines
+
+
+def _parse(text: bytes, defaults: SamplingParams) -> tuple[str, SamplingParams]:
+    try:
+        value = json.loads(text)
+    except UnicodeDecodeError as error:
+        raise ValueError("not UTF-8 text") from error
+    except json.JSONDecodeError as error:
+        raise ValueError(f"not valid JSON: {error.msg} at column {error.colno}") from error
+    if not isinstance(value, dict) or not isinstance(value.get("prompt"), str):
+        raise ValueError('expected an object with a string "prompt"')
+    sampling = {name: value[name] for name in value if name != "prompt"}
+    unknown = sorted(sampling.keys() - set(_SAMPLING))
+    if unknown:
+        raise ValueError(f"unknown field {unknown[0]!r}; known are prompt, {', '.join(_SAMPLING)}")
+    for name, kinds, expected in (
+        ("ignore_eos", bool, "true or false"),
+        ("stop", (str, list), "a string or a list of strings"),
+        ("stop_token_ids", list, "a list of token ids"),
+    ):
+        if name in sampling and not isinstance(sampling[name], kinds):
+            raise ValueError(f"{name} must be {expected}, got {sampling[name]!r}")
+    return value["prompt"], replace(defaults, **sampling)
+
+
+def run_batch(decoder: PearlDecoder, args: argparse.Namespace, lines: list[Line]) -> int:
+    """Answer the good lines and print one JSON object for every line, in the file's order, as soon as it is known.
+
+    Returns 0 if every line was answered, 1 if any was not, 130 if interrupted: what there was is printed then too.
+    """
+    good = [line for line in lines if line.error is None]
+    prompts = [encode(decoder, line.prompt, args.raw) for line in good]
+    requests, rounds = decoder.start(prompts, [line.params for line in good])
+    answers = dict(zip([line.number for line in good], requests, strict=True))
+    failed = waiting = 0
+    interrupted = False
+    try:
+        for _ in rounds:
+            while waiting < len(lines) and _is_known(lines[waiting], answers):
+                failed += _print_line(lines[waiting], answers)
+                waiting += 1
+    except KeyboardInterrupt:
+        interrupted = True
+    for line in lines[waiting:]:
+        failed += _print_line(line, answers)
+    note(f"[{len(lines)} lines, {len(lines) - failed} answered, {failed} failed]")
+    if interrupted:
+        note("pearl-decode: interrupted")
+        return INTERRUPTED
+    return FAILED if failed else 0
+
+
+def _is_known(line: Line, answers: dict[int, Request]) -> bool:
+    return line.error is not None or answers[line.number].finish_reason is not None
+
+
+def _print_line(line: Line, answers: dict[int, Request]) -> bool:
+    """Print a line's answer or error. Returns whether it failed."""
+    head = {"line": line.number, "prompt": line.prompt}
+    if line.error is not None:
+        body: dict[str, object] = {"text": "", "token_ids": [], "finish_reason": "error", "error": line.error}
+        body |= {"seed": None, "stats": None}
+    else:
+        body = record(answers[line.number].result())
+    print(json.dumps(head | body, ensure_ascii=False), flush=True)
+    return body["finish_reason"] not in ("stop", "length")

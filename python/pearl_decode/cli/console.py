@@ -1,0 +1,55 @@
+"""What the commands say, and where: answers and tables on stdout, everything else on stderr."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+FAILED, BAD_ARGUMENTS, INTERRUPTED = 1, 2, 130
+
+
+class CliError(Exception):
+    """Ends the command with one line on stderr and an exit status."""
+
+    def __init__(self, message: object, status: int = FAILED) -> None:
+        super().__init__(" ".join(str(message).split()))
+        self.status = status
+
+
+def note(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+@contextmanager
+def progress(doing: str) -> Iterator[Callable[[str], None]]:
+    """A function that reports steps: a live line where stderr is a terminal, plain lines elsewhere.
+
+    doing is shown on a terminal only: where it is a log, a step that takes two seconds is no news.
+    """
+    if not sys.stderr.isatty():
+        yield note
+        return
+    from rich.console import Console
+
+    console = Console(stderr=True)
+    with console.status(doing):
+
+        def report(line: str) -> None:
+            console.print(line, style="dim", highlight=False)
+
+        yield report
+
+
+def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print a table on stdout: the first column is text, the others are numbers."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    drawn = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for index, column in enumerate(columns):
+        drawn.add_column(column, justify="right" if index else "left", no_wrap=True)
+    for row in rows:
+        drawn.add_row(*row)
+    Console(file=sys.stdout, highlight=False).print(drawn)

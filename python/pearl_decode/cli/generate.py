@@ -1,0 +1,140 @@
+"""pearl-decode generate: answer prompts."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from typing import TYPE_CHECKING, Any
+
+from pearl_decode.builtin import BUILTIN_TARGET, BuiltinModelError, ensure_builtin
+from pearl_decode.cli import options
+from pearl_decode.cli.console import BAD_ARGUMENTS, FAILED, INTERRUPTED, CliError, note, progress
+
+if TYPE_CHECKING:
+    from pearl_decode import GenerationResult, PearlDecoder, SamplingParams
+
+DESCRIPTION = """Answer prompts with a target model and a draft that guesses for it.
+The text is the target's own: speculation changes how fast it comes, not what it says."""
+
+
+def add_command(commands: Any) -> None:
+    parser = commands.add_parser("generate", help="answer prompts", description=DESCRIPTION)
+    options.add_options(parser)
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    options.check(args)
+    params = options.sampling_params(args)
+    if args.batch is not None:
+        from pearl_decode.cli.batch import read_lines, run_batch
+
+        lines = read_lines(args.batch, params)
+        with load(args) as decoder:
+            return run_batch(decoder, args, lines)
+    prompts = read_prompts(args.prompt)
+    with load(args) as decoder:
+        if args.compare:
+            from pearl_decode.cli.compare import run_compare
+
+            return run_compare(decoder, args, prompts[0], params)
+        if len(prompts) > 1 or args.json or args.no_stream:
+            return answer_whole(decoder, args, prompts, params)
+        return answer_streaming(decoder, args, prompts[0], params)
+
+
+def read_prompts(prompts: list[str]) -> list[str]:
+    """The prompts of the command line, or the one on standard input."""
+    if prompts and prompts != ["-"]:
+        return prompts
+    if not prompts and sys.stdin.isatty():
+        raise CliError("no prompt: give one as an argument, on standard input, or with --batch", BAD_ARGUMENTS)
+    text = sys.stdin.read().strip("\n")
+    if not text:
+        raise CliError("no prompt: standard input is empty", BAD_ARGUMENTS)
+    return [text]
+
+
+def load(args: argparse.Namespace) -> PearlDecoder:
+    """Load the pair. A path that does not exist is a bad argument; a model that does not load is a failure."""
+    with progress(f"loading {args.target}") as report:
+        target = args.target
+        try:
+            if target == BUILTIN_TARGET:
+                target = str(ensure_builtin(report))
+        except BuiltinModelError as error:
+            raise CliError(error) from error
+        import torch
+        import transformers
+
+        from pearl_decode import PearlDecoder
+        from pearl_decode.models import resolve
+
+        quiet: Any = transformers.logging  # untyped in transformers
+        quiet.set_verbosity_error()
+        quiet.disable_progress_bar()
+        try:
+            resolve("target", target)
+            if args.draft is not None and not args.draft.startswith("first-layers:"):
+                resolve("draft", args.draft)
+        except ValueError as error:
+            raise CliError(error, BAD_ARGUMENTS) from error
+        try:
+            return PearlDecoder.from_pretrained(
+                target,
+                args.draft,
+                dtype=getattr(torch, args.dtype) if args.dtype else None,
+                gamma=args.gamma,
+                strategy=args.strategy,
+                rule=args.rule,
+            )
+        except (ValueError, OSError) as error:
+            raise CliError(error) from error
+
+
+def answer_streaming(decoder: PearlDecoder, args: argparse.Namespace, prompt: str, params: SamplingParams) -> int:
+    from pearl_decode.cli.answers import encode, summary
+
+    try:
+        stream = decoder.stream(encode(decoder, prompt, args.raw), params)
+    except ValueError as error:
+        raise CliError(options.bare(error), BAD_ARGUMENTS) from error
+    interrupted = False
+    with stream:
+        try:
+            for piece in stream:
+                print(piece, end="", flush=True)
+        except KeyboardInterrupt:
+            interrupted = True
+    print(flush=True)
+    note(summary(stream.result))
+    if interrupted:
+        note("pearl-decode: interrupted")
+        return INTERRUPTED
+    return report_failure(stream.result)
+
+
+def answer_whole(decoder: PearlDecoder, args: argparse.Namespace, prompts: list[str], params: SamplingParams) -> int:
+    """Answer all prompts as one batch and print each answer when the last is complete."""
+    from pearl_decode.cli.answers import encode, record, summary
+
+    results = decoder.generate([encode(decoder, prompt, args.raw) for prompt in prompts], params)
+    status = 0
+    for number, (prompt, result) in enumerate(zip(prompts, results, strict=True), start=1):
+        if args.json:
+            print(json.dumps({"prompt": prompt, **record(result)}, ensure_ascii=False), flush=True)
+        else:
+            if len(prompts) > 1:
+                print(f"--- {number}: {prompt}")
+            print(result.text, flush=True)
+            note(summary(result))
+        status = report_failure(result) or status
+    return status
+
+
+def report_failure(result: GenerationResult) -> int:
+    if result.error is None:
+        return 0
+    note(f"pearl-decode: error: {result.error}")
+    return FAILED

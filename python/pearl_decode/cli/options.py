@@ -1,0 +1,118 @@
+"""The options of `pearl-decode generate`, and what they mean together."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING
+
+from pearl_decode.builtin import BUILTIN_TARGET
+from pearl_decode.cli.console import BAD_ARGUMENTS, CliError
+
+if TYPE_CHECKING:
+    from pearl_decode.sampling import SamplingParams
+
+BUILTIN_DRAFT = "first-layers:6"
+NO_DRAFT = "none"
+STRATEGIES = ("pearl", "sequential", "autoregressive")
+RULES = ("token", "block", "coupled", "greedy")
+DTYPES = ("float32", "bfloat16", "float16")
+SAMPLING_FIELDS = ("temperature", "top_k", "top_p", "min_p", "seed", "max_tokens", "ignore_eos")
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("prompt", nargs="*", help="prompts; none, or -, reads one from standard input")
+
+    models = parser.add_argument_group("models")
+    models.add_argument(
+        "--target", default=BUILTIN_TARGET, help=f"path, hub id, or the built-in {BUILTIN_TARGET} (default)"
+    )
+    models.add_argument(
+        "--draft",
+        help="path, hub id, first-layers:N (the target's own first N layers) or none; "
+        f"default for the built-in target: {BUILTIN_DRAFT}",
+    )
+    models.add_argument("--dtype", choices=DTYPES, help="of both models (default: float32 without a GPU)")
+
+    decoding = parser.add_argument_group("decoding")
+    decoding.add_argument("--strategy", choices=STRATEGIES, default="pearl", help="default: %(default)s")
+    decoding.add_argument(
+        "--gamma", type=positive, default=4, metavar="N", help="tokens drafted per round (default: 4)"
+    )
+    decoding.add_argument("--rule", choices=RULES, default="token", help="rule of acceptance (default: token)")
+
+    sampling = parser.add_argument_group("sampling")
+    sampling.add_argument("--temperature", type=float, default=0.0, metavar="T", help="0 is greedy (default)")
+    sampling.add_argument("--top-k", type=int, default=0, metavar="K", help="keep the K likeliest; 0 is off (default)")
+    sampling.add_argument(
+        "--top-p", type=float, default=1.0, metavar="P", help="keep this much mass; 1 is off (default)"
+    )
+    sampling.add_argument(
+        "--min-p",
+        type=float,
+        default=0.0,
+        metavar="P",
+        help="keep what is at least P times as likely as the likeliest; 0 is off (default)",
+    )
+    sampling.add_argument("--seed", type=int, help="the same seed gives the same text (default: a fresh one)")
+    sampling.add_argument("--max-tokens", type=int, default=256, metavar="N", help="default: %(default)s")
+    sampling.add_argument(
+        "--stop", action="append", default=[], metavar="TEXT", help="end before this text; may be repeated"
+    )
+    sampling.add_argument("--ignore-eos", action="store_true", help="go on past the model's end-of-sequence token")
+
+    output = parser.add_argument_group("input and output")
+    output.add_argument("--raw", action="store_true", help="do not apply the tokenizer's chat template")
+    output.add_argument("--no-stream", action="store_true", help="print the text when it is complete")
+    output.add_argument("--json", action="store_true", help="print one JSON object per answer")
+    output.add_argument(
+        "--batch",
+        metavar="FILE.jsonl",
+        help='answer every line {"prompt": ...}, which may set its own sampling; prints one JSON object per line',
+    )
+    output.add_argument("--compare", action="store_true", help="measure every strategy on the prompt and print a table")
+    output.add_argument(
+        "--repeat", type=positive, default=3, metavar="N", help="with --compare: runs per strategy (default: 3)"
+    )
+
+
+def positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be an integer >= 1, got {value}")
+    return value
+
+
+def check(args: argparse.Namespace) -> None:
+    """Refuse options that contradict each other, and fill in the draft that a strategy needs."""
+    if args.batch is not None and args.prompt:
+        raise CliError("--batch reads its prompts from the file: give no other prompt", BAD_ARGUMENTS)
+    if args.batch is not None and args.compare:
+        raise CliError("--compare measures one prompt, not a batch", BAD_ARGUMENTS)
+    if args.compare and len(args.prompt) > 1:
+        raise CliError(f"--compare measures one prompt, got {len(args.prompt)}", BAD_ARGUMENTS)
+    if args.strategy == "autoregressive" and not args.compare:
+        args.draft = None
+        return
+    if args.draft is None and args.target == BUILTIN_TARGET:
+        args.draft = BUILTIN_DRAFT
+    if args.draft in (None, NO_DRAFT):
+        raise CliError(
+            f"strategy {args.strategy} needs a draft: give --draft a path, a hub id or first-layers:N, "
+            "or use --strategy autoregressive",
+            BAD_ARGUMENTS,
+        )
+
+
+def sampling_params(args: argparse.Namespace) -> SamplingParams:
+    """The sampling options as the decoder takes them; out-of-range values end the command."""
+    from pearl_decode.sampling import SamplingParams
+
+    try:
+        return SamplingParams(stop=tuple(args.stop), **{name: getattr(args, name) for name in SAMPLING_FIELDS})
+    except ValueError as error:
+        raise CliError(bare(error), BAD_ARGUMENTS) from error
+
+
+def bare(error: object) -> str:
+    """The message without the class it comes from, which means nothing on a command line."""
+    return str(error).removeprefix("SamplingParams: ")
