@@ -6,10 +6,32 @@ with PearlDecoder.from_pretrained("smollm2-135m", "first-layers:6") as decoder:
     print(decoder.generate("The capital of France is", SamplingParams(max_tokens=32)).text)
 """
 
-from pearl_decode.decoder import PearlDecoder, TextStream
-from pearl_decode.hook import generate
-from pearl_decode.result import GenerationResult
-from pearl_decode.sampling import SamplingParams
-from pearl_decode.stats import DecodeStats
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pearl_decode.decoder import PearlDecoder, TextStream
+    from pearl_decode.hook import generate
+    from pearl_decode.result import GenerationResult
+    from pearl_decode.sampling import SamplingParams
+    from pearl_decode.stats import DecodeStats
 
 __all__ = ["DecodeStats", "GenerationResult", "PearlDecoder", "SamplingParams", "TextStream", "generate"]
+
+# Imported on first use: the command line has to answer --help without waiting for torch and transformers.
+_HOMES = {
+    "DecodeStats": "stats",
+    "GenerationResult": "result",
+    "PearlDecoder": "decoder",
+    "SamplingParams": "sampling",
+    "TextStream": "decoder",
+    "generate": "hook",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
