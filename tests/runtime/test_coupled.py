@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from tiny import build
-
 from pearl_decode import PearlDecoder, SamplingParams
 from pearl_decode.models import first_layers
+from tiny import build
 
 COUNT = 40
 PARAMS = [
@@ -22,9 +21,7 @@ PARAMS = [
 def plain(llama, prompts):
     """Autoregressive sampling, one request at a time."""
     with PearlDecoder(llama) as decoder:
-        return [
-            decoder.generate([prompt], params)[0].token_ids for prompt, params in zip(prompts, PARAMS, strict=True)
-        ]
+        return [decoder.generate([prompt], params)[0].token_ids for prompt, params in zip(prompts, PARAMS, strict=True)]
 
 
 @pytest.mark.parametrize("gamma", [1, 3, 6])

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from scripted import sequence_model
-
 from pearl_decode import PearlDecoder, SamplingParams
+from scripted import sequence_model
 
 VOCAB, EOS, GAMMA = 50, 9, 4
 LINE = [(7 * i) % 40 + 10 for i in range(200)]  # holds no EOS
@@ -52,9 +51,7 @@ def test_ignore_eos_leaves_only_the_requests_own_stop_tokens():
     with PearlDecoder(target, target) as decoder:
         [stopped] = decoder.generate([PROMPT], SamplingParams(max_tokens=10))
         [went_on] = decoder.generate([PROMPT], SamplingParams(max_tokens=10, ignore_eos=True))
-        [own] = decoder.generate(
-            [PROMPT], SamplingParams(max_tokens=10, ignore_eos=True, stop_token_ids=(LINE[7],))
-        )
+        [own] = decoder.generate([PROMPT], SamplingParams(max_tokens=10, ignore_eos=True, stop_token_ids=(LINE[7],)))
     assert stopped.token_ids == [*LINE[3:6], EOS]
     assert went_on.token_ids == [*LINE[3:6], EOS, *LINE[6:12]]
     assert own.token_ids == [*LINE[3:6], EOS, LINE[6], LINE[7]]

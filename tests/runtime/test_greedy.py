@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pytest
-
 from pearl_decode import PearlDecoder, SamplingParams
 from pearl_decode.models import first_layers
 

@@ -6,9 +6,8 @@ import math
 
 import pytest
 import torch
-from scripted import scripted_pair, table_model, tokens_per_round
-
 from pearl_decode import PearlDecoder, SamplingParams
+from scripted import scripted_pair, table_model, tokens_per_round
 
 VOCAB, ROWS, LENGTH = 5, 20_000, 3
 

@@ -47,8 +47,16 @@ def _gemma3():
 
 def _gpt2():
     return GPT2LMHeadModel(
-        GPT2Config(vocab_size=VOCAB, n_embd=48, n_layer=4, n_head=4, n_positions=160, bos_token_id=None, eos_token_id=None,
-            tie_word_embeddings=False)
+        GPT2Config(
+            vocab_size=VOCAB,
+            n_embd=48,
+            n_layer=4,
+            n_head=4,
+            n_positions=160,
+            bos_token_id=None,
+            eos_token_id=None,
+            tie_word_embeddings=False,
+        )
     )
 
 

@@ -121,7 +121,7 @@ class DraftLane:
         epochs = None if self.purpose is Purpose.SAMPLE else positions - columns
         drafted = []
         for step in range(self.gamma):
-            logits = self._forward(inputs, [head + step + 1 - inputs.shape[1] for head in heads])
+            logits = self._forward(inputs, [head + step - inputs.shape[1] for head in heads])
             tokens, stats, status = sample(
                 logits, self.batch.params, positions + step, purpose=self.purpose, epochs=epochs
             )
