@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 
 import pybind11
@@ -23,7 +24,8 @@ class CMakeBuild(build_ext):
         if cuda not in CUDA_CHOICES:
             raise ValueError(f"PEARL_CUDA must be one of {', '.join(CUDA_CHOICES)}, got {cuda!r}")
         output_dir = Path(self.get_ext_fullpath(ext.name)).resolve().parent
-        build_dir = Path(self.build_temp).resolve() / "cmake"
+        # Not build_temp: that is a fresh folder in every editable install, so each would compile all again.
+        build_dir = ROOT / "build" / f"{sysconfig.get_platform()}-{sys.implementation.cache_tag}"
         build_dir.mkdir(parents=True, exist_ok=True)
         configure = [
             "cmake",

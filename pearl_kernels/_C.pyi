@@ -1,1 +1,55 @@
-def build_info() -> dict[str, object]: ...
+from typing import TypedDict
+
+_Logits = tuple[int, int, int, int, int]
+_Draft = tuple[_Logits, int, int, int]
+_Params = tuple[int, int, int, int, int]
+_State = tuple[int, int, int, int, int, int, int, int, int]
+
+class BuildInfo(TypedDict):
+    version: str
+    compiler: str
+    simd_levels: tuple[str, ...]
+    simd_level: str
+    cuda: bool
+    cuda_architectures: str
+
+def build_info() -> BuildInfo: ...
+def sample(
+    batch: int,
+    logits: _Logits,
+    params: _Params,
+    positions: int,
+    epochs: int,
+    purpose: int,
+    tokens: int,
+    threshold: int,
+    lse: int,
+    status: int,
+) -> None: ...
+def verify(
+    batch: int,
+    width: int,
+    target: _Logits,
+    draft: _Draft,
+    params: _Params,
+    rule: int,
+    draft_tokens: int,
+    chain_len: int,
+    positions: int,
+    num_accepted: int,
+    next_token: int,
+    status: int,
+) -> None: ...
+def advance(
+    batch: int,
+    width: int,
+    state: _State,
+    target: _Logits,
+    draft: _Draft,
+    params: _Params,
+    rule: int,
+    next_window: int,
+    num_emitted: int,
+    num_accepted: int,
+) -> None: ...
+def read_bytes(address: int, bytes: int) -> float: ...

@@ -1,0 +1,28 @@
+#pragma once
+
+#include <cstddef>
+#include <vector>
+
+#include "advance/advance.h"
+#include "sample/sample.h"
+#include "verify/verify.h"
+
+namespace pearl {
+
+// The CPU kernels as compiled for one SIMD level.
+struct CpuKernels {
+  const char* level;
+  void (*sample)(const SampleArgs&);
+  void (*verify)(const VerifyArgs&);
+  void (*advance)(const AdvanceArgs&);
+  float (*read_bytes)(const void*, std::size_t);
+};
+
+// Those compiled into this binary, best first.
+const std::vector<CpuKernels>& compiled_kernels();
+
+// The best this processor runs, or the one that the environment variable PEARL_SIMD names. Chosen once.
+// Throws std::runtime_error if PEARL_SIMD names one that is not compiled in or does not run here.
+const CpuKernels& cpu_kernels();
+
+}  // namespace pearl

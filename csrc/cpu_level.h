@@ -1,0 +1,21 @@
+#pragma once
+
+#include <cstddef>
+
+#include "advance/advance.h"
+#include "sample/sample.h"
+#include "verify/verify.h"
+
+// The CPU kernels of one SIMD level. Their sources are compiled once per level, each time into the namespace
+// that PEARL_SIMD names. read_bytes is a checksum of whole vectors of memory: the cost of reading it once.
+#define PEARL_DECLARE_LEVEL(level)                       \
+  namespace pearl::level {                               \
+  void sample(const SampleArgs& args);                   \
+  void verify(const VerifyArgs& args);                   \
+  void advance(const AdvanceArgs& args);                 \
+  float read_bytes(const void* data, std::size_t bytes); \
+  }
+
+#ifdef PEARL_SIMD
+PEARL_DECLARE_LEVEL(PEARL_SIMD)
+#endif
