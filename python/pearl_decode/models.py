@@ -49,12 +49,17 @@ class CausalModel:
         self.vocab_size: int = text_config.vocab_size
         self.context: int | None = getattr(text_config, "max_position_embeddings", None)
         self.d2t: torch.Tensor | None = getattr(model, "d2t", None)
+        self._known_ids: int = self._input_size()
         self._keeps_rows = "logits_to_keep" in parameters
 
     @property
     def device(self) -> torch.device:
         device: torch.device = self.model.device
         return device
+
+    def _input_size(self) -> int:
+        embedding = getattr(self.model, "get_input_embeddings", lambda: None)()
+        return getattr(embedding, "num_embeddings", self.vocab_size)
 
     def eos_ids(self) -> list[int]:
         """End-of-sequence ids of the model's generation config, or of its config."""
@@ -73,6 +78,8 @@ class CausalModel:
         and their keys and values are written there.
         """
         width = input_ids.shape[1]
+        # A draft may be padded to fewer ids than the target: an id it does not know costs a refusal at most.
+        input_ids = input_ids.clamp(max=self._known_ids - 1)
         ragged = cache.place(starts, width, input_ids.device)
         if ragged is None:
             attention_mask = None
@@ -153,6 +160,7 @@ def first_layers(model: PreTrainedModel, count: int) -> PreTrainedModel:
     _adopt_buffers(draft, model)
     draft.generation_config = model.generation_config
     draft.set_attn_implementation(model.config._attn_implementation)
+    draft.eval()  # type: ignore[no-untyped-call]
     return draft
 
 

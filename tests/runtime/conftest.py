@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tiny import ARCHITECTURES, VOCAB, build
+
+from tests.runtime.tiny import ARCHITECTURES, VOCAB, build
 
 
 @pytest.fixture(scope="session", params=list(ARCHITECTURES))

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import pytest
+
 from pearl_decode import PearlDecoder, SamplingParams
 from pearl_decode.models import first_layers
-from tiny import build
+from tests.runtime.tiny import build
 
 COUNT = 40
 PARAMS = [

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import pytest
+
 from pearl_decode import PearlDecoder, SamplingParams
-from scripted import sequence_model
+from tests.runtime.scripted import sequence_model
 
 VOCAB, EOS, GAMMA = 50, 9, 4
 LINE = [(7 * i) % 40 + 10 for i in range(200)]  # holds no EOS

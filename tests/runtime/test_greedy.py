@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from pearl_decode import PearlDecoder, SamplingParams
 from pearl_decode.models import first_layers
 

@@ -6,8 +6,9 @@ import math
 
 import pytest
 import torch
+
 from pearl_decode import PearlDecoder, SamplingParams
-from scripted import scripted_pair, table_model, tokens_per_round
+from tests.runtime.scripted import scripted_pair, table_model, tokens_per_round
 
 VOCAB, ROWS, LENGTH = 5, 20_000, 3
 

@@ -1,0 +1,133 @@
+"""Bad input and failing parts: a clear error or a warning, and nothing else is lost."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from pearl_decode import PearlDecoder, SamplingParams
+from tests.runtime.scripted import ScriptedModel, one_hot, scripted_pair, sequence_model
+from tests.runtime.tiny import VOCAB, build
+
+LINE = [(7 * i) % 40 + 10 for i in range(120)]
+PROMPT = LINE[:3]
+
+
+def failing(model: ScriptedModel, at: int) -> ScriptedModel:
+    """The model, but its forward number `at` raises."""
+    calls = iter(range(1000))
+
+    def script(positions, ids):
+        if next(calls) == at:
+            raise MemoryError("draft device lost")
+        return model.script(positions, ids)
+
+    return ScriptedModel(model.config.vocab_size, script)
+
+
+@pytest.mark.parametrize("strategy", ["sequential", "pearl"])
+@pytest.mark.parametrize("rule", ["token", "coupled"])
+def test_draft_that_raises_midway_costs_a_warning_not_a_token(strategy, rule):
+    target = sequence_model(LINE, 64)
+    for at in range(12):
+        draft = failing(sequence_model(LINE, 64), at)
+        with PearlDecoder(target, draft, gamma=4, strategy=strategy, rule=rule) as decoder:
+            params = SamplingParams(temperature=0.5, max_tokens=40, seed=1)
+            with pytest.warns(RuntimeWarning, match="the draft failed, the target goes on alone.*draft device lost"):
+                [result] = decoder.generate([PROMPT], params)
+        assert result.token_ids == LINE[3:43]
+        assert result.error is None
+
+
+def test_draft_with_nan_logits_is_refused_not_believed():
+    target = sequence_model(LINE, 64)
+    draft = ScriptedModel(64, lambda positions, ids: torch.full((*ids.shape, 64), math.nan))
+    with PearlDecoder(target, draft) as decoder:
+        for temperature in (0.0, 0.7):
+            params = SamplingParams(temperature=temperature, max_tokens=30)
+            [result] = decoder.generate([PROMPT], params)
+            assert result.token_ids == LINE[3:33]
+            assert result.stats.accepted_tokens == 0
+
+
+@pytest.mark.parametrize("strategy", ["autoregressive", "sequential", "pearl"])
+def test_nan_target_row_fails_that_request_alone(strategy):
+    bad_after = 20
+
+    def script(positions, ids):
+        logits = one_hot((ids + 1) % 64, 64)
+        return logits.masked_fill(((ids < 32) & (positions == bad_after))[..., None], math.nan)
+
+    target = ScriptedModel(64, script)
+    with PearlDecoder(target, target, strategy=strategy) as decoder:
+        bad, good = decoder.generate([[40, 0, 1], [33]], SamplingParams(max_tokens=30, temperature=0.3))
+    assert (good.finish_reason, good.token_ids) == ("length", [(33 + i) % 64 for i in range(1, 31)])
+    assert bad.finish_reason == "error"
+    assert "NaN" in bad.error
+    assert bad.token_ids == list(range(2, 2 + len(bad.token_ids)))
+
+
+def test_nan_weights_fail_the_requests_that_need_them():
+    model = build("llama")
+    with torch.no_grad():
+        model.get_input_embeddings().weight[7] = math.nan
+    with PearlDecoder(model, build("llama", seed=2)) as decoder:
+        results = decoder.generate([[7, 1, 2], [1, 2, 3]], SamplingParams(max_tokens=3))
+        alone = decoder.generate([[1, 2, 3]], SamplingParams(max_tokens=3))
+        with pytest.raises(RuntimeError, match="NaN or infinite logits at position 3"):
+            raise RuntimeError(results[0].error)
+    assert [r.finish_reason for r in results] == ["error", "length"]
+    assert results[1].token_ids == alone[0].token_ids
+
+
+def test_bad_prompt_in_a_list_is_an_error_result_and_the_others_go_on(llama, near_llama):
+    prompts = [[1, 2], [], [3, VOCAB], [4] * 155, [5]]
+    with PearlDecoder(llama, near_llama) as decoder:
+        results = decoder.generate(prompts, SamplingParams(max_tokens=6))
+        [expected] = decoder.generate([[5]], SamplingParams(max_tokens=6))
+    assert [r.finish_reason for r in results] == ["length", "error", "error", "error", "length"]
+    assert results[4].token_ids == expected.token_ids
+    assert results[1].error == "prompt must hold at least one token, got none"
+    assert results[2].error == f"prompt ids must be in [0, {VOCAB}), got {VOCAB}"
+    assert "context of 160 tokens, got 155 + 6" in results[3].error
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"temperature": -0.1}, "temperature must be a finite number >= 0, got -0.1"),
+        ({"temperature": math.nan}, "temperature must be a finite number >= 0, got nan"),
+        ({"top_p": 0.0}, r"top_p must be in \(0, 1\], got 0.0"),
+        ({"top_p": 1.5}, r"top_p must be in \(0, 1\], got 1.5"),
+        ({"min_p": -1}, r"min_p must be in \[0, 1\], got -1"),
+        ({"top_k": -1}, "top_k must be an integer >= 0"),
+        ({"max_tokens": 0}, "max_tokens must be an integer >= 1, got 0"),
+        ({"seed": 2**64}, "seed must be None or a 64-bit integer"),
+        ({"stop": ("",)}, "stop must hold non-empty strings"),
+        ({"stop_token_ids": (-3,)}, "stop_token_ids must be token ids >= 0, got -3"),
+    ],
+)
+def test_bad_sampling_params_name_the_field(values, message):
+    with pytest.raises(ValueError, match=message):
+        SamplingParams(**values)
+
+
+def test_bad_plans_name_the_field():
+    target, draft = scripted_pair(0.5, 1)
+    for bad in ({"gamma": 0}, {"gamma": 2.0}, {"strategy": "fast"}, {"rule": "lenient"}):
+        [(name, value)] = bad.items()
+        with pytest.raises(ValueError, match=f"{name} must be .*got {value!r}"):
+            PearlDecoder(target, draft, **bad)
+        with PearlDecoder(target, draft) as decoder, pytest.raises(ValueError, match=f"{name} must be"):
+            decoder.generate([[0]], **bad)
+    with PearlDecoder(target) as decoder:
+        with pytest.raises(ValueError, match="'pearl' needs a draft model, got draft=None"):
+            decoder.generate([[0]], strategy="pearl")
+        with pytest.raises(ValueError, match="expected strategy, gamma or rule, got \\['gama'\\]"):
+            decoder.generate([[0]], gama=3)
+        with pytest.raises(ValueError, match="one for each of 2 prompts, got 1"):
+            decoder.generate([[0], [1]], [SamplingParams()])
+        with pytest.raises(ValueError, match="a decoder without a tokenizer takes token ids"):
+            decoder.generate("hello")

@@ -1,0 +1,99 @@
+"""transformers' own hook: model.generate(custom_generate=pearl_decode.generate, draft_model=...)."""
+
+from __future__ import annotations
+
+from itertools import chain
+
+import pytest
+import torch
+
+import pearl_decode
+
+
+class Recorder:
+    """A streamer that keeps what it is given."""
+
+    def __init__(self) -> None:
+        self.put_ids: list[list[int]] = []
+        self.ended = False
+
+    def put(self, value: torch.Tensor) -> None:
+        self.put_ids.append(value.flatten().tolist())
+
+    def end(self) -> None:
+        self.ended = True
+
+
+def _inputs(rows: list[list[int]]) -> dict[str, torch.Tensor]:
+    width = max(map(len, rows))
+    ids = torch.tensor([[0] * (width - len(row)) + row for row in rows])
+    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows])
+    return {"input_ids": ids, "attention_mask": mask}
+
+
+def test_greedy_output_equals_plain_generate_for_a_left_padded_batch(llama, near_llama, prompts):
+    inputs = _inputs(prompts)
+    plain = llama.generate(**inputs, max_new_tokens=25, do_sample=False, pad_token_id=0)
+    ours = llama.generate(
+        **inputs, max_new_tokens=25, do_sample=False, pad_token_id=0,
+        custom_generate=pearl_decode.generate, draft_model=near_llama,
+    )  # fmt: skip
+    assert torch.equal(ours, plain)
+
+
+def test_end_tokens_and_dict_outputs_are_as_in_plain_generate(llama, near_llama, prompts):
+    options = {"max_new_tokens": 30, "do_sample": False, "pad_token_id": 0, "return_dict_in_generate": True}
+    inputs = _inputs(prompts[:2])
+    free = llama.generate(**inputs, **options).sequences
+    options["eos_token_id"] = [int(free[0, -5]), int(free[1, -11])]
+    plain = llama.generate(**inputs, **options)
+    ours = llama.generate(**inputs, **options, custom_generate=pearl_decode.generate, draft_model=near_llama)
+    assert torch.equal(ours.sequences, plain.sequences)
+    assert plain.sequences.shape[1] < free.shape[1] or (plain.sequences == 0).any()
+
+
+def test_streamer_gets_prompt_and_every_new_token(llama, near_llama, prompts):
+    streamer = Recorder()
+    output = llama.generate(
+        **_inputs(prompts[:1]), max_new_tokens=15, do_sample=False, pad_token_id=0, streamer=streamer,
+        custom_generate=pearl_decode.generate, draft_model=near_llama, gamma=3,
+    )  # fmt: skip
+    assert streamer.put_ids[0] == prompts[0]
+    assert list(chain.from_iterable(streamer.put_ids)) == output[0].tolist()
+    assert len(streamer.put_ids) > 3
+    assert streamer.ended
+
+
+def test_sampling_follows_torchs_seed(llama, near_llama, prompts):
+    def sample(seed: int) -> list[int]:
+        torch.manual_seed(seed)
+        return llama.generate(
+            **_inputs(prompts[:1]), max_new_tokens=20, do_sample=True, temperature=1.5, top_k=40, pad_token_id=0,
+            custom_generate=pearl_decode.generate, draft_model=near_llama, rule="block",
+        ).tolist()  # fmt: skip
+
+    assert sample(1) == sample(1) != sample(2)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"draft_model": None}, "draft_model: expected the draft"),
+        ({"repetition_penalty": 1.3}, "logits_processor: expected only .* got \\['RepetitionPenalty"),
+        ({"max_time": 3.0}, "stopping_criteria: expected only .* got \\['MaxTimeCriteria"),
+        ({"output_scores": True, "return_dict_in_generate": True}, "output_scores: this decoder returns token ids"),
+        ({"gamma": 0}, "gamma must be an integer >= 1, got 0"),
+    ],
+)
+def test_what_would_be_ignored_is_refused(llama, near_llama, prompts, options, message):
+    call = {"draft_model": near_llama, "max_new_tokens": 5, "pad_token_id": 0} | options
+    with pytest.raises(ValueError, match=message):
+        llama.generate(**_inputs(prompts[:1]), custom_generate=pearl_decode.generate, **call)
+
+
+def test_streamer_takes_a_batch_of_one_only(llama, near_llama, prompts):
+    with pytest.raises(ValueError, match="streamer: expected a batch of 1, got 2"):
+        llama.generate(
+            **_inputs(prompts[:2]), max_new_tokens=5, pad_token_id=0, streamer=Recorder(),
+            custom_generate=pearl_decode.generate, draft_model=near_llama,
+        )  # fmt: skip

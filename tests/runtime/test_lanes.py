@@ -1,0 +1,91 @@
+"""Both lanes really work at once, and a round costs the longer of them."""
+
+from __future__ import annotations
+
+import os
+import threading
+
+import pytest
+import torch
+
+from pearl_decode import PearlDecoder, SamplingParams
+from pearl_decode.lanes import CpuLane, PacedLane
+from tests.runtime.scripted import scripted_pair
+
+
+def _paced(target_s: float, draft_s: float) -> tuple[PacedLane, PacedLane]:
+    return PacedLane("target", [0], target_s), PacedLane("draft", [0], draft_s)
+
+
+def _overlap(first: list[tuple[float, float]], second: list[tuple[float, float]]) -> float:
+    return sum(max(0.0, min(a[1], b[1]) - max(a[0], b[0])) for a in first for b in second)
+
+
+@pytest.fixture
+def pair():
+    return scripted_pair(0.8, rows=1)
+
+
+def test_busy_intervals_of_the_two_lanes_intersect(pair):
+    lanes = _paced(0.040, 0.010)
+    with PearlDecoder(*pair, gamma=4, lanes=lanes) as decoder:
+        [result] = decoder.generate([[0]], SamplingParams(max_tokens=24))
+        overlap = _overlap(lanes[0].intervals, lanes[1].intervals)
+    stats = result.stats
+    # Four draft steps take as long as the target's forward: side by side they nearly double what a lane does.
+    assert overlap > 0.7 * stats.target_busy_s
+    assert stats.decode_s < 0.75 * (stats.target_busy_s + stats.draft_busy_s)
+    assert stats.target_idle_s == pytest.approx(stats.decode_s - stats.target_busy_s)
+
+
+def test_sequential_strategy_never_overlaps(pair):
+    lanes = _paced(0.010, 0.003)
+    with PearlDecoder(*pair, gamma=4, strategy="sequential", lanes=lanes) as decoder:
+        decoder.generate([[0]], SamplingParams(max_tokens=24))
+        assert _overlap(lanes[0].intervals, lanes[1].intervals) == 0.0
+
+
+def test_statistics_count_forwards_and_tokens(pair):
+    target, draft = pair
+    with PearlDecoder(target, draft, gamma=4) as decoder:
+        [result] = decoder.generate([[0]], SamplingParams(max_tokens=50))
+    stats = result.stats
+    assert stats.target_forwards == stats.rounds == target.forwards
+    assert stats.draft_forwards == 4 * stats.rounds == draft.forwards
+    assert stats.emitted_tokens == 50 == len(result.token_ids)
+    assert sum(stats.accepted_lengths) == stats.rounds
+    assert sum(n * count for n, count in enumerate(stats.accepted_lengths)) == stats.accepted_tokens
+    assert stats.tokens_per_target_forward == 50 / stats.rounds
+
+
+def test_lane_runs_work_in_order_on_its_own_cores_and_threads():
+    lane = CpuLane("test", [0])
+    seen = []
+    futures = [lane.run(lambda i=i: seen.append(i)) for i in range(50)]
+    [future.result() for future in futures]
+    assert seen == list(range(50))
+    assert lane.run(torch.get_num_threads).result() == 1
+    assert lane.run(threading.get_ident).result() != threading.get_ident()
+    if hasattr(os, "sched_getaffinity"):
+        assert lane.run(lambda: os.sched_getaffinity(0)).result() == {0}
+    lane.close()
+
+
+def test_lane_hands_an_exception_to_whoever_waits():
+    lane = CpuLane("test", [0])
+
+    def fail() -> None:
+        raise OSError("no such thing")
+
+    with pytest.raises(OSError, match="no such thing"):
+        lane.run(fail).result()
+    assert lane.run(lambda: 3).result() == 3
+    lane.close()
+
+
+def test_close_ends_the_threads(pair):
+    before = set(threading.enumerate())
+    with PearlDecoder(*pair) as decoder:
+        decoder.generate([[0]], SamplingParams(max_tokens=4))
+        assert set(threading.enumerate()) > before
+    assert set(threading.enumerate()) == before

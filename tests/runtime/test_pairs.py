@@ -1,0 +1,146 @@
+"""Loading pairs: what fits together, and what is said when it does not."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from pearl_decode import PearlDecoder, SamplingParams
+from pearl_decode.models import CausalModel
+from tests.runtime.scripted import ScriptedModel, sequence_model
+from tests.runtime.tiny import SIZES, build
+
+WORDS = [f"w{i}" for i in range(100)] + ["<end>", "<begin>"]
+
+
+def _save(directory, words=WORDS, vocab_size=128, seed=0, end="<end>"):
+    torch.manual_seed(seed)
+    backend = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="w0"))
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token=end, unk_token="w0")
+    LlamaForCausalLM(LlamaConfig(**(SIZES | {"vocab_size": vocab_size}))).save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+    return directory
+
+
+@pytest.fixture(scope="module")
+def target_dir(tmp_path_factory):
+    return _save(tmp_path_factory.mktemp("target"))
+
+
+def test_pair_from_paths_decodes_text(target_dir, tmp_path):
+    draft = _save(tmp_path / "draft", seed=1)
+    with PearlDecoder.from_pretrained(target_dir, draft) as decoder:
+        result = decoder.generate("w1 w2 w3", SamplingParams(max_tokens=8))
+    with PearlDecoder.from_pretrained(str(target_dir), "first-layers:2") as decoder:
+        assert decoder.generate("w1 w2 w3", SamplingParams(max_tokens=8)).text == result.text
+    assert result.text
+
+
+@pytest.mark.parametrize("size", [104, 200])
+@pytest.mark.parametrize("rule", ["token", "block", "coupled"])
+def test_different_padded_vocabularies_of_one_tokenizer_work(target_dir, tmp_path, size, rule):
+    draft = _save(tmp_path / "draft", vocab_size=size)
+    params = SamplingParams(temperature=1.0, max_tokens=30, seed=4)
+    with PearlDecoder.from_pretrained(target_dir, draft, rule=rule) as decoder:
+        results = decoder.generate(["w1 w2 w3", "w5"], params)
+        plain = decoder.generate(["w1 w2 w3", "w5"], params, strategy="autoregressive")
+    assert all(result.error is None for result in results)
+    if rule == "coupled":
+        assert [r.token_ids for r in results] == [r.token_ids for r in plain]
+
+
+def test_draft_padded_beyond_the_target_keeps_the_targets_law():
+    """The draft puts half its mass on ids the target lacks: they are cut before it samples, so nothing is refused."""
+    target = ScriptedModel(8, lambda positions, ids: torch.zeros(*ids.shape, 8))
+    draft = ScriptedModel(16, lambda positions, ids: torch.zeros(*ids.shape, 16))
+    with PearlDecoder(target, draft) as decoder:
+        [result] = decoder.generate([[1]], SamplingParams(temperature=1.0, max_tokens=200, seed=3))
+    # Equal distributions: every drafted token of every chain is accepted.
+    assert result.stats.accepted_tokens == result.stats.emitted_tokens == 200
+
+
+def test_different_tokenizers_name_both_and_the_first_differing_id(target_dir, tmp_path):
+    words = list(WORDS)
+    words[17], words[30] = words[30], words[17]
+    draft = _save(tmp_path / "other", words=words)
+    with pytest.raises(ValueError, match="must be the same") as error:
+        PearlDecoder.from_pretrained(target_dir, draft)
+    message = str(error.value)
+    assert str(target_dir) in message
+    assert str(draft) in message
+    assert "the first differing id is 17: 'w17' in the target, 'w30' in the draft" in message
+
+
+def test_different_special_tokens_are_named(target_dir, tmp_path):
+    draft = _save(tmp_path / "other", end="<begin>")
+    with pytest.raises(ValueError, match="eos_token_id is 100 in the target, 101 in the draft"):
+        PearlDecoder.from_pretrained(target_dir, draft)
+
+
+def test_missing_models_are_named(tmp_path, target_dir):
+    with pytest.raises(ValueError, match=r"target: expected a model directory or a hub id, but there is no '/no/such"):
+        PearlDecoder.from_pretrained("/no/such/model")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="draft: cannot load a causal model from"):
+        PearlDecoder.from_pretrained(target_dir, tmp_path / "empty")
+    for bad in ("first-layers:", "first-layers:x", "first-layers:-1"):
+        with pytest.raises(ValueError, match="draft: expected first-layers:N"):
+            PearlDecoder.from_pretrained(target_dir, bad)
+    with pytest.raises(ValueError, match="needs N from 1 to 3 for this target, got 4"):
+        PearlDecoder.from_pretrained(target_dir, "first-layers:4")
+
+
+def test_models_that_cannot_decode_windows_are_refused(llama):
+    llama.config._attn_implementation = "flash_attention_2"
+    try:
+        with pytest.raises(ValueError, match="target: attention must be 'sdpa' or 'eager', got 'flash_attention_2'"):
+            CausalModel(llama, "target")
+    finally:
+        llama.config._attn_implementation = "sdpa"
+    recurrent = sequence_model([1, 2], 8)
+    recurrent.config.layer_types = ["linear_attention", "full_attention"]
+    with pytest.raises(ValueError, match=r"draft: every layer must be .* got \['linear_attention'\]"):
+        CausalModel(recurrent, "draft")
+
+
+def test_draft_with_a_reduced_vocabulary_maps_its_ids(llama, prompts, greedy_reference):
+    """d2t: the draft speaks 20 of the target's ids, and is right whenever the target's token is one of them."""
+    expected = [greedy_reference(llama, prompt, 30) for prompt in prompts]
+    spoken = torch.tensor(sorted({token for ids in expected for token in ids})[::2])
+    draft = build("llama")
+
+    class Reduced(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner, self.config, self.d2t = draft, draft.config, spoken
+            self.device, self.dtype = draft.device, draft.dtype
+
+        def forward(self, input_ids, attention_mask=None, position_ids=None, past_key_values=None, **kwargs):
+            output = self.inner(input_ids, attention_mask, position_ids, past_key_values, **kwargs)
+            output.logits = output.logits[..., spoken]
+            return output
+
+    with PearlDecoder(llama, Reduced(), gamma=3) as decoder:
+        results = decoder.generate(prompts, SamplingParams(max_tokens=30))
+        sampled = decoder.generate(prompts, SamplingParams(max_tokens=30, temperature=0.6, seed=1), rule="block")
+    assert [r.token_ids for r in results] == expected
+    assert sum(r.stats.accepted_tokens for r in results) > 20
+    assert all(r.error is None and len(r.token_ids) == 30 for r in sampled)
+
+
+def test_reduced_vocabulary_keeps_the_law():
+    """Target uniform on 6 ids, draft on 3 of them: accepted tokens and corrections together are uniform."""
+    target = ScriptedModel(6, lambda positions, ids: torch.zeros(*ids.shape, 6))
+    draft = ScriptedModel(3, lambda positions, ids: torch.zeros(*ids.shape, 3))
+    draft.d2t = torch.tensor([0, 2, 5])
+    rows = 4000
+    params = [SamplingParams(temperature=1.0, max_tokens=2, seed=seed) for seed in range(rows)]
+    for rule in ("token", "block"):
+        with PearlDecoder(target, draft, max_batch=rows, rule=rule, gamma=2) as decoder:
+            ids = torch.tensor([result.token_ids for result in decoder.generate([[1]] * rows, params)])
+        counts = torch.bincount(ids[:, 0] * 6 + ids[:, 1], minlength=36).double()
+        statistic = float(((counts - rows / 36) ** 2 / (rows / 36)).sum())
+        assert statistic < 80, "chi-square of 35 degrees of freedom: below 80 in all but 2 of 100000 runs"
