@@ -10,6 +10,7 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
 from pearl_decode.cli import doctor, generate
 from pearl_decode.cli.console import BAD_ARGUMENTS, INTERRUPTED, CliError, note
@@ -19,8 +20,15 @@ __all__ = ["main"]
 BROKEN_PIPE = 141  # what a shell reports for a program that SIGPIPE ended
 
 
-def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+class Parser(argparse.ArgumentParser):
+    """One line per mistake: argparse's own puts the whole usage before it."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(BAD_ARGUMENTS, f"pearl-decode: error: {message} (see {self.prog} --help)\n")
+
+
+def build_parser() -> Parser:
+    parser = Parser(
         prog="pearl-decode", description="Speculative decoding with a draft and a target that work at the same time."
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")

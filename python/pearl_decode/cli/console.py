@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 FAILED, BAD_ARGUMENTS, INTERRUPTED = 1, 2, 130
+FILE_WIDTH = 120  # of a table that is not shown on a terminal
 
 
 class CliError(Exception):
@@ -47,9 +48,10 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    drawn = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    drawn = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
     for index, column in enumerate(columns):
-        drawn.add_column(column, justify="right" if index else "left", no_wrap=True)
+        drawn.add_column(column, justify="right" if index else "left")
     for row in rows:
         drawn.add_row(*row)
-    Console(file=sys.stdout, highlight=False).print(drawn)
+    width = None if sys.stdout.isatty() else FILE_WIDTH
+    Console(file=sys.stdout, highlight=False, width=width).print(drawn)

@@ -1,0 +1,37 @@
+"""pearl-decode doctor: versions, hardware, backends, model cache."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import pearl_kernels
+from tests.cli.conftest import Cli
+
+
+def test_every_backend_is_listed_with_its_reason(cli: Cli):
+    outcome = cli("doctor")
+    assert outcome.status == 0
+    listed = outcome.out.partition("\nbackends\n")[2].splitlines()
+    for name, backend in pearl_kernels.backends().items():
+        line = next(line for line in listed if line.split()[:1] == [name])
+        assert line.split()[1] == ("yes" if backend.available else "no")
+        assert backend.reason in line
+
+
+def test_json_has_versions_build_and_cache(cli: Cli, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    monkeypatch.setenv("PEARL_CACHE", str(tmp_path))
+    findings = cli("doctor", "--json").json()
+    assert findings["versions"]["torch"] == torch.__version__
+    assert findings["versions"]["python"] == ".".join(map(str, sys.version_info[:3]))
+    assert findings["extension"]["cuda"] in ("yes", "no")
+    assert findings["built-in model"]["state"] == "not made yet"
+    assert findings["built-in model"]["folder"].startswith(str(tmp_path))
+
+
+def test_missing_extension_is_said(cli: Cli, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "pearl_kernels._C", None)
+    assert cli("doctor", "--json").json()["extension"]["state"].startswith("missing: ")

@@ -1,0 +1,167 @@
+"""Mistakes and failures: one clear line on stderr, an exit status, and no traceback."""
+
+from __future__ import annotations
+
+import io
+import os
+import signal
+import subprocess
+import sys
+import threading
+
+import pytest
+import torch
+
+from tests.cli.conftest import Cli, make_model, make_tokenizer, save
+
+
+def one_line(err: str) -> str:
+    lines = [line for line in err.splitlines() if "error" in line]
+    assert len(lines) == 1, err
+    assert "Traceback" not in err
+    return lines[0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--temperature", "-1"), "temperature must be a finite number >= 0, got -1.0"),
+        (("--temperature", "nan"), "temperature must be a finite number >= 0, got nan"),
+        (("--temperature", "hot"), "invalid float value: 'hot'"),
+        (("--top-p", "0"), "top_p must be in (0, 1], got 0.0"),
+        (("--top-p", "1.5"), "top_p must be in (0, 1], got 1.5"),
+        (("--top-k", "-3"), "top_k must be an integer >= 0 (0 is off), got -3"),
+        (("--min-p", "2"), "min_p must be in [0, 1], got 2.0"),
+        (("--max-tokens", "0"), "max_tokens must be an integer >= 1, got 0"),
+        (("--gamma", "0"), "argument --gamma: must be an integer >= 1, got 0"),
+        (("--gamma", "two"), "argument --gamma: invalid positive value: 'two'"),
+        (("--rule", "majority"), "invalid choice: 'majority'"),
+        (("--strategy", "tree"), "invalid choice: 'tree'"),
+        (("--dtype", "int8"), "invalid choice: 'int8'"),
+        (("--stop", ""), "stop must hold non-empty strings, got ''"),
+        (("--draft", "none"), "strategy pearl needs a draft"),
+        (
+            ("--draft", "./no/such/draft"),
+            "draft: expected a model directory or a hub id, but there is no './no/such/draft'",
+        ),
+        (("--target", "./nowhere"), "target: expected a model directory or a hub id, but there is no './nowhere'"),
+        (("another prompt", "--compare"), "--compare measures one prompt, got 2"),
+        (("--batch", "x.jsonl"), "--batch reads its prompts from the file"),
+        (("--max-tokens", "600"), "must fit the target's context of 512 tokens"),
+    ],
+)
+def test_bad_argument_is_named_and_exits_2(generate: Cli, arguments, message: str):
+    outcome = generate("a prompt", *arguments)
+    assert outcome.status == 2
+    assert outcome.out == ""
+    assert message in one_line(outcome.err)
+
+
+def test_target_without_a_draft_says_what_to_give(cli: Cli, target: str):
+    outcome = cli("generate", "--target", target, "a prompt")
+    assert outcome.status == 2
+    assert "give --draft a path, a hub id or first-layers:N" in one_line(outcome.err)
+
+
+def test_no_command_exits_2(cli: Cli):
+    assert cli().status == 2
+
+
+def test_empty_standard_input_exits_2(generate: Cli, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(sys, "stdin", io.StringIO("\n"))
+    outcome = generate()
+    assert outcome.status == 2
+    assert "standard input is empty" in one_line(outcome.err)
+
+
+def test_terminal_without_a_prompt_exits_2(generate: Cli, monkeypatch: pytest.MonkeyPatch):
+    terminal = io.StringIO()
+    monkeypatch.setattr(terminal, "isatty", lambda: True)
+    monkeypatch.setattr(sys, "stdin", terminal)
+    outcome = generate()
+    assert outcome.status == 2
+    assert "no prompt: give one as an argument" in one_line(outcome.err)
+
+
+@pytest.mark.parametrize("draft", ["first-layers:9", "first-layers:x", "someone/model"])
+def test_draft_that_does_not_load_exits_1(generate: Cli, draft: str):
+    outcome = generate("a prompt", "--draft", draft)
+    assert outcome.status == 1
+    assert "draft: " in one_line(outcome.err)
+
+
+def test_folder_without_a_model_exits_1(generate: Cli, tmp_path):
+    outcome = generate("a prompt", "--target", str(tmp_path))
+    assert outcome.status == 1
+    assert str(tmp_path) in one_line(outcome.err)
+
+
+def test_other_tokenizer_of_the_draft_exits_1(generate: Cli, tmp_path):
+    tokenizer = make_tokenizer()
+    tokenizer.add_tokens(["surplus"])
+    outcome = generate("a prompt", "--draft", save(tmp_path / "draft", make_model(), tokenizer))
+    assert outcome.status == 1
+    assert "the first differing id is 259" in one_line(outcome.err)
+
+
+@pytest.mark.parametrize("arguments", [(), ("--no-stream",), ("--json",)])
+def test_target_with_nan_weights_exits_1(cli: Cli, tmp_path, arguments):
+    model = make_model()
+    with torch.no_grad():
+        model.model.norm.weight.fill_(torch.nan)
+    broken = save(tmp_path / "broken", model)
+    outcome = cli("generate", "--target", broken, "--draft", "first-layers:1", "a prompt", *arguments)
+    assert outcome.status == 1
+    assert "NaN or infinite logits" in one_line(outcome.err.replace("finish_reason", "").replace(", error, seed", ""))
+
+
+def start(*arguments: str) -> subprocess.Popen[bytes]:
+    # A group of its own: the signal must reach this process and not pytest.
+    command = [sys.executable, "-m", "pearl_decode", "generate", *arguments]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True)
+
+
+def read_until(process: subprocess.Popen[bytes], count: int) -> bytes:
+    """The first `count` bytes of its standard output."""
+    guard = threading.Timer(120, process.kill)
+    guard.start()
+    received = b""
+    while len(received) < count and (piece := os.read(process.stdout.fileno(), 4096)):
+        received += piece
+    guard.cancel()
+    return received
+
+
+def test_ctrl_c_ends_a_stream_and_keeps_its_text(slow_target: str):
+    process = start("--target", slow_target, "--draft", "first-layers:2", "--ignore-eos", "--max-tokens", "50000", "hi")
+    received = read_until(process, 20)
+    process.send_signal(signal.SIGINT)
+    rest, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert len(received) >= 20
+    assert (received + rest).endswith(b"\n")
+    assert b"cancelled" in err
+    assert err.endswith(b"pearl-decode: interrupted\n")
+    assert b"Traceback" not in err
+
+
+def test_ctrl_c_in_a_batch_prints_what_there_is(slow_target: str, tmp_path):
+    batch = tmp_path / "prompts.jsonl"
+    batch.write_text('{"prompt": "a", "max_tokens": 3}\n{"prompt": "b", "max_tokens": 50000}\n')
+    process = start("--target", slow_target, "--draft", "first-layers:2", "--ignore-eos", "--batch", str(batch))
+    first = read_until(process, 20)
+    process.send_signal(signal.SIGINT)
+    rest, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert (first + rest).count(b"\n") == 2
+    assert b'"finish_reason": "cancelled"' in rest
+    assert b"Traceback" not in err
+
+
+def test_a_reader_that_leaves_ends_the_command_quietly(slow_target: str):
+    process = start("--target", slow_target, "--draft", "first-layers:2", "--ignore-eos", "--max-tokens", "50000", "hi")
+    read_until(process, 20)
+    process.stdout.close()
+    err = process.stderr.read()
+    assert process.wait(timeout=60) == 141
+    assert b"Traceback" not in err

@@ -1,0 +1,28 @@
+"""What every test may use."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+# No test may wait for a model hub; a name that is not a local folder has to fail at once.
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+from pearl_decode.builtin import BuiltinModelError, ensure_builtin
+
+REPOSITORY = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> Path:
+    """The folder of the built-in model: from PEARL_CACHE or this repository's .cache, made there the first time."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PEARL_CACHE", os.environ.get("PEARL_CACHE") or str(REPOSITORY / ".cache"))
+        try:
+            return ensure_builtin()
+        except BuiltinModelError as error:
+            if os.environ.get("CI"):
+                raise
+            pytest.skip(f"no built-in model here: {error}")
