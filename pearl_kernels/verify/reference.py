@@ -105,17 +105,13 @@ def verify_out(
         spread = spread_draft(draft_logits, target_logits.shape[2], d2t)
         draft = describe_model(spread, params, dtype)
         if draft_threshold is not None and draft_lse is not None:
-            draft = draft._replace(
-                threshold=draft_threshold, lse=draft_lse, status=torch.zeros_like(draft.status)
-            )
+            draft = draft._replace(threshold=draft_threshold, lse=draft_lse, status=torch.zeros_like(draft.status))
     chain = Chain(ids, chain_len, placeholder, unusable(draft, ids) & ~placeholder & ~greedy[:, None])
 
     accepted = ids == target.best
     if rule == "token":
         u = accept_draws(seed, positions, ids)
-        accepted = torch.where(
-            greedy[:, None], accepted, accepts(u, target.probs_of(ids), draft.probs_of(ids))
-        )
+        accepted = torch.where(greedy[:, None], accepted, accepts(u, target.probs_of(ids), draft.probs_of(ids)))
     elif rule == "coupled":
         accepted = torch.where(greedy[:, None], accepted, ids == coupled_draws(target, seed, positions))
     verdict = judge_prefix(accepted, target, chain)
@@ -136,9 +132,7 @@ def pick(values: Tensor, row: Tensor) -> Tensor:
     return values[torch.arange(len(row), device=row.device), row.clamp(max=values.shape[1] - 1)]
 
 
-def describe_model(
-    logits: Tensor, params: tuple[Tensor, Tensor, Tensor, Tensor], dtype: torch.dtype
-) -> Model:
+def describe_model(logits: Tensor, params: tuple[Tensor, Tensor, Tensor, Tensor], dtype: torch.dtype) -> Model:
     """A model of (batch, width, vocab) logits, each row under the parameters of its batch row."""
     rows = [describe_rows(logits[:, i], *params, dtype=dtype) for i in range(logits.shape[1])]
     threshold, lse, best, status = (torch.stack(column, dim=1) for column in zip(*rows, strict=True))
@@ -149,9 +143,7 @@ def one_hot_model(ids: Tensor, target: Model) -> Model:
     """A draft that was certain of every id it proposed."""
     logits = torch.full_like(target.logits, -torch.inf).scatter_(2, ids[:, :, None], 0.0)
     nothing = torch.zeros_like(target.lse)
-    return target._replace(
-        logits=logits, threshold=nothing, lse=nothing, status=torch.zeros_like(target.status)
-    )
+    return target._replace(logits=logits, threshold=nothing, lse=nothing, status=torch.zeros_like(target.status))
 
 
 def spread_draft(draft_logits: Tensor, vocab: int, d2t: Tensor | None) -> Tensor:
@@ -192,10 +184,7 @@ def judge_prefix(accepted: Tensor, target: Model, chain: Chain) -> Verdict:
     """The chain stands up to the first token that is refused or cannot be judged, whatever comes after."""
     stands = accepted & chain.inside() & ~chain.cut() & (target.status == 0)
     num_accepted = leading(stands)
-    status = (
-        pick(target.status, num_accepted)
-        | Status.DRAFT_INVALID * pick(chain.draft_invalid, num_accepted).int()
-    )
+    status = pick(target.status, num_accepted) | Status.DRAFT_INVALID * pick(chain.draft_invalid, num_accepted).int()
     status = torch.where(num_accepted < chain.length, status, 0)
     return Verdict(num_accepted, status, torch.ones_like(num_accepted, dtype=torch.float64))
 
@@ -222,18 +211,17 @@ def judge_block(u: Tensor, target: Model, draft: Model, chain: Chain) -> Verdict
 
 
 def block_status(target: Model, chain: Chain, length: Tensor, num_accepted: Tensor) -> tuple[Tensor, Tensor]:
-    """Bits of each row, and whether a needed target row is bad.
+    """Bits of each row, and whether a needed target row is bad; the first bad one gives its bit.
 
     Needed is the whole chain, and the row it was cut at if the target draws there.
     """
     columns = torch.arange(target.status.shape[1], device=length.device)
     draws = (num_accepted == length) & (length < chain.length)
-    needed = columns < (length + draws.long())[:, None]
-    status = torch.zeros_like(target.status[:, 0])
-    for bit in (Status.TARGET_INVALID, Status.EMPTY_DISTRIBUTION):
-        status = status | bit * ((target.status == bit) & needed).any(1).int()
+    bad = (target.status != 0) & (columns < (length + draws.long())[:, None])
+    broken = bad.any(1)
+    status = pick(target.status, bad.int().argmax(1)).masked_fill(~broken, 0)
     draft_invalid = pick(chain.draft_invalid, length) & (length < chain.length)
-    return status | Status.DRAFT_INVALID * draft_invalid.int(), status != 0
+    return status | Status.DRAFT_INVALID * draft_invalid.int(), broken
 
 
 def leading(stands: Tensor) -> Tensor:
