@@ -1,0 +1,47 @@
+# make demo: text from the built-in model, and what each strategy measured.   make help: the rest.
+
+PYTHON ?= python3
+VENV ?= .venv
+# What pip installs where no torch can be imported yet. The version alone: a plain `torch` may pull gigabytes of CUDA.
+TORCH ?= torch==2.13.0
+PROMPT ?= Explain why the sky is blue, in one paragraph.
+
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+# Whatever the build reads: a change in it builds again, everything else is picked up by the editable install.
+SOURCES := pyproject.toml setup.py CMakeLists.txt $(shell find csrc -type f)
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check clean
+.DELETE_ON_ERROR:
+
+help:
+	@echo "make demo    set up $(VENV), build, and let the built-in pair answer a prompt (PROMPT=...)"
+	@echo "make test    the same environment, then the test suite (ARGS=... for pytest)"
+	@echo "make check   ruff, mypy and clang-format"
+	@echo "make clean   remove $(VENV), build outputs and caches of tools"
+	@echo "TORCH=$(TORCH) is installed first; another requirement of pip may be given"
+
+demo: $(VENV)/.installed
+	$(BIN)/pearl-decode generate --compare --max-tokens 96 "$(PROMPT)"
+
+test: $(VENV)/.installed
+	$(BIN)/python -m pytest $(ARGS)
+
+check: $(VENV)/.installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	find csrc -name '*.cpp' -o -name '*.cu' -o -name '*.h' | xargs $(BIN)/clang-format --dry-run -Werror
+
+clean:
+	rm -rf $(VENV) build dist .cache .mypy_cache .pytest_cache .ruff_cache *.egg-info python/*.egg-info pearl_kernels/_C*.so
+
+$(VENV)/.installed: $(SOURCES) | $(VENV)/bin/python
+	@$(BIN)/python -c "import torch" 2>/dev/null || { echo "installing $(TORCH)"; $(PIP) "$(TORCH)"; }
+	@echo "building and installing pearl-kernels"
+	@$(PIP) --editable ".[demo,dev]"
+	@touch $@
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
