@@ -21,7 +21,7 @@ from pearl_decode.builtin import BuiltinModelError, convert, ensure_builtin, fet
 HIDDEN, HEADS, KV_HEADS, LAYERS, INTERMEDIATE = 128, 4, 2, 2, 160
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 CHAT_TEMPLATE = "{% for message in messages %}<|im_start|>{{ message['content'] }}<|im_end|>{% endfor %}"
-MERGES = ["h e", "Ġ Ġ"]
+MERGES = ["h e", "Ġ Ġ", "1 2"]
 
 
 def vocabulary() -> list[str]:
