@@ -27,9 +27,7 @@ def tensor(op: str, name: str, value: Any, sizes: Sizes, dtype: torch.dtype, dev
         and value.shape == tuple([size for _, size in sizes])
     ):
         return
-    raise ValueError(
-        f"{op}: {name} must be {_sizes(sizes)} {_dtype(dtype)} on {device}, got {_describe(value)}"
-    )
+    raise ValueError(f"{op}: {name} must be {_sizes(sizes)} {_dtype(dtype)} on {device}, got {_describe(value)}")
 
 
 def updatable(op: str, name: str, value: Any, sizes: Sizes, dtype: torch.dtype, device: torch.device) -> None:
@@ -84,9 +82,7 @@ def draft(
     if draft_logits is None:
         for name, value in (("draft_stats", draft_stats), ("d2t", d2t)):
             if value is not None:
-                raise ValueError(
-                    f"{op}: {name} must be None when draft_logits is None, got {_describe(value)}"
-                )
+                raise ValueError(f"{op}: {name} must be None when draft_logits is None, got {_describe(value)}")
         return
     logits(op, "draft_logits", draft_logits, ("batch", "width", "draft_vocab"))
     if draft_logits.shape[:2] != (batch, width) or draft_logits.device != device:
@@ -141,9 +137,7 @@ def in_range(op: str, name: str, value: Tensor, low: float, high: float, *, open
     # Written so that NaN, which aminmax propagates, fails the comparison.
     if not (least >= low and most <= high) or (open_below and least == low):
         bracket = "(" if open_below else "["
-        raise ValueError(
-            f"{op}: {name} must be in {bracket}{low:g}, {high:g}], got values from {least:g} to {most:g}"
-        )
+        raise ValueError(f"{op}: {name} must be in {bracket}{low:g}, {high:g}], got values from {least:g} to {most:g}")
 
 
 def readable(value: Tensor) -> bool:
@@ -163,9 +157,7 @@ def _d2t(op: str, value: Any, draft_vocab: int, vocab: int, device: torch.device
     if not readable(value):
         return
     if not bool((value[1:] > value[:-1]).all()):
-        raise ValueError(
-            f"{op}: d2t must be strictly increasing target ids, got {_describe(value)} that is not"
-        )
+        raise ValueError(f"{op}: d2t must be strictly increasing target ids, got {_describe(value)} that is not")
     in_range(op, "d2t", value, 0, vocab - 1)
 
 

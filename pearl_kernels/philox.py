@@ -37,9 +37,7 @@ def philox4x32(counter: Words, key: tuple[Tensor, Tensor]) -> Words:
     return c0, c1, c2, c3
 
 
-def _words(
-    seed: Tensor, block: Tensor, position: Tensor, purpose: Tensor | int, epoch: Tensor | int
-) -> Words:
+def _words(seed: Tensor, block: Tensor, position: Tensor, purpose: Tensor | int, epoch: Tensor | int) -> Words:
     seed, position = seed.long(), position.long() & _WORD
     purpose = torch.as_tensor(purpose, device=seed.device)
     epoch = torch.as_tensor(epoch, device=seed.device) & _WORD
@@ -56,9 +54,7 @@ def uniform(seed: Tensor, position: Tensor, purpose: Tensor | int, epoch: Tensor
     return to_unit(_words(seed, torch.zeros_like(seed), position, purpose, epoch)[0])
 
 
-def uniform_row(
-    seed: Tensor, position: Tensor, purpose: Tensor | int, epoch: Tensor | int, vocab: int
-) -> Tensor:
+def uniform_row(seed: Tensor, position: Tensor, purpose: Tensor | int, epoch: Tensor | int, vocab: int) -> Tensor:
     """A float32 in (0, 1) per vocab id. All tensors (batch,); returns (batch, vocab)."""
     block = torch.arange(-(-vocab // _LANES), device=seed.device)  # (blocks,)
     purpose, epoch = (x[:, None] if isinstance(x, Tensor) else x for x in (purpose, epoch))

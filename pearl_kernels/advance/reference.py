@@ -65,16 +65,12 @@ def advance_(
     status.copy_(torch.where(running, status | bits, status))
 
 
-def _write_corrected(
-    tokens: Tensor, columns: Tensor, accepted: Tensor, next_token: Tensor, where: Tensor
-) -> None:
+def _write_corrected(tokens: Tensor, columns: Tensor, accepted: Tensor, next_token: Tensor, where: Tensor) -> None:
     column = columns.gather(1, accepted.long().clamp(max=columns.shape[1] - 1)[:, None])
     tokens.scatter_(1, column, torch.where(where[:, None], next_token[:, None], tokens.gather(1, column)))
 
 
-def _cut(
-    chain: Tensor, committed: Tensor, gained: Tensor, max_len: Tensor, eos_ids: Tensor
-) -> tuple[Tensor, Tensor]:
+def _cut(chain: Tensor, committed: Tensor, gained: Tensor, max_len: Tensor, eos_ids: Tensor) -> tuple[Tensor, Tensor]:
     """Where each row ends once `gained` tokens are committed, and why (Finished). chain is (batch, width)."""
     limit = torch.minimum(committed + gained, max_len)
     offsets = torch.arange(chain.shape[1], device=chain.device)

@@ -125,8 +125,7 @@ def _sample_out_fake(*_: Any, **__: Any) -> None:
 
 define(f"sample({_ARGUMENTS}) -> (Tensor, Tensor, Tensor, Tensor)", _sample, _sample_fake)
 define(
-    f"sample_out({_ARGUMENTS}, *, Tensor(a!) tokens, Tensor(b!) threshold, Tensor(c!) lse, Tensor(d!) status)"
-    " -> ()",
+    f"sample_out({_ARGUMENTS}, *, Tensor(a!) tokens, Tensor(b!) threshold, Tensor(c!) lse, Tensor(d!) status) -> ()",
     _sample_out,
     _sample_out_fake,
 )

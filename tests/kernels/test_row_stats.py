@@ -63,7 +63,7 @@ def transformers_probs(logits: Tensor, **params: float) -> Tensor:
     if "min_p" in params:
         warpers.append(MinPLogitsWarper(params["min_p"]))
     no_tokens = torch.zeros(len(logits), 1, dtype=torch.int64)
-    return warpers(no_tokens, logits.double()).softmax(-1)
+    return warpers(no_tokens, logits.double()).softmax(-1)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("params", GRID, ids=str)
@@ -134,7 +134,7 @@ def test_minus_infinity_is_a_token_that_cannot_be_drawn(backend: str) -> None:
     logits[:, 30::30] = 1.0
     params = SamplingTensors.make(500, seed=list(range(500)))
     out = pearl_kernels.sample(logits, params, torch.zeros(500, dtype=torch.int64), backend=backend)
-    assert out.tokens.unique().tolist() == [30, 60]
+    assert sorted(set(out.tokens.tolist())) == [30, 60]
     assert not out.status.any()
 
 

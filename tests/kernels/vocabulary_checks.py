@@ -21,7 +21,7 @@ def check_last_token_is_drawn(vocab: int, backend: str, dtype: torch.dtype = tor
     logits = torch.zeros(len(ids), vocab, dtype=dtype)
     logits[range(len(ids)), ids] = 60.0
     for params in ({}, {"temperature": 0.0}, {"top_k": 1}, {"top_p": 0.5}, {"min_p": 0.5}):
-        every = SamplingTensors.make(len(ids), **params)  # type: ignore[arg-type]
+        every = SamplingTensors.make(len(ids), **params)
         out = pearl_kernels.sample(logits, every, torch.zeros(len(ids), dtype=torch.int64), backend=backend)
         assert out.tokens.tolist() == ids, f"{params}: {out.tokens.tolist()} for {ids}"
         lse = 0.0 if params.get("temperature") == 0.0 else 60.0
