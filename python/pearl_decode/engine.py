@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Generator
 from dataclasses import dataclass
@@ -15,6 +16,8 @@ from pearl_decode.round import Outcome, Round
 from pearl_decode.state import Batch
 from pearl_decode.strategies import STRATEGIES
 from pearl_kernels import Finished, Purpose, Status
+
+LOGGER = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -91,9 +94,20 @@ class Engine:
         self.round = Round(batch, TargetLane(target, lanes[0], batch), draft_lane, plan.rule, plan.gamma)
 
     def run(self) -> Generator[list[Update], None, None]:
-        """Decode until every request has ended; after each round, what each request got."""
-        for lane in self.lanes:
-            lane.reset()
+        """Decode until every request has ended; after each round, what each request got.
+
+        A target that fails ends the requests still running with an error; what they had is kept.
+        """
+        running = list(self.requests)
+        try:
+            yield from self._rounds(running)
+        except Exception as error:
+            LOGGER.exception("the target failed")
+            for request in running:
+                request.fail(f"the target failed: {error!r}")
+
+    def _rounds(self, running: list[Request]) -> Generator[list[Update], None, None]:
+        """Decode, taking requests out of `running` as they end."""
         begin = time.perf_counter()
         self.round.prefill()
         start = time.perf_counter()
@@ -101,7 +115,6 @@ class Engine:
             lane.reset()
         for request in self.requests:
             request.stats.prefill_s = start - begin
-        running = self.requests
         while running:
             before = list(self.round.batch.committed)
             outcome = self.strategy.step(self.round)
@@ -110,15 +123,15 @@ class Engine:
             rows = [row for row, request in enumerate(running) if request.finish_reason is None]
             if rows and len(rows) < len(running):
                 self.round.keep(rows)
-            running = [running[row] for row in rows]
+            running[:] = [running[row] for row in rows]
             yield updates
 
     def _hand_out(self, running: list[Request], before: list[int], outcome: Outcome) -> list[Update]:
         state = self.round.batch.state
-        tokens, finished, status = state.tokens.tolist(), state.finished.tolist(), state.status.tolist()
+        finished, status = state.finished.tolist(), state.status.tolist()
         updates = []
         for row, request in enumerate(running):
-            new = tokens[row][before[row] : self.round.batch.committed[row]]
+            new = state.tokens[row, before[row] : self.round.batch.committed[row]].tolist()
             count, text = request.push(new, Finished(finished[row]), Status(status[row]))
             accepted = min(outcome.num_accepted[row], count)
             request.stats.count_round(count, accepted, outcome.draft_forwards)

@@ -6,6 +6,8 @@ import math
 import secrets
 from dataclasses import dataclass
 
+MIN_TEMPERATURE = 1e-5  # below it, logits divided by the temperature leave the range of float32
+
 
 def _number(name: str, value: object, expected: str, *, low: float, high: float, open_low: bool = False) -> None:
     ok = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
@@ -51,6 +53,11 @@ class SamplingParams:
 
     def __post_init__(self) -> None:
         _number("temperature", self.temperature, "a finite number >= 0", low=0.0, high=math.inf)
+        if 0 < self.temperature < MIN_TEMPERATURE:
+            raise ValueError(
+                f"SamplingParams: temperature must be 0 (greedy) or at least {MIN_TEMPERATURE}, "
+                f"got {self.temperature!r}"
+            )
         _integer("top_k", self.top_k, "an integer >= 0 (0 is off)", low=0)
         _number("top_p", self.top_p, "in (0, 1]", low=0.0, high=1.0, open_low=True)
         _number("min_p", self.min_p, "in [0, 1]", low=0.0, high=1.0)

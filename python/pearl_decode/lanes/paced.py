@@ -8,6 +8,8 @@ from contextlib import contextmanager
 
 from pearl_decode.lanes.cpu import CpuLane
 
+WAKE_S = 0.3e-3  # a sleeper may wake this much late: the rest is waited out awake
+
 
 class PacedLane(CpuLane):
     """A CpuLane that sleeps at the end of each forward until `forward_s` seconds have passed since its start."""
@@ -19,6 +21,8 @@ class PacedLane(CpuLane):
     @contextmanager
     def forward(self) -> Iterator[None]:
         with super().forward():
-            start = time.perf_counter()
+            end = time.perf_counter() + self.forward_s
             yield
-            time.sleep(max(0.0, start + self.forward_s - time.perf_counter()))
+            time.sleep(max(0.0, end - WAKE_S - time.perf_counter()))
+            while time.perf_counter() < end:
+                time.sleep(0)
