@@ -23,7 +23,7 @@ help:
 	@echo "TORCH=$(TORCH) is installed first; another requirement of pip may be given"
 
 demo: $(VENV)/.installed
-	$(BIN)/pearl-decode generate --compare --max-tokens 96 "$(PROMPT)"
+	$(BIN)/pearl-decode generate --compare --max-tokens 64 "$(PROMPT)"
 
 test: $(VENV)/.installed
 	$(BIN)/python -m pytest $(ARGS)

@@ -24,9 +24,9 @@ def note(line: str) -> None:
 
 @contextmanager
 def progress(doing: str) -> Iterator[Callable[[str], None]]:
-    """A function that reports steps: a live line where stderr is a terminal, plain lines elsewhere.
+    """A function that reports steps on stderr, one line each.
 
-    doing is shown on a terminal only: where it is a log, a step that takes two seconds is no news.
+    doing: shown meanwhile, but on a terminal only: in a log, that something takes two seconds is no news
     """
     if not sys.stderr.isatty():
         yield note

@@ -11,7 +11,9 @@ from pearl_decode.cli.console import BAD_ARGUMENTS, CliError
 if TYPE_CHECKING:
     from pearl_decode.sampling import SamplingParams
 
-BUILTIN_DRAFT = "first-layers:6"
+# A forward of the target takes about as long as two or three of this draft: drafting more holds the target up.
+BUILTIN_DRAFT, BUILTIN_GAMMA = "first-layers:6", 2
+DEFAULT_GAMMA = 4
 NO_DRAFT = "none"
 STRATEGIES = ("pearl", "sequential", "autoregressive")
 RULES = ("token", "block", "coupled", "greedy")
@@ -36,7 +38,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     decoding = parser.add_argument_group("decoding")
     decoding.add_argument("--strategy", choices=STRATEGIES, default="pearl", help="default: %(default)s")
     decoding.add_argument(
-        "--gamma", type=positive, default=4, metavar="N", help="tokens drafted per round (default: 4)"
+        "--gamma",
+        type=positive,
+        metavar="N",
+        help=f"tokens drafted per round (default: {DEFAULT_GAMMA}; {BUILTIN_GAMMA} for the built-in pair)",
     )
     decoding.add_argument("--rule", choices=RULES, default="token", help="rule of acceptance (default: token)")
 
@@ -83,18 +88,20 @@ def positive(text: str) -> int:
 
 
 def check(args: argparse.Namespace) -> None:
-    """Refuse options that contradict each other, and fill in the draft that a strategy needs."""
+    """Refuse options that contradict each other, and fill in the draft and the gamma that were left open."""
     if args.batch is not None and args.prompt:
         raise CliError("--batch reads its prompts from the file: give no other prompt", BAD_ARGUMENTS)
     if args.batch is not None and args.compare:
         raise CliError("--compare measures one prompt, not a batch", BAD_ARGUMENTS)
     if args.compare and len(args.prompt) > 1:
         raise CliError(f"--compare measures one prompt, got {len(args.prompt)}", BAD_ARGUMENTS)
+    if args.draft is None and args.target == BUILTIN_TARGET:
+        args.draft = BUILTIN_DRAFT
+    if args.gamma is None:
+        args.gamma = BUILTIN_GAMMA if (args.target, args.draft) == (BUILTIN_TARGET, BUILTIN_DRAFT) else DEFAULT_GAMMA
     if args.strategy == "autoregressive" and not args.compare:
         args.draft = None
         return
-    if args.draft is None and args.target == BUILTIN_TARGET:
-        args.draft = BUILTIN_DRAFT
     if args.draft in (None, NO_DRAFT):
         raise CliError(
             f"strategy {args.strategy} needs a draft: give --draft a path, a hub id or first-layers:N, "
