@@ -115,6 +115,23 @@ def test_target_with_nan_weights_exits_1(cli: Cli, tmp_path, arguments):
     assert "NaN or infinite logits" in one_line(outcome.err.replace("finish_reason", "").replace(", error, seed", ""))
 
 
+@pytest.mark.filterwarnings("default")
+def test_draft_that_fails_midway_is_one_warning_and_the_text_is_complete(
+    generate: Cli, monkeypatch: pytest.MonkeyPatch
+):
+    expected = generate("a prompt").out
+
+    def fail(*_: object, **__: object) -> None:
+        raise MemoryError("device lost")
+
+    monkeypatch.setattr("pearl_decode.lanes.draft.sample", fail)
+    outcome = generate("a prompt")
+    assert (outcome.status, outcome.out) == (0, expected)
+    warning, summary = outcome.err.splitlines()
+    assert warning.startswith("pearl-decode: warning: the draft failed, the target goes on alone: ")
+    assert "24 tokens" in summary
+
+
 def start(*arguments: str) -> subprocess.Popen[bytes]:
     # A group of its own: the signal must reach this process and not pytest.
     command = [sys.executable, "-m", "pearl_decode", "generate", *arguments]

@@ -10,7 +10,7 @@ from dataclasses import fields
 import pytest
 
 from pearl_decode import GenerationResult, PearlDecoder, SamplingParams
-from pearl_decode.cli import options
+from pearl_decode.cli import build_parser, options
 from pearl_decode.engine import Plan
 from pearl_decode.strategies import STRATEGIES
 from tests.cli.conftest import Cli, make_model, make_tokenizer, save
@@ -127,6 +127,23 @@ def test_dtype_reaches_the_models(generate: Cli):
 def test_offered_choices_are_the_decoders():
     assert set(options.STRATEGIES) == set(STRATEGIES)
     assert set(options.RULES) == set(Plan.RULES)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "draft", "gamma"),
+    [
+        ([], options.BUILTIN_DRAFT, options.BUILTIN_GAMMA),
+        (["--gamma", "7"], options.BUILTIN_DRAFT, 7),
+        (["--draft", "first-layers:3"], "first-layers:3", options.DEFAULT_GAMMA),
+        (["--target", "a", "--draft", "b"], "b", options.DEFAULT_GAMMA),
+        (["--strategy", "autoregressive"], None, options.BUILTIN_GAMMA),
+        (["--strategy", "autoregressive", "--compare"], options.BUILTIN_DRAFT, options.BUILTIN_GAMMA),
+    ],
+)
+def test_only_the_builtin_pair_has_a_draft_and_a_gamma_of_its_own(arguments, draft: str | None, gamma: int):
+    args = build_parser().parse_args(["generate", *arguments])
+    options.check(args)
+    assert (args.draft, args.gamma) == (draft, gamma)
 
 
 def test_help_does_not_wait_for_torch():

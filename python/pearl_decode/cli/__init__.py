@@ -9,8 +9,9 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import warnings
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import NoReturn, TextIO
 
 from pearl_decode.cli import doctor, generate
 from pearl_decode.cli.console import BAD_ARGUMENTS, INTERRUPTED, CliError, note
@@ -44,7 +45,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SystemExit as exit_:  # argparse has printed its help or its error
         return BAD_ARGUMENTS if exit_.code else 0
     try:
-        status: int = args.run(args)
+        with warnings.catch_warnings():
+            warnings.showwarning = _note_warning
+            status: int = args.run(args)
         sys.stdout.flush()
     except CliError as error:
         note(f"pearl-decode: error: {error}")
@@ -57,3 +60,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return BROKEN_PIPE
     return status
+
+
+def _note_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    note(f"pearl-decode: warning: {message}")
