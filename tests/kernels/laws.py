@@ -9,11 +9,13 @@ from torch import Tensor
 
 # With fixed seeds a check either always passes or always fails; a true law would be refused by one seed in 10,000.
 SIGNIFICANCE = 1e-4
+FEWEST_SAMPLES = 1000
 SMALLEST_CELL = 5.0  # expected count below which the chi-square approximation is poor: such cells are pooled
 
 
 def assert_law(observed: Tensor, probs: Sequence[float] | Tensor, what: str = "sample") -> None:
     """Refuse counts that a chi-square test finds unlikely under `probs`. Both (cells,)."""
+    assert int(observed.sum()) >= FEWEST_SAMPLES, f"{what}: {int(observed.sum())} samples show nothing"
     p_value = chi_square_p(observed, torch.as_tensor(probs, dtype=torch.float64))
     assert p_value > SIGNIFICANCE, f"{what}: counts {observed.tolist()[:12]} are unlikely, p = {p_value:.2e}"
 

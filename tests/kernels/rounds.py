@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
@@ -34,8 +35,16 @@ class World:
         seeds = torch.arange(first_seed, first_seed + rows)
         return SamplingTensors(every.temperature, every.top_k, every.top_p, every.min_p, seeds)
 
-    def law(self, table: Tensor) -> Conditional:
-        """The filtered law of the next token that `table` gives after any prefix."""
+    @cached_property
+    def target_law(self) -> Conditional:
+        """The filtered law of the target's next token after any prefix."""
+        return self._law(self.target)
+
+    @cached_property
+    def draft_law(self) -> Conditional:
+        return self._law(self.draft)
+
+    def _law(self, table: Tensor) -> Conditional:
         rows = [filtered(row, **self.filters) for row in table.double().tolist()]  # type: ignore[arg-type]
         return lambda prefix: rows[prefix[-1] if prefix else START]
 
