@@ -37,7 +37,8 @@ def advance_(
     """`pearl_kernels.advance_` on the tensors of the state, written into num_emitted and num_accepted too."""
     running = finished == Finished.RUNNING
     offsets = torch.arange(target_logits.shape[1], device=tokens.device)
-    columns = (committed[:, None] + offsets).clamp(max=tokens.shape[1] - 1)  # (batch, width)
+    # The rows of finished sequences are judged too, and dropped below; theirs may be any lengths.
+    columns = (committed[:, None] + offsets).clamp(0, tokens.shape[1] - 1)  # (batch, width)
     chain_len = window + 1
     accepted, bits = torch.empty_like(window), torch.empty_like(status)
     next_token = torch.empty_like(committed)
