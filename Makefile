@@ -7,7 +7,8 @@ TORCH ?= torch==2.13.0
 PROMPT ?= Explain why the sky is blue, in one paragraph.
 
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+# Of the thousands of files in torch and transformers few are ever imported: Python compiles those when they are.
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile
 # Whatever the build reads: a change in it builds again, everything else is picked up by the editable install.
 SOURCES := pyproject.toml setup.py CMakeLists.txt $(shell find csrc -type f)
 
