@@ -115,9 +115,8 @@ def define(schema: str, run: Callable[..., Any], fake: Callable[..., Any]) -> No
     """Register pearl::<schema>: `run` on every device, `fake` to tell its outputs while tracing."""
     name = schema.partition("(")[0]
     _LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
-    # Nothing here has a derivative: inputs that require one pass through, outputs do not.
-    _LIBRARY.impl(name, torch.library.fallthrough_kernel, "Autograd")
-    _LIBRARY.impl(name, torch.no_grad()(run), "CompositeExplicitAutograd")
+    _LIBRARY.impl(name, torch.library.fallthrough_kernel, "Autograd")  # nothing here has a derivative
+    _LIBRARY.impl(name, run, "CompositeExplicitAutograd")
     torch.library.register_fake(f"pearl::{name}", fake, lib=_LIBRARY)
 
 

@@ -9,6 +9,7 @@ from pearl_kernels.types import Finished, Status
 from pearl_kernels.verify.reference import verify_out
 
 
+@torch.no_grad()
 def advance_(
     tokens: Tensor,
     committed: Tensor,

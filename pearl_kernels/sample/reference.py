@@ -92,6 +92,7 @@ def log_weights(logits: Tensor, inv_t: Tensor, threshold: Tensor, dtype: torch.d
     return torch.where(values >= threshold[:, None].to(dtype), values * inv_t.to(dtype), -torch.inf)
 
 
+@torch.no_grad()
 def sample_out(
     logits: Tensor,
     temperature: Tensor,

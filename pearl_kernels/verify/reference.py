@@ -70,6 +70,7 @@ class Verdict(NamedTuple):
     scale: Tensor  # (batch,) float64
 
 
+@torch.no_grad()
 def verify_out(
     target_logits: Tensor,
     draft_tokens: Tensor,

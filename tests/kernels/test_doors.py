@@ -255,6 +255,21 @@ def test_parameters_are_checked_by_every_door(mistake: dict[str, Any], message: 
         assert_refused(call, arguments | {"params": params(**mistake)}, name, message)
 
 
+@pytest.mark.parametrize("bad", [-0.5, torch.nan, torch.inf])
+def test_parameters_of_large_batches_are_checked_too(bad: float) -> None:
+    temperature = [1.0] * 999 + [bad]
+    assert_refused(
+        pearl_kernels.sample,
+        {
+            "logits": torch.zeros(1000, V),
+            "params": SamplingTensors.make(1000, temperature=temperature),
+            "positions": ints(1000),
+        },
+        "sample",
+        "params.temperature must be in [0, 3.40282e+38], got values from ",
+    )
+
+
 @pytest.mark.parametrize("state_of_finished_rows", [{"committed": L + 9}, {"window": 99}, {"committed": -3}])
 def test_finished_rows_are_not_checked(state_of_finished_rows: dict[str, int], backend: str) -> None:
     done = state()
