@@ -1,0 +1,198 @@
+"""How the microbenchmarks measure: contenders in turn on rotating inputs, medians, and ratios within one run."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+import pearl_kernels
+
+FLOOR, REFERENCE, TRANSFORMERS = "read once", "reference", "transformers"
+ROTATED_BYTES = 64 << 20  # many times a core's own cache
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Contender:
+    """Something to time. calls: the same work on each of the rotating inputs."""
+
+    name: str
+    calls: Sequence[Callable[[], object]]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table and of the JSON file."""
+
+    case: str
+    work: str
+    contender: str
+    p20_us: float
+    p50_us: float
+    p80_us: float
+    needed_bytes: float  # logits that the work has to read, mean over the inputs
+    gb_per_s: float
+    times_read_floor: float | None
+    faster_than_transformers: float | None
+    faster_than_reference: float | None
+
+
+def num_inputs(bytes_each: int) -> int:
+    """How many inputs to rotate, so that each has left the second-level cache before it comes round again."""
+    return max(4, -(-ROTATED_BYTES // bytes_each))
+
+
+def time_us(contenders: Sequence[Contender], repeats: int, warmup: int = 3) -> dict[str, list[float]]:
+    """Microseconds of each call. The contenders take turns, so that a slow moment of the machine is shared out."""
+    times: dict[str, list[float]] = {contender.name: [] for contender in contenders}
+    for turn in range(-warmup, repeats):
+        first = turn % len(contenders)
+        for contender in (*contenders[first:], *contenders[:first]):
+            call = contender.calls[turn % len(contender.calls)]
+            start = time.perf_counter_ns()
+            call()
+            elapsed = time.perf_counter_ns() - start
+            if turn >= 0:
+                times[contender.name].append(elapsed / 1e3)
+    return times
+
+
+def compare(case: str, work: str, contenders: Sequence[Contender], needed_bytes: float, repeats: int) -> list[Row]:
+    """Time the contenders beside each other."""
+    quantiles = {
+        name: torch.tensor(values).quantile(torch.tensor([0.2, 0.5, 0.8])).tolist()
+        for name, values in time_us(contenders, repeats).items()
+    }
+    median: dict[str, float] = {name: p50 for name, (_, p50, _) in quantiles.items()}
+
+    def times(name: str, other: str, *, slower: bool = False) -> float | None:
+        if other not in median or name in (other, FLOOR):
+            return None
+        ratio = median[other] / median[name]
+        return 1 / ratio if slower else ratio
+
+    return [
+        Row(
+            case=case,
+            work=work,
+            contender=name,
+            p20_us=p20,
+            p50_us=p50,
+            p80_us=p80,
+            needed_bytes=needed_bytes,
+            gb_per_s=needed_bytes / p50 / 1e3,
+            times_read_floor=times(name, FLOOR, slower=True),
+            faster_than_transformers=times(name, TRANSFORMERS),
+            faster_than_reference=times(name, REFERENCE),
+        )
+        for name, (p20, p50, p80) in quantiles.items()
+    ]
+
+
+def read_once(rows: Sequence[Tensor]) -> Callable[[], object]:
+    """Read these rows of logits and do nothing with them: no kernel can be faster."""
+    try:
+        from pearl_kernels import _C
+    except ImportError:
+        return lambda: [row.view(torch.int16).sum() for row in rows]
+    return lambda: [_C.read_bytes(row.data_ptr(), row.nbytes) for row in rows]
+
+
+def peaked_logits(*shape: int, generator: torch.Generator) -> Tensor:
+    """Logits as peaked as a language model gives: a Zipf law over a random order of the vocabulary."""
+    ranks = torch.rand(shape, generator=generator).argsort(-1)
+    return 12.0 - 1.6 * (ranks + 1.0).log() + 0.2 * torch.randn(shape, generator=generator)
+
+
+def native_backend() -> str | None:
+    """The backend to put beside the reference, if there is one on this machine."""
+    return "cpu" if pearl_kernels.backends()["cpu"].available else None
+
+
+def arguments(doc: str, default_cases: str) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=doc.splitlines()[0])
+    parser.add_argument("--device", choices=["cpu"], default="cpu")
+    parser.add_argument("--cases", default=default_cases, help=f"sizes and dtypes (default: {default_cases})")
+    parser.add_argument("--repeats", type=int, default=40)
+    parser.add_argument("--threads", type=int, default=1, help="torch's threads; the cpu backend has one (default: 1)")
+    parser.add_argument("--json", type=Path, help="write versions and rows there")
+    parsed = parser.parse_args()
+    torch.set_num_threads(parsed.threads)
+    return parsed
+
+
+def report(title: str, rows: Sequence[Row], parsed: argparse.Namespace) -> None:
+    """Print the table, and write the JSON file if one was asked for."""
+    machine = describe_machine()
+    table = Table(title=f"{title} on {machine['processor']}, {parsed.threads} thread(s) for torch")
+    for name in (
+        "case",
+        "work",
+        "",
+        "p50 us",
+        "p20-p80 us",
+        "GB/s",
+        "x read floor",
+        "x faster: transformers",
+        "reference",
+    ):
+        table.add_column(name, justify="left" if name in ("case", "work", "") else "right")
+    last = None
+    for row in rows:
+        if (row.case, row.work) != last:
+            table.add_section()
+        shown = (row.case, row.work) if (row.case, row.work) != last else ("", "")
+        last = (row.case, row.work)
+        table.add_row(
+            *shown,
+            row.contender,
+            f"{row.p50_us:.0f}",
+            f"{row.p20_us:.0f}-{row.p80_us:.0f}",
+            f"{row.gb_per_s:.1f}",
+            _ratio(row.times_read_floor),
+            _ratio(row.faster_than_transformers),
+            _ratio(row.faster_than_reference),
+        )
+    Console(width=None if sys.stdout.isatty() else 140).print(table)
+    if parsed.json:
+        content = {"title": title, "threads": parsed.threads, "machine": machine, "rows": [asdict(row) for row in rows]}
+        parsed.json.write_text(json.dumps(content, indent=1) + "\n")
+
+
+def describe_machine() -> dict[str, Any]:
+    """Processor and versions, for the file of results."""
+    state = pearl_kernels.backends()["cpu"]
+    return {
+        "processor": _processor(),
+        "cores": len(os.sched_getaffinity(0)),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": version("transformers"),
+        "pearl_kernels": version("pearl-kernels"),
+        "cpu_backend": state.reason,
+    }
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
+
+
+def _ratio(value: float | None) -> str:
+    return "" if value is None else f"{value:.2f}"
