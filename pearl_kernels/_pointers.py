@@ -30,9 +30,7 @@ def logits_view(logits: Tensor) -> Logits:
     return logits.data_ptr(), DTYPES[logits.dtype], logits.shape[-1], logits.stride(0), row_stride
 
 
-def draft_side(
-    logits: Tensor | None, threshold: Tensor | None, lse: Tensor | None, d2t: Tensor | None
-) -> Draft:
+def draft_side(logits: Tensor | None, threshold: Tensor | None, lse: Tensor | None, d2t: Tensor | None) -> Draft:
     """What the draft says of its tokens; all None for a draft without probabilities."""
     view = _NO_LOGITS if logits is None else logits_view(logits)
     return view, address(threshold), address(lse), address(d2t)

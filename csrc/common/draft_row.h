@@ -30,11 +30,11 @@ class DraftRow {
   // rewound.
   PEARL_INLINE Chunk probabilities(int64_t begin) {
     Chunk chunk = d2t_ ? gather(begin) : load_chunk(row_, begin);
+    const bool filtered = stats_.threshold > -kInfinity;
     for (int v = 0; v < kChunkVectors; ++v) {
       const Float logit = chunk.x[v];
-      // Statistics are the caller's: the bound keeps exp defined where they do not fit the row.
-      const Float log_prob = min(logit * stats_.inverse_temperature - stats_.lse, broadcast(80.0f));
-      chunk.x[v] = zero_unless(greater_equal(logit, broadcast(stats_.threshold)), exp(log_prob));
+      chunk.x[v] = exp(fma(logit, broadcast(stats_.inverse_temperature), broadcast(-stats_.lse)));
+      if (filtered) chunk.x[v] = zero_unless(greater_equal(logit, broadcast(stats_.threshold)), chunk.x[v]);
     }
     return chunk;
   }

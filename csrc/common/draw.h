@@ -16,7 +16,7 @@ int64_t argmax(const Row& row, const RowStats& stats);
 int64_t draw(const Row& row, const RowStats& stats, const NoiseKey& key, int64_t excluded = kNoToken);
 
 // The same from max(weight * target_probs - draft_probs, 0); kNoToken if that is nowhere positive.
-int64_t draw_residual(const Row& target, const RowStats& target_stats, DraftRow& draft, double weight,
+int64_t draw_residual(const Row& target, const RowStats& target_stats, const DraftRow& draft, double weight,
                       const NoiseKey& key);
 
 // The sum of max(weight * target_probs - draft_probs, 0).

@@ -11,6 +11,10 @@ namespace {
 // Slack for float32 rounding in the tests that decide which ids are looked at in double.
 constexpr float kSlack = 1e-4f;
 
+// Mass this far (in nats) below the maximum is left out: for any vocabulary it is under half a unit of
+// float32.
+constexpr float kNegligible = 32.0f;
+
 // log of the smallest possible -log(u), at u = 1 - 2^-24, less some slack.
 constexpr double kLogSmallestWait = -16.6355323334 - 1e-3;
 
@@ -21,10 +25,13 @@ constexpr double kLogSmallestWait = -16.6355323334 - 1e-3;
 // double.
 class Race {
  public:
-  explicit Race(const NoiseKey& key) : key_(key) {}
+  // Weights are given as logs; those that the test sees are relative to `log_unit`.
+  Race(const NoiseKey& key, double log_unit) : key_(key), noise_(key), log_unit_(log_unit) {}
 
   int64_t winner() const { return winner_; }
-  double best_score() const { return best_score_; }
+
+  // The log weight below which no id can win any more.
+  double hopeless() const { return best_score_ + kLogSmallestWait; }
 
   // True if `id` leads now.
   bool enter(int64_t id, double log_weight) {
@@ -32,12 +39,34 @@ class Race {
     if (!(score > best_score_) && !(score == best_score_ && id < winner_)) return false;
     best_score_ = score;
     winner_ = id;
+    rate_ = static_cast<float>(std::exp(score - log_unit_)) * (1.0f - kSlack);
     return true;
+  }
+
+  // Calls visit(id) for each of kChunk ids that can still win, where weight_bound gives upper bounds of the
+  // weights of a vector of logits, rising with the logits.
+  template <typename WeightBound, typename Visit>
+  PEARL_INLINE void for_contenders(int64_t begin, const Chunk& logits, const WeightBound& weight_bound,
+                                   const Visit& visit) {
+    const ChunkNoise::Words words = noise_.words(begin);
+    // Nearly always, not even the largest logit with the shortest wait of the chunk would do.
+    const Word largest = max(max(words.w[0], words.w[1]), max(words.w[2], words.w[3]));
+    if (!any(greater(weight_bound(maximum(logits)), one_minus_unit(largest) * rate_))) return;
+    for (int v = 0; v < kChunkVectors; ++v) {
+      const Float bound = weight_bound(logits.x[v]), wait = one_minus_unit(words.w[v]);
+      for (uint32_t bits = to_bits(greater(bound, wait * rate_)); bits != 0; bits &= bits - 1) {
+        const int lane = __builtin_ctz(bits);
+        if (bound[lane] > wait[lane] * rate_) visit(begin + v * kLanes + lane);
+      }
+    }
   }
 
  private:
   NoiseKey key_;
+  ChunkNoise noise_;
+  double log_unit_;
   double best_score_ = -HUGE_VAL;
+  float rate_ = 0.0f;
   int64_t winner_ = kNoToken;
 };
 
@@ -61,23 +90,21 @@ PEARL_INLINE Float exp_upper_bound(Float x) {
   return (Float) __builtin_convertvector(bits, Int);
 }
 
-bool any_at_least(const Chunk& c, Float cut) {
-  Mask mask = greater_equal(c.x[0], cut);
-  for (int v = 1; v < kChunkVectors; ++v) mask |= greater_equal(c.x[v], cut);
-  return any(mask);
+// Upper bounds of exp(scaled logit - log_unit), for logits where that is at most 1.
+PEARL_INLINE Float weight_bound(Float logits, const RowStats& stats, float log_unit) {
+  return exp_upper_bound(fma(logits, broadcast(stats.inverse_temperature), broadcast(-log_unit)));
 }
 
-// Calls visit(begin, chunk) for every chunk of the row that holds a logit at or above cut(), which may rise
+// Calls visit(begin, chunk) for every chunk of the row that holds a logit at or above `cut`, which may rise
 // meanwhile.
-template <typename Cut, typename Visit>
-PEARL_INLINE void for_chunks_above(const Row& row, const RowStats& stats, const Cut& cut,
+template <typename Visit>
+PEARL_INLINE void for_chunks_above(const Row& row, const RowStats& stats, const float& cut,
                                    const Visit& visit) {
   for (int64_t block = 0; block < row.blocks(); ++block) {
-    if (!any(greater_equal(stats.block_maxima[block], broadcast(cut())))) continue;
-    const int64_t end = row.size < (block + 1) * kBlock ? row.size : (block + 1) * kBlock;
-    for (int64_t i = block * kBlock; i < end; i += kChunk) {
+    if (!any(greater_equal(stats.block_maxima[block], broadcast(cut)))) continue;
+    for (int64_t i = block * kBlock; i < end_of_block(row, block); i += kChunk) {
       const Chunk c = load_chunk(row, i);
-      if (any_at_least(c, broadcast(cut()))) visit(i, c);
+      if (any(greater_equal(maximum(c), broadcast(cut)))) visit(i, c);
     }
   }
 }
@@ -99,89 +126,66 @@ int64_t argmax(const Row& row, const RowStats& stats) {
 }
 
 int64_t draw(const Row& row, const RowStats& stats, const NoiseKey& key, int64_t excluded) {
-  Race race(key);
-  float cut = smallest_kept_logit(stats);
-  float rate = 0.0f;
+  Race race(key, stats.shift);
+  const float kept = smallest_kept_logit(stats);
+  float cut = kept;
   const auto enter = [&](int64_t id) {
-    if (id == excluded || !race.enter(id, scaled_logit(row.at(id), stats))) return;
-    const double lead = race.best_score() - stats.shift;
-    rate = static_cast<float>(std::exp(lead)) * (1.0f - kSlack);
-    const float hopeless = logit_below(race.best_score() + kLogSmallestWait, stats);
-    cut = hopeless > cut ? hopeless : cut;
+    if (id == excluded || id >= row.size) return;
+    const float logit = row.at(id);
+    if (logit >= kept && race.enter(id, scaled_logit(logit, stats))) {
+      cut = std::fmax(kept, logit_below(race.hopeless(), stats));
+    }
   };
 
   enter(first_at_maximum(row, stats));
-  const ChunkNoise noise(key);
-  for_chunks_above(
-      row, stats, [&] { return cut; },
-      [&](int64_t begin, const Chunk& c) {
-        const ChunkNoise::Words words = noise.words(begin);
-        for (int v = 0; v < kChunkVectors; ++v) {
-          const Float bound = exp_upper_bound(c.x[v] * stats.inverse_temperature - stats.shift);
-          const uint32_t contenders = to_bits(greater_equal(c.x[v], broadcast(cut))) &
-                                      to_bits(greater(bound, one_minus_unit(words.w[v]) * rate));
-          for (uint32_t bits = contenders; bits != 0; bits &= bits - 1) {
-            enter(begin + v * kLanes + __builtin_ctz(bits));
-          }
-        }
-      });
+  for_chunks_above(row, stats, cut, [&](int64_t begin, const Chunk& logits) {
+    race.for_contenders(begin, logits, [&](Float x) { return weight_bound(x, stats, stats.shift); }, enter);
+  });
   return race.winner();
 }
 
-int64_t draw_residual(const Row& target, const RowStats& target_stats, DraftRow& draft, double weight,
+int64_t draw_residual(const Row& target, const RowStats& target_stats, const DraftRow& draft, double weight,
                       const NoiseKey& key) {
-  Race race(key);
-  float cut = smallest_kept_logit(target_stats);
-  float rate = 0.0f;
+  Race race(key, std::log(weight));  // whose test sees target_probs
+  const float kept = smallest_kept_logit(target_stats);
+  float cut = kept;
   const auto enter = [&](int64_t id) {
-    const double mass =
-        weight * probability(target.at(id), target_stats) - probability(draft.logit(id), draft.stats());
-    if (!(mass > 0) || !race.enter(id, std::log(mass))) return;
-    rate = static_cast<float>(std::exp(race.best_score())) * (1.0f - kSlack);
-    const double least_log_prob = race.best_score() + kLogSmallestWait - std::log(weight);
-    const float hopeless = logit_below(least_log_prob + target_stats.lse, target_stats);
-    cut = hopeless > cut ? hopeless : cut;
+    if (id >= target.size) return;
+    const double target_mass = weight * probability(target.at(id), target_stats);
+    const double mass = target_mass - probability(draft.logit(id), draft.stats());
+    if (mass > 0 && race.enter(id, std::log(mass))) {
+      cut = std::fmax(kept, logit_below(race.hopeless() - std::log(weight) + target_stats.lse, target_stats));
+    }
   };
 
-  const float most = static_cast<float>(weight) * (1.0f + kSlack), least = 1.0f - kSlack;
-  const ChunkNoise noise(key);
-  draft.rewind();
-  for_chunks_above(
-      target, target_stats, [&] { return cut; },
-      [&](int64_t begin, const Chunk& c) {
-        const Chunk draft_probs = draft.probabilities(begin);
-        const ChunkNoise::Words words = noise.words(begin);
-        for (int v = 0; v < kChunkVectors; ++v) {
-          const Float target_probs = exp(c.x[v] * target_stats.inverse_temperature - target_stats.lse);
-          const Float bound = target_probs * most - draft_probs.x[v] * least;
-          const uint32_t contenders = to_bits(greater_equal(c.x[v], broadcast(cut))) &
-                                      to_bits(greater(bound, one_minus_unit(words.w[v]) * rate));
-          for (uint32_t bits = contenders; bits != 0; bits &= bits - 1) {
-            enter(begin + v * kLanes + __builtin_ctz(bits));
-          }
-        }
-      });
+  enter(first_at_maximum(target, target_stats));
+  for_chunks_above(target, target_stats, cut, [&](int64_t begin, const Chunk& logits) {
+    race.for_contenders(
+        begin, logits, [&](Float x) { return weight_bound(x, target_stats, target_stats.lse); }, enter);
+  });
   return race.winner();
 }
 
 double residual_mass(const Row& target, const RowStats& target_stats, DraftRow& draft, double weight) {
   const float kept = smallest_kept_logit(target_stats);
-  const float negligible = (target_stats.lse - kNegligible) / target_stats.inverse_temperature;
-  const float cut = negligible > kept ? negligible : kept;
-  const float target_weight = static_cast<float>(weight);
+  const float negligible = logit_below(target_stats.lse - kNegligible, target_stats);
+  const bool filtered = target_stats.threshold > -kInfinity;
   Float sum[kChunkVectors] = {};
   draft.rewind();
   for_chunks_above(
-      target, target_stats, [&] { return cut; },
-      [&](int64_t begin, const Chunk& c) {
+      target, target_stats, std::fmax(kept, negligible), [&](int64_t begin, const Chunk& logits) {
         const Chunk draft_probs = draft.probabilities(begin);
         for (int v = 0; v < kChunkVectors; ++v) {
-          const Float target_probs = exp(c.x[v] * target_stats.inverse_temperature - target_stats.lse);
-          const Float mass = max(target_probs * target_weight - draft_probs.x[v], broadcast(0.0f));
-          sum[v] += zero_unless(greater_equal(c.x[v], broadcast(kept)), mass);
+          const Float logit = logits.x[v];
+          const Float target_probs =
+              exp(fma(logit, broadcast(target_stats.inverse_temperature), broadcast(-target_stats.lse)));
+          Float mass =
+              max(fma(target_probs, broadcast(static_cast<float>(weight)), -draft_probs.x[v]), Float{});
+          if (filtered) mass = zero_unless(greater_equal(logit, broadcast(kept)), mass);
+          sum[v] += mass;
         }
       });
-  return reduce_add((sum[0] + sum[1]) + (sum[2] + sum[3]));
+  return sum_of(sum);
 }
 
 }  // namespace pearl::PEARL_SIMD

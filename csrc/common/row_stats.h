@@ -14,9 +14,9 @@ struct Filter {
   float min_p;
 
   bool greedy() const { return temperature == 0.0f; }
-  bool keeps_all(int64_t vocab) const {
-    return (top_k <= 0 || top_k >= vocab) && !(top_p < 1.0f) && !(min_p > 0.0f);
-  }
+  bool limits_count(int64_t vocab) const { return top_k > 0 && top_k < vocab; }
+  bool limits_mass() const { return top_p < 1.0f; }
+  bool keeps_all(int64_t vocab) const { return !limits_count(vocab) && !limits_mass() && !(min_p > 0.0f); }
 };
 
 static PEARL_INLINE Filter filter_of(const SamplingParams& params, int64_t batch) {
@@ -33,7 +33,7 @@ struct RowStats {
   float shift = -kInfinity;  // max_logit, scaled
   float threshold = -kInfinity;
   float lse = 0.0f;
-  const Float* block_maxima = nullptr;  // lives until the next statistics in the same slot
+  Float* block_maxima = nullptr;  // one per lane; live until the next statistics in the same slot
 };
 
 enum class Need { kMaximum, kThreshold, kProbabilities };

@@ -33,7 +33,7 @@ class Block {
 
   Verdict verdict() {
     for (int32_t i = 0; i < length_; ++i) {
-      if (!judge(i)) return {0, 0, status_ | status_of_rows_after(i)};
+      if (!judge(i)) return {0, 0, status_};
     }
     if (accepted_ == chain_.length) return {accepted_, kNoToken, status_};
     return draw_next();
@@ -45,25 +45,23 @@ class Block {
     const RowStats stats = row_stats(chain_.target_row(i), chain_.filter, Need::kProbabilities);
     status_ |= stats.status;
     if (stats.status != kOk) return false;
-    if (i > 0) {
-      const double excess = left_over(chain_, i, stats, drafted_[i], weight_);
-      settle(i - 1, weight_ == 1.0 ? 1.0 : excess / (excess + 1.0 - weight_));
-    }
+    if (i > 0) settle(i - 1, pass_probability(i, stats));
     weight_ = next_weight(weight_, chain_.target_prob(i, stats), drafted_[i].prob);
     if (i + 1 == length_) settle(i, weight_);
     return true;
   }
 
-  void settle(int32_t i, double pass_probability) {
-    if (!(chain_.accept_draw(i) <= pass_probability)) return;
-    accepted_ = i + 1;
-    accepted_weight_ = weight_;
+  // That of the tokens before token i, whose target row has `stats`.
+  double pass_probability(int32_t i, const RowStats& stats) {
+    if (weight_ == 1.0) return 1.0;
+    const double excess = left_over(chain_, i, stats, drafted_[i], weight_);
+    return excess / (excess + 1.0 - weight_);
   }
 
-  int32_t status_of_rows_after(int32_t i) const {
-    int32_t status = kOk;
-    while (++i < length_) status |= row_stats(chain_.target_row(i), chain_.filter, Need::kMaximum).status;
-    return status;
+  void settle(int32_t i, double probability) {
+    if (!(chain_.accept_draw(i) <= probability)) return;
+    accepted_ = i + 1;
+    accepted_weight_ = weight_;
   }
 
   Verdict draw_next() {

@@ -52,6 +52,6 @@ Verdict verify_block(const Chain& chain);
 // The token in place of refused token i, from max(weight * target_probs - draft_probs, 0), or from
 // target_probs where that is empty.
 int64_t draw_corrected(const Chain& chain, int32_t i, const Row& target, const RowStats& stats,
-                       DraftRow& draft, double weight);
+                       const DraftRow& draft, double weight);
 
 }  // namespace pearl::PEARL_SIMD

@@ -32,7 +32,7 @@ Verdict verify_equality(const Chain& chain, bool greedy) {
 // Leviathan et al. 2023, Algorithm 1, for given drafted tokens.
 Verdict verify_token(const Chain& chain) {
   for (int32_t i = 0; i < chain.length; ++i) {
-    Drafted drafted = chain.drafted(i);
+    const Drafted drafted = chain.drafted(i);
     const Row target = chain.target_row(i);
     const RowStats stats =
         row_stats(target, chain.filter, drafted.refused ? Need::kThreshold : Need::kProbabilities);
@@ -64,7 +64,7 @@ Drafted Chain::drafted(int32_t i) const {
 }
 
 int64_t draw_corrected(const Chain& chain, int32_t i, const Row& target, const RowStats& stats,
-                       DraftRow& draft, double weight) {
+                       const DraftRow& draft, double weight) {
   const NoiseKey key = chain.noise(Purpose::kResidual, i);
   const int64_t token = chain.has_draft_probs() ? draw_residual(target, stats, draft, weight, key)
                                                 : draw(target, stats, key, chain.tokens[i]);

@@ -16,6 +16,9 @@ typedef uint32_t Word __attribute__((vector_size(32)));
 typedef uint64_t Wide __attribute__((vector_size(32)));
 typedef int32_t Mask __attribute__((vector_size(32)));  // each lane all ones or all zeros
 
+static PEARL_INLINE Float broadcast(float value) {
+  return _mm256_set1_ps(value);
+}
 static PEARL_INLINE Float load_bfloat16(const uint16_t* p) {
   const __m256i words = _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
   return (Float)_mm256_slli_epi32(words, 16);
@@ -62,7 +65,17 @@ static PEARL_INLINE bool any(Mask mask) {
 static PEARL_INLINE Float zero_unless(Mask mask, Float a) {
   return (Float)((Int)a & mask);
 }
+static PEARL_INLINE Float choose(Mask mask, Float a, Float b) {
+  return _mm256_blendv_ps(b, a, (__m256)mask);
+}
+static PEARL_INLINE Mask first_lanes(int64_t count) {
+  const Int lanes = {0, 1, 2, 3, 4, 5, 6, 7};
+  return (Mask)(lanes < static_cast<int32_t>(count));
+}
 
+static PEARL_INLINE Word max(Word a, Word b) {
+  return (Word)_mm256_max_epu32((__m256i)a, (__m256i)b);
+}
 static PEARL_INLINE Wide multiply_low_words(Wide a, Wide b) {
   return (Wide)_mm256_mul_epu32((__m256i)a, (__m256i)b);
 }

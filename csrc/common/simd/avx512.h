@@ -16,6 +16,9 @@ typedef uint32_t Word __attribute__((vector_size(64)));
 typedef uint64_t Wide __attribute__((vector_size(64)));
 using Mask = __mmask16;
 
+static PEARL_INLINE Float broadcast(float value) {
+  return _mm512_set1_ps(value);
+}
 static PEARL_INLINE Float load_bfloat16(const uint16_t* p) {
   const __m512i words = _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
   return (Float)_mm512_slli_epi32(words, 16);
@@ -58,7 +61,22 @@ static PEARL_INLINE uint32_t to_bits(Mask mask) {
 static PEARL_INLINE Float zero_unless(Mask mask, Float a) {
   return _mm512_maskz_mov_ps(mask, a);
 }
+static PEARL_INLINE Float choose(Mask mask, Float a, Float b) {
+  return _mm512_mask_blend_ps(mask, b, a);
+}
+static PEARL_INLINE Mask first_lanes(int64_t count) {
+  return static_cast<Mask>((1u << count) - 1);
+}
 
+// Packs the masked lanes to the front of `out`, writes a whole vector, and returns how many there are.
+static PEARL_INLINE int compress(float* out, Float a, Mask mask) {
+  _mm512_storeu_ps(out, _mm512_maskz_compress_ps(mask, a));
+  return __builtin_popcount(mask);
+}
+
+static PEARL_INLINE Word max(Word a, Word b) {
+  return (Word)_mm512_max_epu32((__m512i)a, (__m512i)b);
+}
 static PEARL_INLINE Wide multiply_low_words(Wide a, Wide b) {
   return (Wide)_mm512_mul_epu32((__m512i)a, (__m512i)b);
 }

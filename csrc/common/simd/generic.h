@@ -16,6 +16,9 @@ typedef uint32_t Word __attribute__((vector_size(16)));
 typedef uint64_t Wide __attribute__((vector_size(16)));
 typedef int32_t Mask __attribute__((vector_size(16)));  // each lane all ones or all zeros
 
+static PEARL_INLINE Float broadcast(float value) {
+  return Float{value, value, value, value};
+}
 static PEARL_INLINE Float load_bfloat16(const uint16_t* p) {
   const Word words = {p[0], p[1], p[2], p[3]};
   return (Float)(words << 16);
@@ -66,7 +69,15 @@ static PEARL_INLINE uint32_t to_bits(Mask mask) {
 static PEARL_INLINE Float zero_unless(Mask mask, Float a) {
   return (Float)((Int)a & mask);
 }
+static PEARL_INLINE Mask first_lanes(int64_t count) {
+  const Int lanes = {0, 1, 2, 3};
+  return (Mask)(lanes < static_cast<int32_t>(count));
+}
 
+static PEARL_INLINE Word max(Word a, Word b) {
+  const Word first = (Word)(a > b);
+  return (a & first) | (b & ~first);
+}
 static PEARL_INLINE Wide multiply_low_words(Wide a, Wide b) {
   return (a & 0xffffffffu) * (b & 0xffffffffu);
 }
