@@ -10,6 +10,7 @@ from typing import Any, overload
 import torch
 from transformers import PreTrainedModel
 
+from pearl_decode.drafts import draft_directory, load_draft
 from pearl_decode.engine import Engine, Plan, Update
 from pearl_decode.lanes import CpuLane
 from pearl_decode.lanes.cpu import lane_pair
@@ -71,11 +72,12 @@ class PearlDecoder:
         **options: Any,
     ) -> PearlDecoder:
         """Load a pair. Each may be a hub id, a path, "smollm2-135m" (the built-in target) or a loaded model; the draft
-        also "first-layers:N", the target's own first N layers.
+        also a directory that `pearl-decode distill` made, "smollm2-135m-draft" (the one made for the built-in target),
+        or "first-layers:N", the target's own first N layers.
 
         dtype:   of both models; None is float32 without a GPU, else what the checkpoint says
         options: as the constructor's
-        Raises ValueError if a model cannot be loaded or the two tokenizers differ.
+        Raises ValueError if a model cannot be loaded, the two tokenizers differ, or the draft is another target's.
         """
         target_model = load_model("target", target, dtype)
         if tokenizer is None and isinstance(target, (str, os.PathLike)):
@@ -84,6 +86,8 @@ class PearlDecoder:
             draft_model: PreTrainedModel | None = first_layers(target_model, _layer_count(draft))
         elif draft is None:
             draft_model = None
+        elif isinstance(draft, (str, os.PathLike)) and (directory := draft_directory(draft)) is not None:
+            draft_model = load_draft(directory, target_model)
         else:
             draft_model = load_model("draft", draft, dtype)
             if tokenizer is not None and isinstance(draft, (str, os.PathLike)):

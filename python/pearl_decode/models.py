@@ -50,7 +50,7 @@ class CausalModel:
         self.context: int | None = getattr(text_config, "max_position_embeddings", None)
         self.d2t: torch.Tensor | None = getattr(model, "d2t", None)
         self._known_ids: int = self._input_size()
-        self._keeps_rows = "logits_to_keep" in parameters
+        self.keeps_rows = "logits_to_keep" in parameters
 
     @property
     def device(self) -> torch.device:
@@ -90,7 +90,7 @@ class CausalModel:
         if self.context is not None:
             # Only tokens past the end of a request reach the limit: drafted, never committed.
             positions = positions.clamp(max=self.context - 1)
-        rows = {"logits_to_keep": keep} if self._keeps_rows else {}
+        rows = {"logits_to_keep": keep} if self.keeps_rows else {}
         output = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -157,14 +157,14 @@ def first_layers(model: PreTrainedModel, count: int) -> PreTrainedModel:
     shared = model.state_dict()
     draft.load_state_dict({name: shared[name] for name in draft.state_dict()}, assign=True)
     draft.tie_weights()
-    _adopt_buffers(draft, model)
+    adopt_buffers(draft, model)
     draft.generation_config = model.generation_config
     draft.set_attn_implementation(model.config._attn_implementation)
     draft.eval()  # type: ignore[no-untyped-call]
     return draft
 
 
-def _adopt_buffers(draft: PreTrainedModel, model: PreTrainedModel) -> None:
+def adopt_buffers(draft: PreTrainedModel, model: PreTrainedModel) -> None:
     """Take the buffers no state dict carries (rotary frequencies) from the target."""
     buffers = dict(model.named_buffers())
     for name, buffer in draft.named_buffers():

@@ -15,6 +15,7 @@ from . import fetch
 from .fetch import BuiltinModelError
 
 __all__ = [
+    "BUILTIN_DRAFT",
     "BUILTIN_TARGET",
     "BuiltinModelError",
     "BuiltinState",
@@ -24,6 +25,7 @@ __all__ = [
 ]
 
 BUILTIN_TARGET = "smollm2-135m"
+BUILTIN_DRAFT = "smollm2-135m-draft"
 
 # Part of the folder's name: a release that converts differently never reads what an older one wrote.
 _CONVERSION = 1
