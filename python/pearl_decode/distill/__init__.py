@@ -1,0 +1,243 @@
+"""Make a draft for a target: let the target answer prompts, and train a few of its layers to guess like the whole."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from pearl_decode.distill.answers import Answer, plan_jobs, write_answers
+from pearl_decode.distill.card import model_card
+from pearl_decode.distill.losses import LOSSES
+from pearl_decode.distill.prompts import read_prompts, read_text
+from pearl_decode.distill.report import Report, Silent
+from pearl_decode.distill.samples import Sample, frequent_ids, prompt_samples, split
+from pearl_decode.distill.train import Quality, Recipe, Trainer
+from pearl_decode.drafts import DraftConfig, config_hash, new_draft, save_draft, write_whole
+from pearl_decode.models import CausalModel, load_model, load_tokenizer
+
+__all__ = ["Quality", "Settings", "distill"]
+
+WORK = "work"  # inside the output directory: answers and checkpoint, of no use once the draft is made
+PASSES = 10  # over the answers, where the number of tokens is not given
+HELD_OUT, MOST_HELD_OUT = 0.05, 64  # share of the prompts, and number of them
+ANSWERING = 0.4  # of the hours, at most
+LONGEST_PROMPT = 512
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a run is made of; a resumed run must have the same.
+
+    layers:        the target's decoder layers the draft begins as
+    draft_vocab:   ids it can draw
+    answers:       how often each prompt is answered, at temperature 0, 0.7 and 1.0 in turn
+    answer_tokens: most tokens of an answer
+    batch_answers: answers decoded at once; batch_tokens: tokens per training step, with padding
+    loss:          "kl", "tv" or "mix", see `pearl_decode.distill.losses`
+    """
+
+    layers: tuple[int, ...]
+    draft_vocab: int
+    answers: int
+    answer_tokens: int
+    batch_answers: int
+    batch_tokens: int
+    learning_rate: float
+    loss: str
+    seed: int
+
+    def __post_init__(self) -> None:
+        for name in ("draft_vocab", "answers", "answer_tokens", "batch_answers", "batch_tokens"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise ValueError(f"{name} must be an integer >= 1, got {value!r}")
+        if self.learning_rate <= 0:
+            raise ValueError(f"learning_rate must be > 0, got {self.learning_rate!r}")
+        if self.loss not in LOSSES:
+            raise ValueError(f"loss must be one of {sorted(LOSSES)}, got {self.loss!r}")
+
+
+def distill(
+    target: str | os.PathLike[str] | PreTrainedModel,
+    prompts: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    *,
+    tokenizer: Any | None = None,
+    layers: int | Sequence[int] = 2,
+    draft_vocab: int = 16384,
+    tokens: int | None = None,
+    hours: float | None = None,
+    resume: bool = False,
+    text: Sequence[str | os.PathLike[str]] = (),
+    answers: int = 3,
+    answer_tokens: int = 256,
+    batch_answers: int | None = None,
+    batch_tokens: int | None = None,
+    learning_rate: float = 1e-3,
+    loss: str = "kl",
+    seed: int = 0,
+    dtype: torch.dtype | None = None,
+    command: str = "",
+    report: Report | None = None,
+) -> Quality:
+    """Distill a draft for `target` into the directory `out`, which PearlDecoder.from_pretrained then takes as a draft.
+
+    target:  as PearlDecoder.from_pretrained's; a loaded model needs its tokenizer
+    prompts: file of {"prompt": TEXT, "id": KEY} lines; about one in twenty is held out to measure on
+    layers:  how many of the target's decoder layers the draft has (half of them its first, half its last), or which
+    tokens:  tokens to learn from, over all passes; None is ten passes. hours: of the whole call, at most
+    resume:  go on with what `out` holds; without it, `out` must not hold a run
+    text:    plain text files to learn from besides the answers
+    batch_answers, batch_tokens: None is what suits the device
+    command: what the model card says made it
+    Returns the quality on the held-out prompts.
+    Raises ValueError naming what is wrong with an argument or a file, OSError with the remedy when out of disk.
+    """
+    begin = time.monotonic()
+    if tokens is not None and tokens < 1:
+        raise ValueError(f"tokens must be an integer >= 1, got {tokens!r}")
+    if hours is not None and not hours > 0:
+        raise ValueError(f"hours must be > 0, got {hours!r}")
+    report = report or Silent()
+    name = os.fspath(target) if isinstance(target, (str, os.PathLike)) else str(target.config.name_or_path)
+    if tokenizer is None:
+        if not isinstance(target, (str, os.PathLike)):
+            raise ValueError("tokenizer must be given for a target that is already loaded")
+        tokenizer = load_tokenizer("target", target)
+    asked = read_prompts(prompts, tokenizer, LONGEST_PROMPT)
+    pieces = [Sample(ids, 1) for ids in read_text(text, tokenizer, 2 * answer_tokens)]
+    model = load_model("target", target, dtype)
+    model.requires_grad_(False)
+    on_gpu = model.device.type == "cuda"
+    settings = Settings(
+        layers=_chosen(model, layers),
+        draft_vocab=draft_vocab,
+        answers=answers,
+        answer_tokens=answer_tokens,
+        batch_answers=batch_answers or (512 if on_gpu else 64),
+        batch_tokens=batch_tokens or (32768 if on_gpu else 2048),
+        learning_rate=learning_rate,
+        loss=loss,
+        seed=seed,
+    )
+    work = Path(out) / WORK
+    try:
+        _open_run(work, settings, config_hash(model), resume)
+        limit_s = None if hours is None else 3600 * hours
+        replies = _answers(
+            model, tokenizer, asked, settings, work, None if limit_s is None else begin + limit_s, report
+        )
+        train, held_out = split(replies, HELD_OUT, MOST_HELD_OUT)
+        train += prompt_samples(asked, held_out) + pieces
+        learnt = sum(sample.learnt for sample in train)
+        ends = CausalModel(model, "target").eos_ids()
+        d2t = frequent_ids(train, draft_vocab, model.config.get_text_config().vocab_size, ends)
+        recipe = Recipe(tokens or PASSES * learnt, settings.batch_tokens, learning_rate, loss, seed)
+        draft = new_draft(model, settings.layers, d2t)
+        trainer = Trainer(model, draft, train, held_out, recipe)
+        checkpoint = work / "checkpoint.pt"
+        if resume and checkpoint.exists():
+            trainer.load(checkpoint)
+        left_s = None if limit_s is None else max(0.0, limit_s - (time.monotonic() - begin))
+        with report.training(recipe.tokens) as update:
+            quality = trainer.run(checkpoint, left_s, update)
+        made = {
+            **asdict(settings),
+            "text_files": len(text),
+            "prompts": len({reply.key for reply in replies}),
+            "answers_written": len(replies),
+            "answer_tokens_written": sum(len(reply.answer_ids) for reply in replies),
+            "tokens_to_learn": learnt,
+            "tokens_seen": trainer.tokens,
+            "steps": trainer.step,
+            "training_s": round(trainer.elapsed_s, 1),
+            "held_out_answers": len(held_out),
+            "held_out_acceptance": round(quality.acceptance, 4),
+            "held_out_greedy_agreement": round(quality.agreement, 4),
+            "device": _device_name(model.device),
+            "date": time.strftime("%Y-%m-%d", time.gmtime()),
+            "torch": torch.__version__,
+            "command": command,
+        }
+        size = model.config.get_text_config().vocab_size
+        known = size if d2t is None else len(d2t)
+        config = DraftConfig(name, config_hash(model), list(settings.layers), known, size, made)
+        save_draft(Path(out), draft, config)
+        write_whole(Path(out) / "README.md", model_card(config).encode())
+    except OSError as error:
+        raise _explained(error, Path(out)) from error
+    return quality
+
+
+def _answers(
+    model: PreTrainedModel,
+    tokenizer: Any,
+    asked: list[Any],
+    settings: Settings,
+    work: Path,
+    end: float | None,
+    report: Report,
+) -> list[Answer]:
+    target = CausalModel(model, "target")
+    eos_ids = sorted({*target.eos_ids(), *([tokenizer.eos_token_id] if tokenizer.eos_token_id is not None else [])})
+    jobs = plan_jobs(asked, settings.answers, settings.seed)
+    deadline = None if end is None else end - (1 - ANSWERING) * (end - time.monotonic())
+    with report.answering(len(jobs)) as update:
+        return write_answers(
+            target,
+            jobs,
+            work / "answers.jsonl",
+            max_tokens=settings.answer_tokens,
+            batch=settings.batch_answers,
+            eos_ids=eos_ids,
+            deadline=deadline,
+            report=update,
+        )
+
+
+def _open_run(work: Path, settings: Settings, target_hash: str, resume: bool) -> None:
+    """Begin a run, or see that the one that is there is of the same settings. Raises ValueError naming what differs."""
+    record = work / "run.json"
+    now = json.loads(json.dumps({"target": target_hash, **asdict(settings)}))
+    if record.exists():
+        if not resume:
+            raise ValueError(f"out: {work.parent} already holds a run; resume it, or choose another directory")
+        before = json.loads(record.read_text(encoding="utf-8"))
+        for key, value in now.items():
+            if before.get(key) != value:
+                raise ValueError(f"resume: the run in {work.parent} has {key}={before.get(key)!r}, got {value!r}")
+    else:
+        work.mkdir(parents=True, exist_ok=True)
+        write_whole(record, (json.dumps(now, indent=2) + "\n").encode())
+
+
+def _chosen(model: PreTrainedModel, layers: int | Sequence[int]) -> tuple[int, ...]:
+    total: int = model.config.get_text_config().num_hidden_layers
+    if not isinstance(layers, int):
+        return tuple(layers)
+    if not 1 <= layers < total:
+        raise ValueError(f"layers must be from 1 to {total - 1} for this target, got {layers}")
+    first = (layers + 1) // 2
+    return (*range(first), *range(total - (layers - first), total))
+
+
+def _explained(error: OSError, out: Path) -> OSError:
+    if error.errno == errno.ENOSPC:
+        message = f"out of disk at {out}: free some space and go on with resume; what was written is kept"
+        return OSError(errno.ENOSPC, message)
+    return error
+
+
+def _device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"CPU, {torch.get_num_threads()} threads"

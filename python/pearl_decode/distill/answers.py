@@ -1,0 +1,171 @@
+"""The target's own answers, many at once, written to disk as they end."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pearl_decode.cache import WindowCache
+from pearl_decode.distill.attention import grouped
+from pearl_decode.distill.prompts import Prompt
+from pearl_decode.models import CausalModel
+from pearl_kernels import SamplingTensors, sample
+
+TEMPERATURES = (0.0, 0.7, 1.0)
+SHARD = 8  # batches whose prompts are sorted by length together
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One answer of the target. round: 0, 1, ...; a prompt's rounds take TEMPERATURES in turn."""
+
+    key: str
+    round: int
+    temperature: float
+    prompt_ids: list[int]
+    answer_ids: list[int]
+
+
+@dataclass(frozen=True)
+class Job:
+    prompt: Prompt
+    round: int
+    temperature: float
+    seed: int
+
+
+def plan_jobs(prompts: Sequence[Prompt], rounds: int, seed: int) -> list[Job]:
+    """Every prompt once a round, in an order of its own; temperatures alternate so that each part of it is a mix."""
+    jobs = []
+    for number in range(rounds):
+        order = list(range(len(prompts)))
+        random.Random(f"{seed}-{number}").shuffle(order)
+        for index in order:
+            prompt = prompts[index]
+            temperature = TEMPERATURES[(index + number) % len(TEMPERATURES)]
+            jobs.append(Job(prompt, number, temperature, _seed_of(seed, number, prompt.key)))
+    return jobs
+
+
+def _seed_of(seed: int, number: int, key: str) -> int:
+    digest = hashlib.sha256(f"{seed}/{number}/{key}".encode()).digest()
+    return int.from_bytes(digest[:8], "little", signed=True)
+
+
+def read_answers(path: Path) -> list[Answer]:
+    """What a file of answers holds; a last line that was cut off by a kill is dropped from it."""
+    if not path.exists():
+        return []
+    content = path.read_bytes()
+    whole = content.rfind(b"\n") + 1
+    if whole < len(content):
+        with path.open("r+b") as file:
+            file.truncate(whole)
+    return [Answer(**json.loads(line)) for line in content[:whole].splitlines()]
+
+
+def write_answers(
+    target: CausalModel,
+    jobs: Sequence[Job],
+    path: Path,
+    *,
+    max_tokens: int,
+    batch: int,
+    eos_ids: Sequence[int],
+    deadline: float | None = None,
+    report: Callable[[Answer], None] = lambda answer: None,
+) -> list[Answer]:
+    """Answer the jobs that the file lacks, append each answer to it as one line, and return all of the file's.
+
+    deadline: time.monotonic() after which no new batch is begun
+    An answer depends on its job alone (up to rounding), not on the batch it is in.
+    """
+    done = {(answer.key, answer.round): answer for answer in read_answers(path)}
+    for answer in done.values():
+        report(answer)
+    missing = [job for job in jobs if (job.prompt.key, job.round) not in done]
+    with path.open("a", encoding="utf-8") as file, grouped(target.model), torch.inference_mode():
+        for rows in _batches(missing, batch):
+            if deadline is not None and time.monotonic() > deadline:
+                break
+            for answer in _answer(target, rows, max_tokens, eos_ids):
+                file.write(json.dumps(asdict(answer), separators=(",", ":")) + "\n")
+                file.flush()
+                done[answer.key, answer.round] = answer
+                report(answer)
+    return list(done.values())
+
+
+def _batches(jobs: Sequence[Job], batch: int) -> Iterable[Sequence[Job]]:
+    """Batches of prompts of similar length, each part of the whole a fair sample of it."""
+    for start in range(0, len(jobs), batch * SHARD):
+        shard = sorted(jobs[start : start + batch * SHARD], key=lambda job: len(job.prompt.token_ids))
+        parts = [shard[begin : begin + batch] for begin in range(0, len(shard), batch)]
+        random.Random(start).shuffle(parts)
+        yield from parts
+
+
+def _answer(target: CausalModel, jobs: Sequence[Job], max_tokens: int, eos_ids: Sequence[int]) -> Iterable[Answer]:
+    """Decode one batch, shorter prompts padded on the left; rows leave it as they end."""
+    device, ends = target.device, set(eos_ids)
+    lengths = [len(job.prompt.token_ids) for job in jobs]
+    width = max(lengths)
+    cache = WindowCache(width + max_tokens)
+    inputs = torch.tensor([[0] * (width - n) + job.prompt.token_ids for n, job in zip(lengths, jobs, strict=True)])
+    pads = torch.tensor([width - n for n in lengths], device=device)
+    seen = torch.arange(cache.capacity, device=device) >= pads[:, None]  # (rows, capacity)
+    inputs, rows = inputs.to(device), list(jobs)
+    texts: list[list[int]] = [[] for _ in rows]
+    params = _params(rows, device)
+    for start in range(width, width + max_tokens):
+        logits = _forward(target, inputs, cache, seen, pads, start)
+        tokens = sample(logits, params, start - pads).tokens
+        keep = []
+        for row, token in enumerate(tokens.tolist()):
+            texts[row].append(token)
+            if token in ends or len(texts[row]) == max_tokens:
+                job = rows[row]
+                yield Answer(job.prompt.key, job.round, job.temperature, job.prompt.token_ids, texts[row])
+            else:
+                keep.append(row)
+        if not keep:
+            return
+        inputs = tokens[:, None]
+        if len(keep) < len(rows):
+            index = torch.tensor(keep, device=device)
+            cache.keep(keep)
+            rows, texts = [rows[row] for row in keep], [texts[row] for row in keep]
+            inputs, pads, seen, params = inputs[index], pads[index], seen[index], _params(rows, device)
+
+
+def _forward(
+    target: CausalModel, inputs: torch.Tensor, cache: WindowCache, seen: torch.Tensor, pads: torch.Tensor, end: int
+) -> torch.Tensor:
+    """Logits (rows, vocab) after the last of inputs (rows, width), which ends at column `end` of the batch."""
+    width = inputs.shape[1]
+    cache.place([end - width] * inputs.shape[0], width, inputs.device)
+    columns = torch.arange(end - width, end, device=inputs.device)
+    output: Any = target.model(
+        input_ids=inputs,
+        attention_mask=seen[:, :end].long(),
+        position_ids=(columns - pads[:, None]).clamp(min=0),
+        past_key_values=cache,
+        use_cache=True,
+        **({"logits_to_keep": 1} if target.keeps_rows else {}),
+    )
+    logits: torch.Tensor = output.logits
+    return logits[:, -1]
+
+
+def _params(jobs: Sequence[Job], device: torch.device) -> SamplingTensors:
+    return SamplingTensors.make(
+        len(jobs), temperature=[job.temperature for job in jobs], seed=[job.seed for job in jobs], device=device
+    )

@@ -1,0 +1,57 @@
+"""Attention of one new token per row, without repeating the keys of grouped heads."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+NAME = "pearl_grouped_sdpa"
+
+
+def _attention(
+    module: Any,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float | None = None,
+    **options: Any,
+) -> tuple[torch.Tensor, None]:
+    """query (batch, heads, width, dim), key and value (batch, kv_heads, view, dim).
+
+    With width 1 the heads of a group become the rows of one attention, so a masked batch of long contexts is read
+    once instead of being copied `heads / kv_heads` times.
+    """
+    batch, heads, width, dim = query.shape
+    kv_heads = key.shape[1]
+    if width > 1 or kv_heads == heads or options.get("position_bias") is not None:
+        return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **options)
+    group = query.reshape(batch, kv_heads, heads // kv_heads, dim)
+    mask = None if attention_mask is None else attention_mask.expand(batch, 1, group.shape[2], key.shape[2])
+    rows = scaled_dot_product_attention(group, key, value, attn_mask=mask, scale=scaling)
+    return rows.reshape(batch, 1, heads, value.shape[-1]), None
+
+
+AttentionInterface.register(NAME, _attention)
+AttentionMaskInterface.register(NAME, sdpa_mask)
+
+
+@contextmanager
+def grouped(model: PreTrainedModel) -> Iterator[None]:
+    """Within: a model that runs sdpa attends as above. Its results differ by rounding only."""
+    before = model.config._attn_implementation
+    if before != "sdpa":
+        yield
+        return
+    model.set_attn_implementation(NAME)
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(before)

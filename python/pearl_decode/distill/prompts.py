@@ -1,0 +1,72 @@
+"""Prompts and plain text to distill on, and the one way they are read."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pearl_decode.text import encode_prompt
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One prompt as the target sees it. key is unique in its file and stays the same when the file grows."""
+
+    key: str
+    token_ids: list[int]
+
+
+def read_prompts(path: str | os.PathLike[str], tokenizer: Any, longest: int) -> list[Prompt]:
+    """The prompts of a file of {"prompt": TEXT, "id": KEY} lines; without an id the line number is the key.
+
+    A tokenizer with a chat template wraps each as one user message. Prompts of more than `longest` tokens are left out.
+    Raises ValueError naming file and line for what is not such an object, for a key used twice, for no prompt at all.
+    """
+    prompts: dict[str, Prompt] = {}
+    for number, line in _lines(path):
+        place = f"{path}:{number}"
+        try:
+            entry = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"prompts: {place}: not JSON: {error.msg} at column {error.colno}") from error
+        text = entry.get("prompt") if isinstance(entry, dict) else None
+        if not isinstance(text, str) or not text.strip():
+            raise ValueError(f'prompts: {place}: expected an object with a non-empty string "prompt", got {line[:80]}')
+        key = str(entry.get("id", number))
+        if key in prompts:
+            raise ValueError(f"prompts: {place}: the id {key!r} was used before")
+        prompts[key] = Prompt(key, encode_prompt(tokenizer, text))
+    fitting = [prompt for prompt in prompts.values() if len(prompt.token_ids) <= longest]
+    if not fitting:
+        reason = "the file is empty" if not prompts else f"all {len(prompts)} have more than {longest} tokens"
+        raise ValueError(f"prompts: {path}: no prompt to answer: {reason}")
+    return fitting
+
+
+def read_text(paths: Sequence[str | os.PathLike[str]], tokenizer: Any, length: int) -> list[list[int]]:
+    """Plain text files as sequences of at most `length` tokens. Raises ValueError naming a file without text."""
+    pieces: list[list[int]] = []
+    for path in paths:
+        try:
+            text = Path(path).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ValueError(f"text: cannot read {path}: {error}") from error
+        ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
+        if len(ids) < 2:
+            raise ValueError(f"text: {path} holds no text")
+        pieces += [ids[start : start + length] for start in range(0, len(ids) - 1, length)]
+    return pieces
+
+
+def _lines(path: str | os.PathLike[str]) -> list[tuple[int, str]]:
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except OSError as error:
+        raise ValueError(f"prompts: cannot read {path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ValueError(f"prompts: {path}: not UTF-8 text: {error.reason} at byte {error.start}") from error
+    return [(number, line) for number, line in enumerate(text.splitlines(), start=1) if line.strip()]

@@ -1,0 +1,94 @@
+"""Who is told how a run goes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Protocol
+
+from pearl_decode.distill.answers import Answer
+from pearl_decode.distill.train import Progress
+
+
+class Report(Protocol):
+    """Each method gives a function to call with every piece of news while its part of the run lasts."""
+
+    def answering(self, total: int) -> AbstractContextManager[Callable[[Answer], None]]: ...
+
+    def training(self, tokens: int) -> AbstractContextManager[Callable[[Progress], None]]: ...
+
+
+class Silent:
+    def answering(self, total: int) -> AbstractContextManager[Callable[[Answer], None]]:
+        return nullcontext(lambda answer: None)
+
+    def training(self, tokens: int) -> AbstractContextManager[Callable[[Progress], None]]:
+        return nullcontext(lambda progress: None)
+
+
+class Bars:
+    """A progress bar on stderr for each part; where stderr is no terminal, a line each `every` pieces of news."""
+
+    def __init__(self, every: int = 100) -> None:
+        self._every = every
+
+    @contextmanager
+    def answering(self, total: int) -> Iterator[Callable[[Answer], None]]:
+        tokens = count = 0
+
+        with _Bar("answers", self._every) as bar:
+
+            def update(answer: Answer) -> None:
+                nonlocal tokens, count
+                count, tokens = count + 1, tokens + len(answer.answer_ids)
+                bar.show(count / total, f"{count} of {total} answers, {tokens} tokens")
+
+            yield update
+
+    @contextmanager
+    def training(self, tokens: int) -> Iterator[Callable[[Progress], None]]:
+        with _Bar("training", self._every) as bar:
+
+            def update(now: Progress) -> None:
+                bar.show(
+                    now.done,
+                    f"loss {now.loss:.3f}, held-out acceptance {now.acceptance:.3f}, greedy {now.agreement:.3f}, "
+                    f"{now.tokens} of {tokens} tokens, {now.tokens_per_s:.0f} tokens/s",
+                )
+
+            yield update
+
+
+class _Bar:
+    """One rich bar with the time left, or plain lines."""
+
+    def __init__(self, doing: str, every: int) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+        console = Console(stderr=True)
+        self._doing, self._every, self._count = doing, every, 0
+        self._console = console
+        self._bar = Progress(
+            TextColumn(doing),
+            BarColumn(bar_width=24),
+            TaskProgressColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[news]}"),
+            console=console,
+            disable=not console.is_terminal,
+        )
+        self._task = self._bar.add_task(doing, total=1.0, news="")
+
+    def show(self, done: float, news: str) -> None:
+        self._bar.update(self._task, completed=min(done, 1.0), news=news)
+        if not self._console.is_terminal and self._count % self._every == 0:
+            self._console.print(f"{self._doing} {done:.1%}: {news}", highlight=False, soft_wrap=True)
+        self._count += 1
+
+    def __enter__(self) -> _Bar:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()

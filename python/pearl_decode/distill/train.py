@@ -1,0 +1,191 @@
+"""The training loop: one step per batch, the same steps in the same order however often it is interrupted."""
+
+from __future__ import annotations
+
+import io
+import math
+import random
+import time
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pearl_decode.distill.losses import LOSSES
+from pearl_decode.distill.samples import Sample, Teacher, hidden_states, make_batches, tensors
+from pearl_decode.drafts import own_parameters, write_whole
+
+WARM_UP = 0.03  # share of the run
+FINAL_RATE = 0.05  # of the learning rate, at the end
+EVERY_S = 60.0  # between measurements, and between checkpoints
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where training is. done: share of the run; acceptance, agreement: on held-out prompts, see `Quality`."""
+
+    step: int
+    tokens: int
+    done: float
+    loss: float
+    tokens_per_s: float
+    acceptance: float
+    agreement: float
+
+
+@dataclass(frozen=True)
+class Quality:
+    """On held-out answers, given the answer so far, per token.
+
+    acceptance: mean of sum_v min(target_prob, draft_prob): what verification accepts at temperature 1
+    agreement:  how often the two likeliest tokens are the same: what it accepts when greedy
+    """
+
+    acceptance: float
+    agreement: float
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How to train. tokens: answer tokens to learn from, over all passes; batch: tokens per step, with padding."""
+
+    tokens: int
+    batch: int
+    learning_rate: float
+    loss: str
+    seed: int
+
+
+class Trainer:
+    """Trains a draft in place. Its checkpoint holds weights, optimizer state and the place in the data."""
+
+    def __init__(
+        self, target: Any, draft: Any, train: Sequence[Sample], held_out: Sequence[Sample], recipe: Recipe
+    ) -> None:
+        if not train:
+            raise ValueError("prompts: no answer left to learn from after some were held out")
+        self.draft, self.recipe = draft, recipe
+        self.device: torch.device = target.device
+        d2t = getattr(draft, "d2t", None)
+        self._teacher = Teacher(target, d2t)
+        self._loss = LOSSES[recipe.loss]
+        self._batches = make_batches(train, recipe.batch)
+        self._held_out = make_batches(held_out, recipe.batch)
+        self._teacher.check(*tensors(self._batches[0][:1], self.device))
+        draft.requires_grad_(False)
+        # Weights live in float32: a step is smaller than bfloat16 can add.
+        self._own = own_parameters(draft)
+        for weight in self._own.values():
+            weight.data = weight.data.float()
+            weight.requires_grad_(True)
+        decayed = [weight for weight in self._own.values() if weight.ndim > 1]
+        plain = [weight for weight in self._own.values() if weight.ndim <= 1]
+        groups = [{"params": decayed, "weight_decay": 0.01}, {"params": plain, "weight_decay": 0.0}]
+        self._optimizer = torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=(0.9, 0.95))
+        self.step = self.tokens = 0
+        self.elapsed_s = 0.0
+
+    def run(
+        self,
+        checkpoint: Path,
+        limit_s: float | None,
+        report: Callable[[Progress], None],
+        every_s: float = EVERY_S,
+    ) -> Quality:
+        """Train to the end and measure. limit_s: of this call; the learning rate falls with whichever end is nearer.
+
+        Writes a checkpoint every `every_s` seconds, at the end, and when interrupted.
+        """
+        begin = last = time.monotonic()
+        first_tokens, quality = self.tokens, self.measure()
+        try:
+            while (done := self._done(time.monotonic() - begin, limit_s)) < 1:
+                loss = self._one_step(done)
+                now = time.monotonic()
+                if now - last > every_s:
+                    last = now
+                    self.save(checkpoint)
+                    quality = self.measure()
+                speed = (self.tokens - first_tokens) / max(now - begin, 1e-9)
+                report(Progress(self.step, self.tokens, done, loss, speed, quality.acceptance, quality.agreement))
+        finally:
+            self.elapsed_s += time.monotonic() - begin
+            self.save(checkpoint)
+        return self.measure()
+
+    def _done(self, elapsed_s: float, limit_s: float | None) -> float:
+        by_time = 0.0 if limit_s is None else elapsed_s / max(limit_s, 1e-9)
+        return max(self.tokens / self.recipe.tokens, by_time)
+
+    def _one_step(self, done: float) -> float:
+        rate = self.recipe.learning_rate * min(1.0, (done + 1e-3) / WARM_UP)
+        rate *= FINAL_RATE + (1 - FINAL_RATE) * 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
+        for group in self._optimizer.param_groups:
+            group["lr"] = rate
+        index = self._batch_index()
+        inputs, learn = tensors(self._batches[index], self.device)
+        target_probs = self._teacher.lesson(("train", index), inputs, learn).probs
+        self.draft.train()
+        with self._autocast():
+            logits = self.draft.get_output_embeddings()(hidden_states(self.draft, inputs, learn))
+        loss = self._loss(target_probs, logits.float()).mean()
+        self._optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(list(self._own.values()), 1.0)
+        self._optimizer.step()
+        self.step += 1
+        self.tokens += int(target_probs.shape[0])
+        return float(loss.detach())
+
+    def _batch_index(self) -> int:
+        """The order is a function of seed and pass, so that a step number says all about the place in the data."""
+        number, place = divmod(self.step, len(self._batches))
+        order = list(range(len(self._batches)))
+        random.Random(f"{self.recipe.seed}-{number}").shuffle(order)
+        return order[place]
+
+    @torch.no_grad()
+    def measure(self) -> Quality:
+        """The draft on the held-out prompts."""
+        self.draft.eval()
+        positions, accepted, agreed = 0, 0.0, 0.0
+        for index, batch in enumerate(self._held_out):
+            inputs, learn = tensors(batch, self.device)
+            lesson = self._teacher.lesson(("held out", index), inputs, learn)
+            with self._autocast():
+                logits = self.draft.get_output_embeddings()(hidden_states(self.draft, inputs, learn))
+            accepted += float(torch.minimum(lesson.probs, logits.float().softmax(-1)).sum())
+            agreed += float((lesson.best == logits.argmax(-1)).sum())
+            positions += len(lesson.best)
+        return Quality(accepted / max(positions, 1), agreed / max(positions, 1))
+
+    def save(self, path: Path) -> None:
+        """Raises OSError: out of disk leaves the checkpoint before."""
+        buffer = io.BytesIO()
+        state = {
+            "step": self.step,
+            "tokens": self.tokens,
+            "elapsed_s": self.elapsed_s,
+            "weights": {name: weight.detach().cpu() for name, weight in self._own.items()},
+            "optimizer": self._optimizer.state_dict(),
+        }
+        torch.save(state, buffer)
+        write_whole(path, buffer.getvalue())
+
+    def load(self, path: Path) -> None:
+        """Go on from a checkpoint. Raises ValueError if it is not one of this draft."""
+        try:
+            state = torch.load(path, map_location=self.device, weights_only=True)
+            with torch.no_grad():
+                for name, weight in self._own.items():
+                    weight.copy_(state["weights"][name])
+            self._optimizer.load_state_dict(state["optimizer"])
+        except Exception as error:
+            raise ValueError(f"resume: cannot read the checkpoint {path}: {error}") from error
+        self.step, self.tokens, self.elapsed_s = state["step"], state["tokens"], state["elapsed_s"]
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        return torch.autocast("cuda", torch.bfloat16) if self.device.type == "cuda" else nullcontext()
