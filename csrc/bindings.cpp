@@ -1,9 +1,13 @@
 #include <pybind11/pybind11.h>
 
+#include <stdexcept>
 #include <string>
 #include <tuple>
 
 #include "cpu_kernels.h"
+#ifdef PEARL_WITH_CUDA
+#include "sample/sample_cuda.h"
+#endif
 
 namespace py = pybind11;
 
@@ -107,6 +111,24 @@ void advance(int64_t batch, int64_t width, const State& state, const Logits& tar
   pearl::cpu_kernels().advance(args);
 }
 
+#ifdef PEARL_WITH_CUDA
+void sample_greedy_cuda(int64_t batch, const Logits& logits, Address tokens, Address threshold, Address lse,
+                        Address status, int device, Address stream) {
+  pearl::GreedyCudaArgs args;
+  args.logits = logits_view(logits);
+  args.batch = batch;
+  args.device = device;
+  args.stream = pointer<void>(stream);
+  args.tokens = pointer<int64_t>(tokens);
+  args.threshold = pointer<float>(threshold);
+  args.lse = pointer<float>(lse);
+  args.status = pointer<int32_t>(status);
+  if (const char* error = pearl::sample_greedy_cuda(args)) {
+    throw std::runtime_error(std::string("sample_greedy_cuda: ") + error);
+  }
+}
+#endif
+
 float read_bytes(Address address, std::size_t bytes) {
   return pearl::cpu_kernels().read_bytes(pointer<void>(address), bytes);
 }
@@ -150,6 +172,10 @@ PYBIND11_MODULE(_C, m) {
   m.def("advance", &advance, WithoutGil(), arg("batch"), arg("width"), arg("state"), arg("target"),
         arg("draft"), arg("params"), arg("rule"), arg("next_window"), arg("num_emitted"),
         arg("num_accepted"));
+#ifdef PEARL_WITH_CUDA
+  m.def("sample_greedy_cuda", &sample_greedy_cuda, WithoutGil(), arg("batch"), arg("logits"), arg("tokens"),
+        arg("threshold"), arg("lse"), arg("status"), arg("device"), arg("stream"));
+#endif
   m.def("read_bytes", &read_bytes, WithoutGil(), arg("address"), arg("bytes"),
         "A checksum of whole vectors of memory: the cost of reading it once, for benchmarks.");
 }

@@ -52,4 +52,14 @@ def advance(
     num_emitted: int,
     num_accepted: int,
 ) -> None: ...
+def sample_greedy_cuda(
+    batch: int,
+    logits: _Logits,
+    tokens: int,
+    threshold: int,
+    lse: int,
+    status: int,
+    device: int,
+    stream: int,
+) -> None: ...  # only in binaries built with CUDA
 def read_bytes(address: int, bytes: int) -> float: ...
