@@ -129,12 +129,14 @@ def verify_case(
     one_hot: bool = False,
     stats: bool = True,
     placeholders: bool = True,
+    temperature: float | None = None,
     seed: int = 0,
 ) -> VerifyCase:
     """A batch of ragged chains with parameters of every kind, drafted from a draft that is the target plus noise.
 
     mapped: the draft has its own, smaller vocabulary and a d2t
     stats:  pass the draft's row statistics, as the runtime does
+    temperature: of every row, in place of the mixture
     """
     generator = torch.Generator().manual_seed(seed)
     target = peaked_logits((batch, width, vocab), generator)
@@ -144,6 +146,8 @@ def verify_case(
     draft = target[..., ids] + 0.7 * torch.randn(batch, width, draft_vocab, generator=generator)
     target, draft = strided(target.to(dtype)), strided(draft.to(draft_dtype))
     params = mixed_params(batch, seed)
+    if temperature is not None:
+        params.temperature.fill_(temperature)
     positions = torch.randint(1, 1 << 34, (batch,), generator=generator)
     drawn = [judged_sample(draft[:, i], params, positions + i, Purpose.DRAFT, positions) for i in range(width)]
     tokens = ids[torch.stack([out.tokens for out in drawn], dim=1)]
