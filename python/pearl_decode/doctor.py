@@ -69,7 +69,10 @@ def _extension() -> dict[str, str]:
         info = importlib.import_module("pearl_kernels._C").build_info()
     except ImportError as error:
         return {"state": f"missing: {error}"}
-    return {str(name).replace("_", " "): _words(value) for name, value in info.items()}
+    found = {str(name).replace("_", " "): _words(value) for name, value in info.items()}
+    if not info["cuda"]:
+        found["cuda"] = "no: there was no nvcc when it was built, or PEARL_CUDA=0 was set"
+    return found
 
 
 def _words(value: object) -> str:
