@@ -44,6 +44,7 @@ def add_command(commands: Any) -> None:
     parser.add_argument("--batch-tokens", type=positive, metavar="N", help="tokens per training step")
     parser.add_argument("--learning-rate", type=float, default=1e-3, metavar="R", help="default: 0.001")
     parser.add_argument("--loss", choices=("kl", "tv", "mix"), default="kl", help="default: kl")
+    parser.add_argument("--learn-prompts", action="store_true", help="learn from the words of the prompts as well")
     parser.add_argument("--seed", type=int, default=0, help="default: 0")
     parser.set_defaults(run=run)
 
@@ -72,7 +73,10 @@ def _command(args: argparse.Namespace) -> str:
     words = ["pearl-decode", "distill"]
     for name, value in vars(args).items():
         option = "--" + name.replace("_", "-")
-        if name in ("command", "run", "resume") or value is None:
+        if name in ("command", "run", "resume") or value is None or value is False:
+            continue
+        if value is True:
+            words.append(option)
             continue
         for each in value if isinstance(value, list) else [value]:
             shown = str(each).rstrip("/").rsplit("/", 1)[-1] if name in ("prompts", "out", "text") else str(each)

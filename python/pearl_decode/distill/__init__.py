@@ -53,6 +53,7 @@ class Settings:
     batch_tokens: int
     learning_rate: float
     loss: str
+    learn_prompts: bool
     seed: int
 
     def __post_init__(self) -> None:
@@ -84,6 +85,7 @@ def distill(
     batch_tokens: int | None = None,
     learning_rate: float = 1e-3,
     loss: str = "kl",
+    learn_prompts: bool = False,
     seed: int = 0,
     dtype: torch.dtype | None = None,
     command: str = "",
@@ -96,6 +98,7 @@ def distill(
     layers:  how many of the target's decoder layers the draft has (half of them its first, half its last), or which
     tokens:  tokens to learn from, over all passes; None is ten passes. hours: of the whole call, at most
     resume:  go on with what `out` holds; without it, `out` must not hold a run
+    learn_prompts: learn from the words of the prompts as well, which costs no decoding
     text:    plain text files to learn from besides the answers
     batch_answers, batch_tokens: None is what suits the device
     command: what the model card says made it
@@ -127,25 +130,27 @@ def distill(
         batch_tokens=batch_tokens or (32768 if on_gpu else 2048),
         learning_rate=learning_rate,
         loss=loss,
+        learn_prompts=learn_prompts,
         seed=seed,
     )
     work = Path(out) / WORK
     try:
         _open_run(work, settings, config_hash(model), resume)
         limit_s = None if hours is None else 3600 * hours
-        replies = _answers(
-            model, tokenizer, asked, settings, work, None if limit_s is None else begin + limit_s, report
-        )
+        checkpoint = work / "checkpoint.pt"
+        begun = resume and checkpoint.exists()
+        # Once training has begun, its data stays as it is, or the place in it would mean another.
+        end = begin if begun else None if limit_s is None else begin + limit_s
+        replies = _answers(model, tokenizer, asked, settings, work, end, report)
         train, held_out = split(replies, HELD_OUT, MOST_HELD_OUT)
-        train += prompt_samples(asked, held_out) + pieces
+        train += pieces + (prompt_samples(asked, held_out) if settings.learn_prompts else [])
         learnt = sum(sample.learnt for sample in train)
         ends = CausalModel(model, "target").eos_ids()
         d2t = frequent_ids(train, draft_vocab, model.config.get_text_config().vocab_size, ends)
         recipe = Recipe(tokens or PASSES * learnt, settings.batch_tokens, learning_rate, loss, seed)
         draft = new_draft(model, settings.layers, d2t)
         trainer = Trainer(model, draft, train, held_out, recipe)
-        checkpoint = work / "checkpoint.pt"
-        if resume and checkpoint.exists():
+        if begun:
             trainer.load(checkpoint)
         left_s = None if limit_s is None else max(0.0, limit_s - (time.monotonic() - begin))
         with report.training(recipe.tokens) as update:
@@ -190,7 +195,8 @@ def _answers(
     target = CausalModel(model, "target")
     eos_ids = sorted({*target.eos_ids(), *([tokenizer.eos_token_id] if tokenizer.eos_token_id is not None else [])})
     jobs = plan_jobs(asked, settings.answers, settings.seed)
-    deadline = None if end is None else end - (1 - ANSWERING) * (end - time.monotonic())
+    now = time.monotonic()
+    deadline = None if end is None else now + ANSWERING * (end - now)
     with report.answering(len(jobs)) as update:
         return write_answers(
             target,

@@ -96,7 +96,7 @@ def write_answers(
         for rows in _batches(missing, batch):
             if deadline is not None and time.monotonic() > deadline:
                 break
-            for answer in _answer(target, rows, max_tokens, eos_ids):
+            for answer in answer_batch(target, rows, max_tokens, eos_ids):
                 file.write(json.dumps(asdict(answer), separators=(",", ":")) + "\n")
                 file.flush()
                 done[answer.key, answer.round] = answer
@@ -113,7 +113,7 @@ def _batches(jobs: Sequence[Job], batch: int) -> Iterable[Sequence[Job]]:
         yield from parts
 
 
-def _answer(target: CausalModel, jobs: Sequence[Job], max_tokens: int, eos_ids: Sequence[int]) -> Iterable[Answer]:
+def answer_batch(target: CausalModel, jobs: Sequence[Job], max_tokens: int, eos_ids: Sequence[int]) -> Iterable[Answer]:
     """Decode one batch, shorter prompts padded on the left; rows leave it as they end."""
     device, ends = target.device, set(eos_ids)
     lengths = [len(job.prompt.token_ids) for job in jobs]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Protocol
@@ -27,16 +28,16 @@ class Silent:
 
 
 class Bars:
-    """A progress bar on stderr for each part; where stderr is no terminal, a line each `every` pieces of news."""
+    """A progress bar on stderr for each part; where stderr is no terminal, a line each `every_s` seconds."""
 
-    def __init__(self, every: int = 100) -> None:
-        self._every = every
+    def __init__(self, every_s: float = 30.0) -> None:
+        self._every_s = every_s
 
     @contextmanager
     def answering(self, total: int) -> Iterator[Callable[[Answer], None]]:
         tokens = count = 0
 
-        with _Bar("answers", self._every) as bar:
+        with _Bar("answers", self._every_s) as bar:
 
             def update(answer: Answer) -> None:
                 nonlocal tokens, count
@@ -47,7 +48,7 @@ class Bars:
 
     @contextmanager
     def training(self, tokens: int) -> Iterator[Callable[[Progress], None]]:
-        with _Bar("training", self._every) as bar:
+        with _Bar("training", self._every_s) as bar:
 
             def update(now: Progress) -> None:
                 bar.show(
@@ -62,12 +63,12 @@ class Bars:
 class _Bar:
     """One rich bar with the time left, or plain lines."""
 
-    def __init__(self, doing: str, every: int) -> None:
+    def __init__(self, doing: str, every_s: float) -> None:
         from rich.console import Console
         from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
         console = Console(stderr=True)
-        self._doing, self._every, self._count = doing, every, 0
+        self._doing, self._every_s, self._next = doing, every_s, 0.0
         self._console = console
         self._bar = Progress(
             TextColumn(doing),
@@ -82,9 +83,9 @@ class _Bar:
 
     def show(self, done: float, news: str) -> None:
         self._bar.update(self._task, completed=min(done, 1.0), news=news)
-        if not self._console.is_terminal and self._count % self._every == 0:
+        if not self._console.is_terminal and time.monotonic() >= self._next:
+            self._next = time.monotonic() + self._every_s
             self._console.print(f"{self._doing} {done:.1%}: {news}", highlight=False, soft_wrap=True)
-        self._count += 1
 
     def __enter__(self) -> _Bar:
         self._bar.start()

@@ -1,0 +1,208 @@
+"""Distillation: what is learnt, kept, resumed and refused."""
+
+from __future__ import annotations
+
+import errno
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from pearl_decode import PearlDecoder, SamplingParams
+from pearl_decode.distill import distill
+from pearl_decode.distill.answers import plan_jobs, read_answers, write_answers
+from pearl_decode.distill.losses import forward_kl, total_variation
+from pearl_decode.distill.prompts import Prompt, read_prompts
+from pearl_decode.distill.samples import Sample, frequent_ids, make_batches, split, tensors
+from pearl_decode.drafts import load_draft, new_draft, own_parameters
+from pearl_decode.models import CausalModel
+from tests.cli.conftest import make_model, make_tokenizer
+
+SMALL = {"draft_vocab": 200, "answers": 1, "answer_tokens": 12, "batch_tokens": 256, "tokens": 1200}
+
+
+@pytest.fixture(scope="module")
+def target():
+    return make_model()
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return make_tokenizer()
+
+
+@pytest.fixture(scope="module")
+def prompts_file(tmp_path_factory):
+    path = tmp_path_factory.mktemp("prompts") / "prompts.jsonl"
+    path.write_text("".join(json.dumps({"id": f"p{i}", "prompt": f"word {i * i}"}) + "\n" for i in range(24)))
+    return path
+
+
+@pytest.fixture(scope="module")
+def made(target, tokenizer, prompts_file, tmp_path_factory):
+    """A finished draft's directory and its quality."""
+    out = tmp_path_factory.mktemp("made") / "draft"
+    return out, distill(target, prompts_file, out, tokenizer=tokenizer, **SMALL)
+
+
+def test_what_is_learnt_is_better_than_what_it_began_as(target, tokenizer, prompts_file, made, tmp_path):
+    _, quality = made
+    options = SMALL | {"tokens": 1, "learning_rate": 1e-9}
+    untrained = distill(target, prompts_file, tmp_path / "draft", tokenizer=tokenizer, **options)
+    assert quality.acceptance > untrained.acceptance + 0.02
+
+
+def test_a_saved_draft_is_what_was_trained_and_decodes_losslessly(target, made):
+    out, _ = made
+    draft = load_draft(out, target)
+    stored = load_file(out / "draft.safetensors")
+    assert stored.keys() == {*own_parameters(draft), "d2t"}
+    for name, weight in own_parameters(draft).items():
+        assert torch.equal(weight, stored[name].float())
+    assert draft.get_input_embeddings().weight.data_ptr() == target.get_input_embeddings().weight.data_ptr()
+    assert len(draft.d2t) == SMALL["draft_vocab"]
+    assert bool((draft.d2t.diff() > 0).all())
+    with PearlDecoder.from_pretrained(target, out, gamma=3) as decoder:
+        for rule, temperature in (("token", 0.0), ("coupled", 1.0)):
+            params = SamplingParams(max_tokens=24, temperature=temperature, seed=1)
+            results = decoder.generate([[5, 6, 7], [9]], params, rule=rule)
+            alone = decoder.generate([[5, 6, 7], [9]], params, strategy="autoregressive")
+            assert [r.token_ids for r in results] == [r.token_ids for r in alone]
+
+
+def test_the_full_vocabulary_shares_the_targets_head(target):
+    draft = new_draft(target, [0, 2], None)
+    assert draft.get_output_embeddings().weight.data_ptr() == target.get_output_embeddings().weight.data_ptr()
+    assert torch.equal(draft.model.layers[1].mlp.up_proj.weight, target.model.layers[2].mlp.up_proj.weight)
+    assert draft.model.layers[1].mlp.up_proj.weight.data_ptr() != target.model.layers[2].mlp.up_proj.weight.data_ptr()
+
+
+def test_another_target_is_refused_and_both_are_named(made):
+    out, _ = made
+    with pytest.raises(ValueError, match=r"was distilled for .* but the target is .* make it one with") as error:
+        PearlDecoder.from_pretrained(make_model(context=300), out)
+    assert str(out) in str(error.value)
+
+
+def test_a_killed_run_resumes_to_the_same_weights(target, tokenizer, prompts_file, made, tmp_path, monkeypatch):
+    from pearl_decode.distill.train import Trainer
+
+    out, whole = tmp_path / "draft", made[0]
+    step = Trainer._one_step
+
+    def dying(self, done):
+        if self.step == 4:
+            raise KeyboardInterrupt
+        return step(self, done)
+
+    monkeypatch.setattr(Trainer, "_one_step", dying)
+    with pytest.raises(KeyboardInterrupt):
+        distill(target, prompts_file, out, tokenizer=tokenizer, **SMALL)
+    assert not (out / "draft.json").exists()
+    monkeypatch.setattr(Trainer, "_one_step", step)
+    with pytest.raises(ValueError, match="already holds a run; resume it"):
+        distill(target, prompts_file, out, tokenizer=tokenizer, **SMALL)
+    with pytest.raises(ValueError, match="has seed=0, got 1"):
+        distill(target, prompts_file, out, tokenizer=tokenizer, resume=True, seed=1, **SMALL)
+    distill(target, prompts_file, out, tokenizer=tokenizer, resume=True, **SMALL)
+    expected, got = load_file(whole / "draft.safetensors"), load_file(out / "draft.safetensors")
+    assert expected.keys() == got.keys()
+    for name in expected:
+        assert torch.equal(expected[name], got[name]), name
+
+
+def test_answers_are_resumed_past_a_line_cut_off(target, tmp_path):
+    prompts = [Prompt(str(i), list(range(3, 5 + i))) for i in range(6)]
+    jobs = plan_jobs(prompts, 2, seed=3)
+    causal = CausalModel(target, "target")
+    whole = write_answers(causal, jobs, tmp_path / "whole.jsonl", max_tokens=8, batch=4, eos_ids=[0])
+    content = (tmp_path / "whole.jsonl").read_bytes()
+    (tmp_path / "part.jsonl").write_bytes(content[: len(content) // 2])
+    seen = []
+    again = write_answers(causal, jobs, tmp_path / "part.jsonl", max_tokens=8, batch=3, eos_ids=[0], report=seen.append)
+    key = lambda answer: (answer.key, answer.round)  # noqa: E731
+    assert sorted(again, key=key) == sorted(whole, key=key) == sorted(seen, key=key)
+    assert sorted(read_answers(tmp_path / "part.jsonl"), key=key) == sorted(whole, key=key)
+    assert {answer.temperature for answer in whole} == {0.0, 0.7, 1.0}
+
+
+def test_greedy_answers_are_the_decoders(target, tmp_path):
+    prompts = [Prompt(str(i), list(range(3, 5 + 2 * i))) for i in range(5)]
+    answers = write_answers(
+        CausalModel(target, "target"),
+        plan_jobs(prompts, 1, 0),
+        tmp_path / "a.jsonl",
+        max_tokens=10,
+        batch=5,
+        eos_ids=[0],
+    )
+    with PearlDecoder(target) as decoder:
+        for answer in answers:
+            params = SamplingParams(temperature=answer.temperature, max_tokens=10)
+            if answer.temperature == 0:
+                assert decoder.generate([answer.prompt_ids], params)[0].token_ids == answer.answer_ids
+
+
+def test_losses_are_what_they_are_called():
+    torch.manual_seed(0)
+    target_probs, logits = torch.randn(5, 7).softmax(-1), torch.randn(5, 7)
+    draft_probs = logits.softmax(-1)
+    entropy = -(target_probs * target_probs.log()).sum(-1)
+    kl = (target_probs * (target_probs / draft_probs).log()).sum(-1)
+    torch.testing.assert_close(forward_kl(target_probs, logits) - entropy, kl)
+    torch.testing.assert_close(total_variation(target_probs, logits), (target_probs - draft_probs).abs().sum(-1) / 2)
+
+
+def test_vocabulary_holds_what_is_frequent_and_the_ends():
+    ids = frequent_ids([Sample([5, 5, 5, 9, 9, 7], 1)], 4, 12, [11])
+    assert ids.tolist() == [5, 7, 9, 11]
+    assert frequent_ids([Sample([1, 2], 1)], 12, 12, []) is None
+
+
+def test_batches_learn_each_token_once_and_no_padding():
+    samples = [Sample(list(range(n)), n // 2) for n in (4, 9, 2, 7, 5)]
+    batches = make_batches(samples, 16)
+    learnt = sum(int(tensors(batch, torch.device("cpu"))[1].sum()) for batch in batches)
+    assert learnt == sum(sample.learnt for sample in samples)
+    assert all(len(batch) * max(len(s.token_ids) for s in batch) <= 16 for batch in batches)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('{"prompt": "a"}\nnot json\n', r"p.jsonl:2: not JSON"),
+        ('{"prompt": "a"}\n\n{"prompt": ""}\n', r"p.jsonl:3: expected an object with a non-empty string"),
+        ('["a"]\n', r"p.jsonl:1: expected an object"),
+        ('{"id": 1, "prompt": "a"}\n{"id": 1, "prompt": "b"}\n', r"p.jsonl:2: the id '1' was used before"),
+        ("\n", "the file is empty"),
+    ],
+)
+def test_bad_prompt_files_name_the_line(tokenizer, tmp_path, content, message):
+    path = tmp_path / "p.jsonl"
+    path.write_text(content)
+    with pytest.raises(ValueError, match=message):
+        read_prompts(path, tokenizer, 100)
+
+
+def test_one_prompt_leaves_none_to_measure_on(target, tmp_path):
+    answers = write_answers(
+        CausalModel(target),
+        plan_jobs([Prompt("a", [3])], 1, 0),
+        tmp_path / "a.jsonl",
+        max_tokens=3,
+        batch=1,
+        eos_ids=[0],
+    )
+    with pytest.raises(ValueError, match="at least 2 are needed"):
+        split(answers, 0.05, 64)
+
+
+def test_a_full_disk_says_what_to_do_and_keeps_the_run(target, tokenizer, prompts_file, tmp_path, monkeypatch):
+    def full(path, content):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("pearl_decode.distill.train.write_whole", full)
+    with pytest.raises(OSError, match=r"out of disk at .* go on with resume"):
+        distill(target, prompts_file, tmp_path / "draft", tokenizer=tokenizer, **SMALL)
+    assert len(read_answers(tmp_path / "draft" / "work" / "answers.jsonl")) == 24
