@@ -24,7 +24,7 @@ help:
 	@echo "TORCH=$(TORCH) is installed first; another requirement of pip may be given"
 
 demo: $(VENV)/.installed
-	$(BIN)/pearl-decode generate --compare --max-tokens 64 "$(PROMPT)"
+	$(BIN)/pearl-decode generate --compare --repeat 2 --max-tokens 64 "$(PROMPT)"
 
 test: $(VENV)/.installed
 	$(BIN)/python -m pytest $(ARGS)
