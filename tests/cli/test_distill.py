@@ -1,0 +1,53 @@
+"""pearl-decode distill: what it makes, says and refuses."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from tests.cli.conftest import Cli
+
+SMALL = ("--draft-vocab", "200", "--answers", "1", "--answer-tokens", "8", "--batch-tokens", "256", "--tokens", "300")
+
+
+def _prompts(folder: Path) -> str:
+    path = folder / "mine.jsonl"
+    path.write_text("".join(json.dumps({"prompt": f"word {i}"}) + "\n" for i in range(12)))
+    return str(path)
+
+
+def test_distill_makes_a_draft_that_generate_takes(cli: Cli, target: str, tmp_path: Path):
+    out = str(tmp_path / "draft")
+    command = ("distill", "--target", target, "--prompts", _prompts(tmp_path), "--out", out, *SMALL)
+    made = cli(*command)
+    assert made.status == 0, made.err
+    assert "held-out acceptance" in made.err
+    assert "on held-out prompts" in made.err.splitlines()[-1]
+    card = (tmp_path / "draft" / "README.md").read_text()
+    assert "--prompts mine.jsonl --out draft --layers 2 --draft-vocab 200" in card
+    again = cli(*command)
+    assert again.status == 1
+    assert "already holds a run" in again.err
+    assert cli(*command, "--resume").status == 0
+    options = ("--target", target, "--max-tokens", "8", "--no-stream", "word 3")
+    guessed = cli("generate", "--draft", out, *options)
+    alone = cli("generate", "--strategy", "autoregressive", *options)
+    assert guessed.status == 0
+    assert guessed.out == alone.out
+
+
+def test_bad_arguments_end_in_one_line(cli: Cli, target: str, tmp_path: Path):
+    (tmp_path / "bad.jsonl").write_text('{"prompt": "a"}\n{"text": "b"}\n')
+    base = ("distill", "--target", target, "--out", str(tmp_path / "draft"), "--prompts")
+    cases = {
+        (*base, str(tmp_path / "none.jsonl")): "prompts: cannot read",
+        (*base, str(tmp_path / "bad.jsonl")): "bad.jsonl:2: expected an object",
+        (*base, _prompts(tmp_path), "--layers", "3"): "layers must be from 1 to 2 for this target, got 3",
+        (*base, _prompts(tmp_path), "--hours", "-1"): "hours must be > 0",
+    }
+    for argv, message in cases.items():
+        outcome = cli(*argv)
+        assert outcome.status == 1, argv
+        assert message in outcome.err
+        assert "Traceback" not in outcome.err
+    assert not (tmp_path / "draft" / "draft.json").exists()
