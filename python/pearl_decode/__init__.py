@@ -2,7 +2,7 @@
 
 from pearl_decode import PearlDecoder, SamplingParams
 
-with PearlDecoder.from_pretrained("smollm2-135m", "first-layers:6") as decoder:
+with PearlDecoder.from_pretrained("smollm2-135m", "smollm2-135m-draft") as decoder:
     print(decoder.generate("The capital of France is", SamplingParams(max_tokens=32)).text)
 """
 
