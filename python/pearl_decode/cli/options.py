@@ -11,7 +11,7 @@ from pearl_decode.cli.console import BAD_ARGUMENTS, CliError
 if TYPE_CHECKING:
     from pearl_decode.sampling import SamplingParams
 
-# The draft that ships is right about a quarter of the time: of a longer chain little would be accepted.
+# The draft that ships is right a third of the time at best: of a longer chain little would be accepted.
 BUILTIN_GAMMA = 2
 DEFAULT_GAMMA = 4
 NO_DRAFT = "none"
