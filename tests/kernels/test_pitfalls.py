@@ -100,6 +100,19 @@ def test_block_is_not_mended_by_a_token_the_draft_could_not_propose(backend: str
     assert out.next_token.tolist() == [1] * 50
 
 
+def test_block_counts_nothing_left_over_as_a_pass(backend: str) -> None:
+    """Equal rows leave no mass and no doubt, 0/0: the tokens before a certain refusal stand."""
+    rows, width = 200, 3
+    logits = torch.tensor([0.3, 1.0, -torch.inf]).expand(rows, width, -1)
+    tokens = torch.tensor([0, 1, 2]).expand(rows, -1)  # neither side can have the last one
+    out = pearl_kernels.verify(
+        logits, tokens, torch.full((rows,), width, dtype=torch.int32), SamplingTensors.make(rows, seed=range(rows)),
+        torch.zeros(rows, dtype=torch.int64), draft_logits=logits.clone(), rule="block", backend=backend,
+    )  # fmt: skip
+    assert out.num_accepted.tolist() == [2] * rows
+    assert set(out.next_token.tolist()) == {0, 1}
+
+
 @pytest.mark.parametrize("rule", ["token", "block"])
 def test_an_empty_residual_falls_back_to_the_target(rule: str, backend: str) -> None:
     """The draft's stated probabilities exceed the target's everywhere: only a refusal with no residual is left."""
