@@ -62,9 +62,9 @@ void sample(int64_t batch, const Logits& logits, const Params& params, Address p
   pearl::cpu_kernels().sample(args);
 }
 
-void verify(int64_t batch, int64_t width, const Logits& target, const Draft& draft, const Params& params,
-            int32_t rule, Address draft_tokens, Address chain_len, Address positions, Address num_accepted,
-            Address next_token, Address status) {
+void verify(int64_t batch, int64_t width, const Logits& target, const Draft& draft, const Params& params, int32_t rule,
+            Address draft_tokens, Address chain_len, Address positions, Address num_accepted, Address next_token,
+            Address status) {
   pearl::VerifyArgs args;
   args.target = logits_view(target);
   args.draft = draft_side(draft);
@@ -85,10 +85,8 @@ void verify(int64_t batch, int64_t width, const Logits& target, const Draft& dra
 using State = std::tuple<Address, int64_t, Address, Address, Address, Address, int64_t, Address, Address>;
 
 void advance(int64_t batch, int64_t width, const State& state, const Logits& target, const Draft& draft,
-             const Params& params, int32_t rule, int32_t next_window, Address num_emitted,
-             Address num_accepted) {
-  const auto& [tokens, tokens_stride, committed, window, max_len, eos_ids, eos_count, finished, status] =
-      state;
+             const Params& params, int32_t rule, int32_t next_window, Address num_emitted, Address num_accepted) {
+  const auto& [tokens, tokens_stride, committed, window, max_len, eos_ids, eos_count, finished, status] = state;
   pearl::AdvanceArgs args;
   args.tokens = pointer<int64_t>(tokens);
   args.tokens_stride = tokens_stride;
@@ -164,14 +162,13 @@ PYBIND11_MODULE(_C, m) {
   using WithoutGil = py::call_guard<py::gil_scoped_release>;
   m.doc() = "Native kernels. They take raw addresses and check nothing: call them through pearl_kernels.";
   m.def("build_info", &build_info, "How this binary was built, and the SIMD level it runs at.");
-  m.def("sample", &sample, WithoutGil(), arg("batch"), arg("logits"), arg("params"), arg("positions"),
-        arg("epochs"), arg("purpose"), arg("tokens"), arg("threshold"), arg("lse"), arg("status"));
-  m.def("verify", &verify, WithoutGil(), arg("batch"), arg("width"), arg("target"), arg("draft"),
-        arg("params"), arg("rule"), arg("draft_tokens"), arg("chain_len"), arg("positions"),
-        arg("num_accepted"), arg("next_token"), arg("status"));
-  m.def("advance", &advance, WithoutGil(), arg("batch"), arg("width"), arg("state"), arg("target"),
-        arg("draft"), arg("params"), arg("rule"), arg("next_window"), arg("num_emitted"),
-        arg("num_accepted"));
+  m.def("sample", &sample, WithoutGil(), arg("batch"), arg("logits"), arg("params"), arg("positions"), arg("epochs"),
+        arg("purpose"), arg("tokens"), arg("threshold"), arg("lse"), arg("status"));
+  m.def("verify", &verify, WithoutGil(), arg("batch"), arg("width"), arg("target"), arg("draft"), arg("params"),
+        arg("rule"), arg("draft_tokens"), arg("chain_len"), arg("positions"), arg("num_accepted"), arg("next_token"),
+        arg("status"));
+  m.def("advance", &advance, WithoutGil(), arg("batch"), arg("width"), arg("state"), arg("target"), arg("draft"),
+        arg("params"), arg("rule"), arg("next_window"), arg("num_emitted"), arg("num_accepted"));
 #ifdef PEARL_WITH_CUDA
   m.def("sample_greedy_cuda", &sample_greedy_cuda, WithoutGil(), arg("batch"), arg("logits"), arg("tokens"),
         arg("threshold"), arg("lse"), arg("status"), arg("device"), arg("stream"));

@@ -6,10 +6,8 @@
 
 #include "cpu_level.h"
 
-#define PEARL_LEVEL_TABLE(level)                                            \
-  CpuKernels {                                                              \
-    #level, level::sample, level::verify, level::advance, level::read_bytes \
-  }
+#define PEARL_LEVEL_TABLE(level) \
+  CpuKernels { #level, level::sample, level::verify, level::advance, level::read_bytes }
 
 PEARL_DECLARE_LEVEL(baseline)
 #ifdef PEARL_X86

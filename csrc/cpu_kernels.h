@@ -21,8 +21,8 @@ struct CpuKernels {
 // Those compiled into this binary, best first.
 const std::vector<CpuKernels>& compiled_kernels();
 
-// The best this processor runs, or the one that the environment variable PEARL_SIMD names. Chosen once.
-// Throws std::runtime_error if PEARL_SIMD names one that is not compiled in or does not run here.
+// The best this processor runs, or the one that the environment variable PEARL_SIMD names. Chosen once. Throws
+// std::runtime_error if PEARL_SIMD names one that is not compiled in or does not run here.
 const CpuKernels& cpu_kernels();
 
 }  // namespace pearl

@@ -6,8 +6,8 @@
 #include "sample/sample.h"
 #include "verify/verify.h"
 
-// The CPU kernels of one SIMD level. Their sources are compiled once per level, each time into the namespace
-// that PEARL_SIMD names. read_bytes is a checksum of whole vectors of memory: the cost of reading it once.
+// The CPU kernels of one SIMD level. Their sources are compiled once per level, each time into the namespace that
+// PEARL_SIMD names. read_bytes is a checksum of whole vectors of memory: the cost of reading it once.
 #define PEARL_DECLARE_LEVEL(level)                       \
   namespace pearl::level {                               \
   void sample(const SampleArgs& args);                   \

@@ -4,8 +4,7 @@
 
 namespace pearl {
 
-// The state is updated in place. Shapes: (batch, length) tokens, (batch, eos_count) eos_ids, (batch,) all
-// others.
+// The state is updated in place. Shapes: (batch, length) tokens, (batch, eos_count) eos_ids, (batch,) all others.
 struct AdvanceArgs {
   int64_t* tokens;
   int64_t tokens_stride;  // between rows, in elements

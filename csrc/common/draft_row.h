@@ -4,8 +4,8 @@
 
 namespace pearl::PEARL_SIMD {
 
-// A row of the draft's logits seen by target ids: through d2t (strictly increasing target ids, one per draft
-// id) where the draft has a vocabulary of its own. Ids the draft does not have are at -inf.
+// A row of the draft's logits seen by target ids: through d2t (strictly increasing target ids, one per draft id) where
+// the draft has a vocabulary of its own. Ids the draft does not have are at -inf.
 class DraftRow {
  public:
   DraftRow(const Row& row, const int64_t* d2t, const RowStats& stats) : stats_(stats), row_(row), d2t_(d2t) {}
@@ -26,8 +26,7 @@ class DraftRow {
     return low < row_.size && d2t_[low] == target_id ? row_.at(low) : -kInfinity;
   }
 
-  // draft_probs of ids [begin, begin + kChunk). `begin` must not fall from one call to the next, unless
-  // rewound.
+  // draft_probs of ids [begin, begin + kChunk). `begin` must not fall from one call to the next, unless rewound.
   PEARL_INLINE Chunk probabilities(int64_t begin) {
     Chunk chunk = d2t_ ? gather(begin) : load_chunk(row_, begin);
     const bool filtered = stats_.threshold > -kInfinity;

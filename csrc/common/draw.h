@@ -11,8 +11,8 @@ constexpr int64_t kNoToken = -1;
 // The lowest id whose logit is the row's maximum.
 int64_t argmax(const Row& row, const RowStats& stats);
 
-// A Gumbel-argmax draw from the row's probabilities, `excluded` left out; kNoToken if nothing else has any.
-// Ties fall to the lowest id. Needs no lse.
+// A Gumbel-argmax draw from the row's probabilities, `excluded` left out; kNoToken if nothing else has any. Ties fall
+// to the lowest id. Needs no lse.
 int64_t draw(const Row& row, const RowStats& stats, const NoiseKey& key, int64_t excluded = kNoToken);
 
 // The same from max(weight * target_probs - draft_probs, 0); kNoToken if that is nowhere positive.

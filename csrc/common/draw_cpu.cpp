@@ -11,8 +11,7 @@ namespace {
 // Slack for float32 rounding in the tests that decide which ids are looked at in double.
 constexpr float kSlack = 1e-4f;
 
-// Mass this far (in nats) below the maximum is left out: for any vocabulary it is under half a unit of
-// float32.
+// Mass this far (in nats) below the maximum is left out: for any vocabulary it is under half a unit of float32.
 constexpr float kNegligible = 32.0f;
 
 // log of the smallest possible -log(u), at u = 1 - 2^-24, less some slack.
@@ -20,9 +19,8 @@ constexpr double kLogSmallestWait = -16.6355323334 - 1e-3;
 
 // A Gumbel-argmax race: id v's score is log(weight(v)) + gumbel(v), that is, weight(v) / -log(u(v)) in logs.
 //
-// Since -log(u) >= 1 - u, only ids with weight > rate * (1 - u), rate being the best weight / -log(u) so far,
-// can still win; nearly all fail this test, which needs no logarithm. The few others get their score in
-// double.
+// Since -log(u) >= 1 - u, only ids with weight > rate * (1 - u), rate being the best weight / -log(u) so far, can still
+// win; nearly all fail this test, which needs no logarithm. The few others get their score in double.
 class Race {
  public:
   // Weights are given as logs; those that the test sees are relative to `log_unit`.
@@ -43,8 +41,8 @@ class Race {
     return true;
   }
 
-  // Calls visit(id) for each of kChunk ids that can still win, where weight_bound gives upper bounds of the
-  // weights of a vector of logits, rising with the logits.
+  // Calls visit(id) for each of kChunk ids that can still win, where weight_bound gives upper bounds of the weights of
+  // a vector of logits, rising with the logits.
   template <typename WeightBound, typename Visit>
   PEARL_INLINE void for_contenders(int64_t begin, const Chunk& logits, const WeightBound& weight_bound,
                                    const Visit& visit) {
@@ -70,23 +68,10 @@ class Race {
   int64_t winner_ = kNoToken;
 };
 
-int64_t first_at_maximum(const Row& row, const RowStats& stats) {
-  const Float maximum = broadcast(stats.max_logit);
-  int64_t block = 0;
-  while (!any(greater_equal(stats.block_maxima[block], maximum))) ++block;
-  for (int64_t i = block * kBlock;; i += kChunk) {
-    const Chunk c = load_chunk(row, i);
-    for (int v = 0; v < kChunkVectors; ++v) {
-      const uint32_t bits = to_bits(greater_equal(c.x[v], maximum));
-      if (bits != 0) return i + v * kLanes + __builtin_ctz(bits);
-    }
-  }
-}
-
 // At or above exp(x) - by at most 6 per cent - for x in [-86, 0]: 2^n * (1 + f) in place of 2^n * 2^f.
 PEARL_INLINE Float exp_upper_bound(Float x) {
-  const Float bits = fma(max(x, broadcast(kSmallestExponent)), broadcast(0x1p23f * 1.44269504f),
-                         broadcast(0x1p23f * 127.0f));
+  const Float bits =
+      fma(max(x, broadcast(kSmallestExponent)), broadcast(0x1p23f * 1.44269504f), broadcast(0x1p23f * 127.0f));
   return (Float) __builtin_convertvector(bits, Int);
 }
 
@@ -95,11 +80,9 @@ PEARL_INLINE Float weight_bound(Float logits, const RowStats& stats, float log_u
   return exp_upper_bound(fma(logits, broadcast(stats.inverse_temperature), broadcast(-log_unit)));
 }
 
-// Calls visit(begin, chunk) for every chunk of the row that holds a logit at or above `cut`, which may rise
-// meanwhile.
+// Calls visit(begin, chunk) for every chunk of the row that holds a logit at or above `cut`, which may rise meanwhile.
 template <typename Visit>
-PEARL_INLINE void for_chunks_above(const Row& row, const RowStats& stats, const float& cut,
-                                   const Visit& visit) {
+PEARL_INLINE void for_chunks_above(const Row& row, const RowStats& stats, const float& cut, const Visit& visit) {
   for (int64_t block = 0; block < row.blocks(); ++block) {
     if (!any(greater_equal(stats.block_maxima[block], broadcast(cut)))) continue;
     for (int64_t i = block * kBlock; i < end_of_block(row, block); i += kChunk) {
@@ -109,9 +92,7 @@ PEARL_INLINE void for_chunks_above(const Row& row, const RowStats& stats, const 
   }
 }
 
-float smallest_kept_logit(const RowStats& stats) {
-  return stats.threshold > -FLT_MAX ? stats.threshold : -FLT_MAX;
-}
+float smallest_kept_logit(const RowStats& stats) { return stats.threshold > -FLT_MAX ? stats.threshold : -FLT_MAX; }
 
 // The raw logit of a scaled one, rounded down.
 float logit_below(double scaled, const RowStats& stats) {
@@ -122,7 +103,16 @@ float logit_below(double scaled, const RowStats& stats) {
 }  // namespace
 
 int64_t argmax(const Row& row, const RowStats& stats) {
-  return first_at_maximum(row, stats);
+  const Float maximum = broadcast(stats.max_logit);
+  int64_t block = 0;
+  while (!any(greater_equal(stats.block_maxima[block], maximum))) ++block;
+  for (int64_t i = block * kBlock;; i += kChunk) {
+    const Chunk c = load_chunk(row, i);
+    for (int v = 0; v < kChunkVectors; ++v) {
+      const uint32_t bits = to_bits(greater_equal(c.x[v], maximum));
+      if (bits != 0) return i + v * kLanes + __builtin_ctz(bits);
+    }
+  }
 }
 
 int64_t draw(const Row& row, const RowStats& stats, const NoiseKey& key, int64_t excluded) {
@@ -137,7 +127,7 @@ int64_t draw(const Row& row, const RowStats& stats, const NoiseKey& key, int64_t
     }
   };
 
-  enter(first_at_maximum(row, stats));
+  enter(argmax(row, stats));
   for_chunks_above(row, stats, cut, [&](int64_t begin, const Chunk& logits) {
     race.for_contenders(begin, logits, [&](Float x) { return weight_bound(x, stats, stats.shift); }, enter);
   });
@@ -158,10 +148,9 @@ int64_t draw_residual(const Row& target, const RowStats& target_stats, const Dra
     }
   };
 
-  enter(first_at_maximum(target, target_stats));
+  enter(argmax(target, target_stats));
   for_chunks_above(target, target_stats, cut, [&](int64_t begin, const Chunk& logits) {
-    race.for_contenders(
-        begin, logits, [&](Float x) { return weight_bound(x, target_stats, target_stats.lse); }, enter);
+    race.for_contenders(begin, logits, [&](Float x) { return weight_bound(x, target_stats, target_stats.lse); }, enter);
   });
   return race.winner();
 }
@@ -172,19 +161,17 @@ double residual_mass(const Row& target, const RowStats& target_stats, DraftRow& 
   const bool filtered = target_stats.threshold > -kInfinity;
   Float sum[kChunkVectors] = {};
   draft.rewind();
-  for_chunks_above(
-      target, target_stats, std::fmax(kept, negligible), [&](int64_t begin, const Chunk& logits) {
-        const Chunk draft_probs = draft.probabilities(begin);
-        for (int v = 0; v < kChunkVectors; ++v) {
-          const Float logit = logits.x[v];
-          const Float target_probs =
-              exp(fma(logit, broadcast(target_stats.inverse_temperature), broadcast(-target_stats.lse)));
-          Float mass =
-              max(fma(target_probs, broadcast(static_cast<float>(weight)), -draft_probs.x[v]), Float{});
-          if (filtered) mass = zero_unless(greater_equal(logit, broadcast(kept)), mass);
-          sum[v] += mass;
-        }
-      });
+  for_chunks_above(target, target_stats, std::fmax(kept, negligible), [&](int64_t begin, const Chunk& logits) {
+    const Chunk draft_probs = draft.probabilities(begin);
+    for (int v = 0; v < kChunkVectors; ++v) {
+      const Float logit = logits.x[v];
+      const Float target_probs =
+          exp(fma(logit, broadcast(target_stats.inverse_temperature), broadcast(-target_stats.lse)));
+      Float mass = max(fma(target_probs, broadcast(static_cast<float>(weight)), -draft_probs.x[v]), Float{});
+      if (filtered) mass = zero_unless(greater_equal(logit, broadcast(kept)), mass);
+      sum[v] += mass;
+    }
+  });
   return sum_of(sum);
 }
 

@@ -13,9 +13,7 @@ PEARL_INLINE float float_from_bits(uint32_t bits) {
   return value;
 }
 
-PEARL_INLINE float bfloat16_to_float(uint16_t bits) {
-  return float_from_bits(static_cast<uint32_t>(bits) << 16);
-}
+PEARL_INLINE float bfloat16_to_float(uint16_t bits) { return float_from_bits(static_cast<uint32_t>(bits) << 16); }
 
 PEARL_INLINE float float16_to_float(uint16_t bits) {
   const uint32_t sign = static_cast<uint32_t>(bits & 0x8000u) << 16;

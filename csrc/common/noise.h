@@ -28,8 +28,8 @@ class ChunkNoise {
       c2[h] = Wide{} + key_.purpose;
       c3[h] = Wide{} + key_.epoch;
     }
-    // Round by round for both halves, as one alone would wait for its multiplications. The high half of each
-    // lane is left dirty: only low halves are multiplied and kept.
+    // Round by round for both halves, as one alone would wait for its multiplications. The high half of each lane is
+    // left dirty: only low halves are multiplied and kept.
     for (int round = 0; round < kPhiloxRounds; ++round) {
       for (int h = 0; h < kHalves; ++h) {
         const Wide product0 = multiply_low_words(c0[h], Wide{} + kPhiloxMultiplier0);

@@ -41,24 +41,16 @@ PEARL_HOST_DEVICE uint32_t philox_word(const NoiseKey& key, int64_t vocab_id) {
     k1 += kPhiloxKeyStep1;
   }
   switch (vocab_id % kPhiloxLanes) {
-    case 0:
-      return c0;
-    case 1:
-      return c1;
-    case 2:
-      return c2;
-    default:
-      return c3;
+    case 0: return c0;
+    case 1: return c1;
+    case 2: return c2;
+    default: return c3;
   }
 }
 
 // In (0, 1), exact in float32: never 0, never 1.
-PEARL_HOST_DEVICE double unit_from_word(uint32_t word) {
-  return ((word >> 9) + 0.5) * 0x1p-23;
-}
+PEARL_HOST_DEVICE double unit_from_word(uint32_t word) { return ((word >> 9) + 0.5) * 0x1p-23; }
 
-PEARL_HOST_DEVICE double uniform(const NoiseKey& key) {
-  return unit_from_word(philox_word(key, 0));
-}
+PEARL_HOST_DEVICE double uniform(const NoiseKey& key) { return unit_from_word(philox_word(key, 0)); }
 
 }  // namespace pearl

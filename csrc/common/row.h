@@ -28,12 +28,9 @@ struct Row {
 
   PEARL_INLINE float at(int64_t i) const {
     switch (dtype) {
-      case DType::kFloat32:
-        return static_cast<const float*>(data)[i];
-      case DType::kBFloat16:
-        return bfloat16_to_float(static_cast<const uint16_t*>(data)[i]);
-      default:
-        return float16_to_float(static_cast<const uint16_t*>(data)[i]);
+      case DType::kFloat32: return static_cast<const float*>(data)[i];
+      case DType::kBFloat16: return bfloat16_to_float(static_cast<const uint16_t*>(data)[i]);
+      default: return float16_to_float(static_cast<const uint16_t*>(data)[i]);
     }
   }
 
@@ -85,8 +82,7 @@ static PEARL_INLINE Chunk load_chunk(const Row& row, int64_t begin) {
   return begin + kChunk <= row.size ? load_whole_chunk(row, begin) : load_last_chunk(row, begin);
 }
 
-// The same logits in any order, for sweeps that do not care: bfloat16 pairs come apart more cheaply than in
-// order.
+// The same logits in any order, for sweeps that do not care: bfloat16 pairs come apart more cheaply than in order.
 static PEARL_INLINE Chunk load_chunk_unordered(const Row& row, int64_t begin) {
   if (row.dtype != DType::kBFloat16 || begin + kChunk > row.size) return load_chunk(row, begin);
   const uint16_t* p = static_cast<const uint16_t*>(row.data) + begin;

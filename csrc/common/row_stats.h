@@ -24,8 +24,7 @@ static PEARL_INLINE Filter filter_of(const SamplingParams& params, int64_t batch
   return {temperature, 1.0f / temperature, params.top_k[batch], params.top_p[batch], params.min_p[batch]};
 }
 
-// What makes probabilities out of a row of logits: prob(v) = exp(scaled(v) - lse) where logit(v) >=
-// threshold.
+// What makes probabilities out of a row of logits: prob(v) = exp(scaled(v) - lse) where logit(v) >= threshold.
 struct RowStats {
   int32_t status = kOk;
   float inverse_temperature = 1.0f;
@@ -40,9 +39,7 @@ enum class Need { kMaximum, kThreshold, kProbabilities };
 
 RowStats row_stats(const Row& row, const Filter& filter, Need need, Scratch slot = Scratch::kBlockMaxima);
 
-static PEARL_INLINE float scaled_logit(float logit, const RowStats& stats) {
-  return logit * stats.inverse_temperature;
-}
+static PEARL_INLINE float scaled_logit(float logit, const RowStats& stats) { return logit * stats.inverse_temperature; }
 
 static PEARL_INLINE double probability(float logit, const RowStats& stats) {
   if (!(logit >= stats.threshold)) return 0.0;

@@ -23,9 +23,8 @@ RowStats row_stats(const Row& row, const Filter& filter, Need need, Scratch slot
   RowStats stats;
   stats.block_maxima = maxima_scratch(row, slot);
   Mass mass;
-  const Maxima maxima = sums_all
-                            ? sweep_maxima_and_mass(row, filter.inverse_temperature, stats.block_maxima, mass)
-                            : sweep_maxima(row, stats.block_maxima);
+  const Maxima maxima = sums_all ? sweep_maxima_and_mass(row, filter.inverse_temperature, stats.block_maxima, mass)
+                                 : sweep_maxima(row, stats.block_maxima);
   stats.status = status_of(maxima);
   stats.max_logit = maxima.of_row;
   if (stats.status != kOk || need == Need::kMaximum) return stats;

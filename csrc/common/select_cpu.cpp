@@ -12,9 +12,7 @@ struct Range {
   float low, high;
 };
 
-Mask lanes_before(int64_t i, int64_t count) {
-  return first_lanes(count - i < kLanes ? count - i : kLanes);
-}
+Mask lanes_before(int64_t i, int64_t count) { return first_lanes(count - i < kLanes ? count - i : kLanes); }
 
 Range range_of(const float* values, int64_t count) {
   const Float any = broadcast(values[0]);
@@ -66,8 +64,7 @@ float select_by_weight(float* values, float* weights, int64_t count, double targ
     const double above = weight_from(pivot, values, weights, count);
     const bool answer_above = above >= target;
     if (!answer_above) target -= above;
-    count =
-        keep(answer_above ? Range{pivot, __builtin_inff()} : Range{range.low, pivot}, values, weights, count);
+    count = keep(answer_above ? Range{pivot, __builtin_inff()} : Range{range.low, pivot}, values, weights, count);
   }
 }
 

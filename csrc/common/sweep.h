@@ -26,13 +26,9 @@ static PEARL_INLINE int64_t end_of_block(const Row& row, int64_t block) {
   return row.size < (block + 1) * kBlock ? row.size : (block + 1) * kBlock;
 }
 
-static PEARL_INLINE Float maximum(const Chunk& c) {
-  return max(max(c.x[0], c.x[1]), max(c.x[2], c.x[3]));
-}
+static PEARL_INLINE Float maximum(const Chunk& c) { return max(max(c.x[0], c.x[1]), max(c.x[2], c.x[3])); }
 
-static PEARL_INLINE Mask nans(const Chunk& c) {
-  return unordered(c.x[0], c.x[1]) | unordered(c.x[2], c.x[3]);
-}
+static PEARL_INLINE Mask nans(const Chunk& c) { return unordered(c.x[0], c.x[1]) | unordered(c.x[2], c.x[3]); }
 
 static PEARL_INLINE double sum_of(const Float (&sum)[kChunkVectors]) {
   return reduce_add((sum[0] + sum[1]) + (sum[2] + sum[3]));
@@ -55,8 +51,8 @@ static PEARL_INLINE Maxima sweep_maxima(const Row& row, Float* of_block) {
   return {reduce_max(row_max), any(nan)};
 }
 
-// The same and the row's mass, with the row read once: exponents are taken relative to a logit that is
-// replaced, and the sum rescaled, whenever one turns up that is much larger.
+// The same and the row's mass, with the row read once: exponents are taken relative to a logit that is replaced, and
+// the sum rescaled, whenever one turns up that is much larger.
 static PEARL_INLINE Maxima sweep_maxima_and_mass(const Row& row, float inverse_temperature, Float* of_block,
                                                  Mass& mass) {
   Float row_max = broadcast(-kInfinity);
@@ -91,8 +87,8 @@ static PEARL_INLINE Maxima sweep_maxima_and_mass(const Row& row, float inverse_t
 }
 
 // Sum over logit >= cut of exp(logit * inverse_temperature - reference).
-static PEARL_INLINE double sweep_mass_above(const Row& row, const Float* of_block, float cut,
-                                            float inverse_temperature, float reference) {
+static PEARL_INLINE double sweep_mass_above(const Row& row, const Float* of_block, float cut, float inverse_temperature,
+                                            float reference) {
   double mass = 0;
   for (int64_t block = 0; block < row.blocks(); ++block) {
     if (!any(greater_equal(of_block[block], broadcast(cut)))) continue;

@@ -35,8 +35,8 @@ Candidates gather(const Row& row, const Float* block_maxima, float cut) {
   return out;
 }
 
-// The maxima of a row seen as a row themselves, a sixteenth as long, whose own maxima follow them in memory.
-// Each is the logit of another id, so what holds of enough of them holds of the row.
+// The maxima of a row seen as a row themselves, a sixteenth as long, whose own maxima follow them in memory. Each is
+// the logit of another id, so what holds of enough of them holds of the row.
 struct Coarse {
   Row row;
   Float* block_maxima;
@@ -82,8 +82,8 @@ Masses masses_of(const Candidates& candidates, const RowStats& stats) {
   return masses;
 }
 
-// Raises `cut`, a logit below which no id is wanted, to one that its ids' own maxima show to be low enough:
-// the ids at or above it have at least `target` of mass.
+// Raises `cut`, a logit below which no id is wanted, to one that its ids' own maxima show to be low enough: the ids at
+// or above it have at least `target` of mass.
 float raise_cut(const Row& row, Float* block_maxima, const RowStats& stats, float cut, double target) {
   if (row.size <= kSmallRow) return cut;
   const Coarse coarse(row, block_maxima);

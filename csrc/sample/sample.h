@@ -4,8 +4,7 @@
 
 namespace pearl {
 
-// A token and its statistics for each row of (batch, 1, vocab) logits. All other arrays are (batch,),
-// contiguous.
+// A token and its statistics for each row of (batch, 1, vocab) logits. All other arrays are (batch,), contiguous.
 struct SampleArgs {
   LogitsView logits;
   SamplingParams params;

@@ -31,8 +31,8 @@ Sampled sample_row(const Row& row, const Filter& filter, const NoiseKey& key) {
 
 void sample(const SampleArgs& args) {
   for (int64_t b = 0; b < args.batch; ++b) {
-    const NoiseKey key = make_noise_key(args.params.seed[b], args.positions[b], args.purpose,
-                                        args.epochs ? args.epochs[b] : 0);
+    const NoiseKey key =
+        make_noise_key(args.params.seed[b], args.positions[b], args.purpose, args.epochs ? args.epochs[b] : 0);
     const Sampled result = sample_row(row_of(args.logits, b, 0), filter_of(args.params, b), key);
     args.tokens[b] = result.token;
     args.threshold[b] = result.threshold;

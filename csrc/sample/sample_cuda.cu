@@ -15,15 +15,9 @@ constexpr unsigned kFullWarp = 0xffffffffu;
 using Key = unsigned long long;
 constexpr Key kNoKey = 0;
 
-__device__ float to_float(float x) {
-  return x;
-}
-__device__ float to_float(__nv_bfloat16 x) {
-  return __bfloat162float(x);
-}
-__device__ float to_float(__half x) {
-  return __half2float(x);
-}
+__device__ float to_float(float x) { return x; }
+__device__ float to_float(__nv_bfloat16 x) { return __bfloat162float(x); }
+__device__ float to_float(__half x) { return __half2float(x); }
 
 __device__ Key make_key(float logit, uint32_t id) {
   const uint32_t bits = __float_as_uint(logit + 0.0f);  // the addition makes -0 and 0 equal
@@ -31,9 +25,7 @@ __device__ Key make_key(float logit, uint32_t id) {
   return static_cast<Key>(ordered) << 32 | (0xffffffffu - id);
 }
 
-__device__ uint32_t id_of(Key key) {
-  return 0xffffffffu - static_cast<uint32_t>(key);
-}
+__device__ uint32_t id_of(Key key) { return 0xffffffffu - static_cast<uint32_t>(key); }
 
 __device__ float logit_of(Key key) {
   const uint32_t ordered = static_cast<uint32_t>(key >> 32);
@@ -95,8 +87,8 @@ __device__ Seen look_at_row(const T* row, int64_t vocab) {
 // One block per row.
 template <typename T>
 __global__ void __launch_bounds__(kThreads)
-    greedy_kernel(const T* logits, int64_t row_stride, int64_t vocab, int64_t* tokens, float* threshold,
-                  float* lse, int32_t* status) {
+    greedy_kernel(const T* logits, int64_t row_stride, int64_t vocab, int64_t* tokens, float* threshold, float* lse,
+                  int32_t* status) {
   const int64_t row = blockIdx.x;
   const Seen seen = look_at_row(logits + row * row_stride, vocab);
   const bool invalid = __syncthreads_or(seen.invalid);
@@ -113,8 +105,8 @@ __global__ void __launch_bounds__(kThreads)
 template <typename T>
 void launch(const GreedyCudaArgs& args) {
   greedy_kernel<<<static_cast<unsigned>(args.batch), kThreads, 0, static_cast<cudaStream_t>(args.stream)>>>(
-      static_cast<const T*>(args.logits.data), args.logits.batch_stride, args.logits.vocab, args.tokens,
-      args.threshold, args.lse, args.status);
+      static_cast<const T*>(args.logits.data), args.logits.batch_stride, args.logits.vocab, args.tokens, args.threshold,
+      args.lse, args.status);
 }
 
 // The device that launches go to, put back at the end of the scope.
@@ -148,15 +140,9 @@ const char* sample_greedy_cuda(const GreedyCudaArgs& args) {
   const DeviceScope scope(args.device);
   if (scope.error() != cudaSuccess) return cudaGetErrorString(scope.error());
   switch (args.logits.dtype) {
-    case DType::kFloat32:
-      launch<float>(args);
-      break;
-    case DType::kBFloat16:
-      launch<__nv_bfloat16>(args);
-      break;
-    case DType::kFloat16:
-      launch<__half>(args);
-      break;
+    case DType::kFloat32: launch<float>(args); break;
+    case DType::kBFloat16: launch<__nv_bfloat16>(args); break;
+    case DType::kFloat16: launch<__half>(args); break;
   }
   const cudaError_t error = cudaGetLastError();
   return error == cudaSuccess ? nullptr : cudaGetErrorString(error);

@@ -4,8 +4,7 @@
 
 namespace pearl {
 
-// As SampleArgs, with every row greedy; all pointers are to memory of `device`, and `stream` is one of its
-// streams.
+// As SampleArgs, with every row greedy; all pointers are to memory of `device`, and `stream` is one of its streams.
 struct GreedyCudaArgs {
   LogitsView logits;
   int64_t batch;

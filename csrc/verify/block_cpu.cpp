@@ -22,8 +22,7 @@ class Block {
  public:
   explicit Block(const Chain& chain)
       : chain_(chain),
-        drafted_(static_cast<Drafted*>(
-            scratch(Scratch::kChain, sizeof(Drafted) * static_cast<size_t>(chain.length)))) {
+        drafted_(static_cast<Drafted*>(scratch(Scratch::kChain, sizeof(Drafted) * static_cast<size_t>(chain.length)))) {
     for (; length_ < chain.length; ++length_) {
       drafted_[length_] = chain.drafted(length_);
       status_ |= drafted_[length_].status;
@@ -70,8 +69,7 @@ class Block {
     const RowStats stats = row_stats(target, chain_.filter, cut ? Need::kThreshold : Need::kProbabilities);
     if (stats.status != kOk) return {0, 0, status_ | stats.status};
     if (cut) return {accepted_, draw(target, stats, chain_.noise(Purpose::kSample, accepted_)), status_};
-    const int64_t token =
-        draw_corrected(chain_, accepted_, target, stats, drafted_[accepted_].row, accepted_weight_);
+    const int64_t token = draw_corrected(chain_, accepted_, target, stats, drafted_[accepted_].row, accepted_weight_);
     return {accepted_, token, status_};
   }
 
@@ -86,8 +84,6 @@ class Block {
 }  // namespace
 
 // Sun et al. 2024, Algorithm 2, for a chain with no target row past its last token.
-Verdict verify_block(const Chain& chain) {
-  return Block(chain).verdict();
-}
+Verdict verify_block(const Chain& chain) { return Block(chain).verdict(); }
 
 }  // namespace pearl::PEARL_SIMD

@@ -7,7 +7,7 @@ namespace pearl::PEARL_SIMD {
 
 // What the draft says of one drafted token.
 struct Drafted {
-  bool refused;  // a placeholder, or a token the draft has no valid probability for: the chain ends before it
+  bool refused;    // a placeholder, or a token the draft has no valid probability for: the chain ends before it
   int32_t status;  // kDraftInvalid in the latter case
   double prob;
   DraftRow row;
@@ -26,13 +26,11 @@ struct Chain {
 
   bool has_draft_probs() const { return draft.logits.data != nullptr; }
   Row target_row(int32_t i) const { return row_of(target, batch, i); }
-  double target_prob(int32_t i, const RowStats& stats) const {
-    return probability(target_row(i).at(tokens[i]), stats);
-  }
+  double target_prob(int32_t i, const RowStats& stats) const { return probability(target_row(i).at(tokens[i]), stats); }
   NoiseKey noise(Purpose purpose, int32_t i) const { return make_noise_key(seed, position + i, purpose, 0); }
 
-  // The chain's first position goes into these draws: `block` looks at draws of tokens that are judged again
-  // next round.
+  // The chain's first position goes into these draws: `block` looks at draws of tokens that are judged again next
+  // round.
   double accept_draw(int32_t i) const {
     return uniform(make_noise_key(seed, position + i, Purpose::kAccept, position));
   }
@@ -49,9 +47,9 @@ struct Verdict {
 Verdict verify_chain(const Chain& chain);
 Verdict verify_block(const Chain& chain);
 
-// The token in place of refused token i, from max(weight * target_probs - draft_probs, 0), or from
-// target_probs where that is empty.
-int64_t draw_corrected(const Chain& chain, int32_t i, const Row& target, const RowStats& stats,
-                       const DraftRow& draft, double weight);
+// The token in place of refused token i, from max(weight * target_probs - draft_probs, 0), or from target_probs where
+// that is empty.
+int64_t draw_corrected(const Chain& chain, int32_t i, const Row& target, const RowStats& stats, const DraftRow& draft,
+                       double weight);
 
 }  // namespace pearl::PEARL_SIMD

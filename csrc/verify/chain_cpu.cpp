@@ -22,8 +22,7 @@ Verdict verify_equality(const Chain& chain, bool greedy) {
     const Row target = chain.target_row(i);
     const RowStats stats = row_stats(target, chain.filter, greedy ? Need::kMaximum : Need::kThreshold);
     if (stats.status != kOk) return {i, 0, stats.status};
-    const int64_t own =
-        greedy ? argmax(target, stats) : draw(target, stats, chain.noise(Purpose::kSample, i));
+    const int64_t own = greedy ? argmax(target, stats) : draw(target, stats, chain.noise(Purpose::kSample, i));
     if (own != chain.tokens[i]) return {i, own, kOk};
   }
   return {chain.length, kNoToken, kOk};
@@ -34,8 +33,7 @@ Verdict verify_token(const Chain& chain) {
   for (int32_t i = 0; i < chain.length; ++i) {
     const Drafted drafted = chain.drafted(i);
     const Row target = chain.target_row(i);
-    const RowStats stats =
-        row_stats(target, chain.filter, drafted.refused ? Need::kThreshold : Need::kProbabilities);
+    const RowStats stats = row_stats(target, chain.filter, drafted.refused ? Need::kThreshold : Need::kProbabilities);
     if (stats.status != kOk) return {i, 0, drafted.status | stats.status};
     if (drafted.refused) return {i, draw(target, stats, chain.noise(Purpose::kSample, i)), drafted.status};
     if (chain.accept_draw(i) * drafted.prob < chain.target_prob(i, stats)) continue;
@@ -63,8 +61,8 @@ Drafted Chain::drafted(int32_t i) const {
   return result;
 }
 
-int64_t draw_corrected(const Chain& chain, int32_t i, const Row& target, const RowStats& stats,
-                       const DraftRow& draft, double weight) {
+int64_t draw_corrected(const Chain& chain, int32_t i, const Row& target, const RowStats& stats, const DraftRow& draft,
+                       double weight) {
   const NoiseKey key = chain.noise(Purpose::kResidual, i);
   const int64_t token = chain.has_draft_probs() ? draw_residual(target, stats, draft, weight, key)
                                                 : draw(target, stats, key, chain.tokens[i]);
@@ -74,12 +72,9 @@ int64_t draw_corrected(const Chain& chain, int32_t i, const Row& target, const R
 Verdict verify_chain(const Chain& chain) {
   if (chain.rule == Rule::kGreedy || chain.filter.greedy()) return verify_equality(chain, true);
   switch (chain.rule) {
-    case Rule::kBlock:
-      return verify_block(chain);
-    case Rule::kCoupled:
-      return verify_equality(chain, false);
-    default:
-      return verify_token(chain);
+    case Rule::kBlock: return verify_block(chain);
+    case Rule::kCoupled: return verify_equality(chain, false);
+    default: return verify_token(chain);
   }
 }
 

@@ -4,11 +4,11 @@ namespace pearl::PEARL_SIMD {
 
 constexpr float kSmallestExponent = -86.0f;
 
-// exp(x) for x in [-inf, 87]; exp(-86) for anything smaller. NaN stays NaN. The relative error is
-// below 2.5e-7 above -20, where all mass that counts is, and below 5e-7 elsewhere.
+// exp(x), but exp(-86) for anything smaller; NaN stays NaN. The relative error is below 2.5e-7 above -20, where all mass
+// that counts is, and below 5e-7 elsewhere.
 //
-// exp(x) = 2^n * exp(r) with n = k + j / 32: 2^(j / 32) comes from a table in two registers, which leaves so
-// small an r that a parabola will do, and the scaling instruction applies 2^k.
+// exp(x) = 2^n * exp(r) with n = k + j / 32: 2^(j / 32) comes from a table in two registers, which leaves so small an r
+// that a parabola will do, and the scaling instruction applies 2^k.
 static PEARL_INLINE Float exp(Float x) {
   const Float low = {1.0f,        1.0218972f,  1.04427373f, 1.06714046f, 1.09050775f, 1.1143868f,
                      1.13878858f, 1.1637249f,  1.18920708f, 1.21524739f, 1.24185777f, 1.26905096f,

@@ -18,9 +18,7 @@ static PEARL_INLINE Float load_float32(const float* p) {
   return value;
 }
 
-static PEARL_INLINE void store_float32(float* p, Float value) {
-  std::memcpy(p, &value, sizeof value);
-}
+static PEARL_INLINE void store_float32(float* p, Float value) { std::memcpy(p, &value, sizeof value); }
 
 #if !defined(__AVX512F__)
 // Packs the masked lanes to the front of `out` and returns how many there are.
