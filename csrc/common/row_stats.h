@@ -16,6 +16,7 @@ struct Filter {
   bool greedy() const { return temperature == 0.0f; }
   bool limits_count(int64_t vocab) const { return top_k > 0 && top_k < vocab; }
   bool limits_mass() const { return top_p < 1.0f; }
+  bool needs_whole_mass(int64_t vocab) const { return limits_mass() && !limits_count(vocab); }
   bool keeps_all(int64_t vocab) const { return !limits_count(vocab) && !limits_mass() && !(min_p > 0.0f); }
 };
 

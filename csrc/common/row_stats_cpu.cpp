@@ -19,7 +19,7 @@ Float* maxima_scratch(const Row& row, Scratch slot) {
 
 RowStats row_stats(const Row& row, const Filter& filter, Need need, Scratch slot) {
   const bool filters = need != Need::kMaximum && !filter.keeps_all(row.size);
-  const bool sums_all = filters ? filter.limits_mass() : need == Need::kProbabilities;
+  const bool sums_all = filters ? filter.needs_whole_mass(row.size) : need == Need::kProbabilities;
   RowStats stats;
   stats.block_maxima = maxima_scratch(row, slot);
   Mass mass;

@@ -128,10 +128,11 @@ float min_p_threshold(const Filter& filter, const RowStats& stats) {
 
 float threshold_of(const Row& row, const Filter& filter, const RowStats& stats, double log_mass) {
   float threshold = -kInfinity;
-  if (filter.limits_count(row.size)) threshold = top_k_threshold(row, stats.block_maxima, filter.top_k);
-  if (filter.limits_mass()) {
-    threshold = threshold > -kInfinity ? top_p_threshold_above(row, stats, filter.top_p, threshold)
-                                       : top_p_threshold(row, stats, filter.top_p, log_mass);
+  if (filter.limits_count(row.size)) {
+    threshold = top_k_threshold(row, stats.block_maxima, filter.top_k);
+    if (filter.limits_mass()) threshold = top_p_threshold_above(row, stats, filter.top_p, threshold);
+  } else if (filter.limits_mass()) {
+    threshold = top_p_threshold(row, stats, filter.top_p, log_mass);
   }
   if (filter.min_p > 0.0f) {
     const float bound = min_p_threshold(filter, stats);
