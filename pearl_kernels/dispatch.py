@@ -49,7 +49,7 @@ def _state(name: str) -> Backend:
     except ImportError as error:
         return Backend(False, f"the native extension did not import: {error}")
     if name == "cpu":
-        return Backend(True, f"C++ for CPU tensors, built with {info['compiler']}")
+        return Backend(True, f"C++ for CPU tensors, {info['simd_level']}, built with {info['compiler']}")
     if not info["cuda"]:
         return Backend(False, "the native extension was built without CUDA")
     return Backend(False, "this version's CUDA kernels are not complete")
