@@ -11,7 +11,7 @@ import torch
 from pearl_decode.lanes.draft import DraftLane
 from pearl_decode.lanes.target import TargetLane
 from pearl_decode.state import PLACEHOLDER, Batch
-from pearl_kernels import AdvanceOutput, advance_
+from pearl_kernels import advance_
 
 
 @dataclass(frozen=True)
@@ -63,21 +63,18 @@ class Round:
     def commit(self, verifying: Future[torch.Tensor], next_window: int) -> Outcome:
         """Verify the window and the token after it, commit the outcome, and roll both caches back."""
 
-        def work() -> AdvanceOutput:
-            logits = verifying.result()  # the lane works in order: it is there
-            chain = self.draft.chain.first(logits.shape[1]) if self.draft and self.draft.chain else None
-            return advance_(
-                self.batch.state,
-                logits,
-                self.batch.params,
-                draft_logits=chain.logits if chain else None,
-                draft_stats=chain.stats if chain else None,
-                d2t=self.draft.model.d2t if self.draft and chain else None,
-                rule=self.rule,
-                next_window=next_window,
-            )
-
-        output = self.target.lane.run(work).result()
+        logits = verifying.result()
+        chain = self.draft.chain.first(logits.shape[1]) if self.draft and self.draft.chain else None
+        output = advance_(
+            self.batch.state,
+            logits,
+            self.batch.params,
+            draft_logits=chain.logits if chain else None,
+            draft_stats=chain.stats if chain else None,
+            d2t=self.draft.model.d2t if self.draft and chain else None,
+            rule=self.rule,
+            next_window=next_window,
+        )
         self.batch.refresh()
         forwards = 0
         if self.draft is not None:

@@ -88,15 +88,21 @@ class Batch:
 
     def gather(self, starts: Sequence[int], width: int) -> torch.Tensor:
         """Tokens (batch, width) from starts[b] on, as a model's input: placeholders become id 0."""
-        first = torch.tensor(starts, device=self.state.tokens.device)
-        columns = first[:, None] + torch.arange(width, device=first.device)
-        return self.state.tokens.gather(1, columns).clamp_(min=0)
+        if min(starts) == max(starts):
+            return self.state.tokens[:, starts[0] : starts[0] + width].clamp(min=0)
+        return self.state.tokens.gather(1, self._columns(starts, width)).clamp_(min=0)
 
     def write(self, starts: Sequence[int], drafted: torch.Tensor) -> None:
         """Put drafted ids (batch, width) at positions starts[b] on."""
-        first = torch.tensor(starts, device=drafted.device)
-        columns = first[:, None] + torch.arange(drafted.shape[1], device=drafted.device)
-        self.state.tokens.scatter_(1, columns, drafted)
+        width = drafted.shape[1]
+        if min(starts) == max(starts):
+            self.state.tokens[:, starts[0] : starts[0] + width] = drafted
+        else:
+            self.state.tokens.scatter_(1, self._columns(starts, width), drafted)
+
+    def _columns(self, starts: Sequence[int], width: int) -> torch.Tensor:
+        first = torch.tensor(starts, device=self.state.tokens.device)
+        return first[:, None] + torch.arange(width, device=first.device)
 
     def open_window(self, size: int) -> None:
         """The `size` tokens just written after the committed ones wait for the target."""

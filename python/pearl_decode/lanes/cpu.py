@@ -17,14 +17,16 @@ T = TypeVar("T")
 class CpuLane:
     """Runs work in order, one piece at a time, without holding up the caller.
 
-    cores: the processors it may use, which is also its number of compute threads
+    cores:     the processors it may use, which is also its number of compute threads
     intervals: (start, end) in seconds of time.perf_counter of every forward since the last `reset`
+    busy_s:    their sum
     """
 
     def __init__(self, name: str, cores: Sequence[int]) -> None:
         self.name = name
         self.cores = tuple(cores)
         self.intervals: list[tuple[float, float]] = []
+        self.busy_s = 0.0
         self._worker = ThreadPoolExecutor(1, thread_name_prefix=f"pearl-{name}", initializer=self._settle)
 
     def _settle(self) -> None:
@@ -49,14 +51,13 @@ class CpuLane:
         try:
             yield
         finally:
-            self.intervals.append((start, time.perf_counter()))
-
-    @property
-    def busy_s(self) -> float:
-        return sum(end - start for start, end in self.intervals)
+            end = time.perf_counter()
+            self.intervals.append((start, end))
+            self.busy_s += end - start
 
     def reset(self) -> None:
         self.intervals.clear()
+        self.busy_s = 0.0
 
     def close(self) -> None:
         """Finish what runs, drop what waits, end the thread."""

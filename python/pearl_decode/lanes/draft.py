@@ -119,12 +119,11 @@ class DraftLane:
         columns = torch.tensor(windows, device=inputs.device)
         # A position may be drafted again in a later round; its noise must then be new.
         epochs = None if self.purpose is Purpose.SAMPLE else positions - columns
-        drafted = []
-        for step in range(self.gamma):
+        ahead = torch.arange(self.gamma, device=inputs.device)
+        drafted, bad = [], []
+        for step, position in enumerate((positions[:, None] + ahead).unbind(1)):
             logits = self._forward(inputs, [head + step - inputs.shape[1] for head in heads])
-            tokens, stats, status = sample(
-                logits, self.batch.params, positions + step, purpose=self.purpose, epochs=epochs
-            )
+            tokens, stats, status = sample(logits, self.batch.params, position, purpose=self.purpose, epochs=epochs)
             if self.keeps_logits:
                 if step == 0 or not run_ahead:
                     self.chain = self.chain or ChainLogits.empty(logits, self.gamma + 1)
@@ -135,11 +134,12 @@ class DraftLane:
             if self.model.d2t is not None:
                 tokens = self.model.d2t[tokens]
             inputs = tokens[:, None]
-            drafted.append(tokens.masked_fill(status != 0, PLACEHOLDER))
-        return torch.stack(drafted, dim=1)
+            drafted.append(tokens)
+            bad.append(status)
+        return torch.stack(drafted, dim=1).masked_fill_(torch.stack(bad, dim=1) != 0, PLACEHOLDER)
 
     def _forward(self, inputs: torch.Tensor, starts: list[int]) -> torch.Tensor:
         self.forwards += 1
         with self.lane.forward():
             logits = self.model.forward(inputs, starts, self.cache, keep=1)[:, -1]
-        return logits if self.model.d2t is not None else logits[:, : self.vocab_size]
+            return logits if self.model.d2t is not None else logits[:, : self.vocab_size]

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 from pearl_decode.lanes.cpu import CpuLane
 
-WAKE_S = 0.3e-3  # a sleeper may wake this much late: the rest is waited out awake
+WAKE_S = 0.1e-3  # a sleeper wakes about this much late: the rest is waited out awake
 
 
 class PacedLane(CpuLane):
@@ -25,4 +25,4 @@ class PacedLane(CpuLane):
             yield
             time.sleep(max(0.0, end - WAKE_S - time.perf_counter()))
             while time.perf_counter() < end:
-                time.sleep(0)
+                pass  # time.sleep(0) would take a timer's slack, and more than what is left
