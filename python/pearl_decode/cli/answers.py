@@ -6,17 +6,14 @@ from typing import Any
 
 from pearl_decode.decoder import PearlDecoder
 from pearl_decode.result import GenerationResult
+from pearl_decode.text import encode_prompt
 
 
 def encode(decoder: PearlDecoder, prompt: str, raw: bool) -> str | list[int]:
     """The prompt as one user message where the tokenizer has a chat template, as it is where not or if raw."""
-    tokenizer = decoder.tokenizer
-    if raw or tokenizer is None or not tokenizer.chat_template:
+    if raw or decoder.tokenizer is None:
         return prompt
-    messages = [{"role": "user", "content": prompt}]
-    text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-    ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
-    return ids
+    return encode_prompt(decoder.tokenizer, prompt)
 
 
 def record(result: GenerationResult) -> dict[str, Any]:
