@@ -7,6 +7,7 @@ synchronisation.
 from __future__ import annotations
 
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -17,6 +18,9 @@ RULES = ("greedy", "token", "block", "coupled")
 LOGIT_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 FEW = 64
 Sizes = tuple[tuple[str, int], ...]
+
+# What `params` found good and need not look at again: a request brings the same ones for every token.
+_GOOD: WeakKeyDictionary[SamplingTensors, tuple[Any, ...]] = WeakKeyDictionary()
 
 
 def tensor(op: str, name: str, value: Any, sizes: Sizes, dtype: torch.dtype, device: torch.device) -> None:
@@ -56,6 +60,8 @@ def params(op: str, value: Any, batch: int, device: torch.device) -> None:
     """Refuse `value` unless it is a SamplingTensors for this batch with parameters in range."""
     if not isinstance(value, SamplingTensors):
         raise ValueError(f"{op}: params must be SamplingTensors, got {_describe(value)}")
+    if not torch.compiler.is_compiling() and value in _GOOD and _GOOD[value] == (batch, device, *_versions(value)):
+        return
     sizes = (("batch", batch),)
     tensor(op, "params.temperature", value.temperature, sizes, torch.float32, device)
     tensor(op, "params.top_k", value.top_k, sizes, torch.int32, device)
@@ -67,6 +73,7 @@ def params(op: str, value: Any, batch: int, device: torch.device) -> None:
         in_range(op, "params.top_k", value.top_k, 0, torch.iinfo(torch.int32).max)
         in_range(op, "params.top_p", value.top_p, 0.0, 1.0, open_below=True)
         in_range(op, "params.min_p", value.min_p, 0.0, 1.0)
+        _GOOD[value] = (batch, device, *_versions(value))
 
 
 def draft(
@@ -118,10 +125,11 @@ def state(op: str, value: Any, batch: int, width: int, device: torch.device) -> 
     updatable(op, "state.finished", value.finished, row, torch.int32, device)
     updatable(op, "state.status", value.status, row, torch.int32, device)
     if readable(value.window):
-        running = value.finished == Finished.RUNNING
-        in_range(op, "state.window", value.window[running], 0, width - 1)
-        in_range(op, "state.committed", value.committed[running], 0, length)
-        in_range(op, "state.committed + window + 1", (value.committed + value.window + 1)[running], 1, length)
+        rows = zip(value.finished.tolist(), value.window.tolist(), value.committed.tolist(), strict=True)
+        running = [(window, committed) for finished, window, committed in rows if finished == Finished.RUNNING]
+        within(op, "state.window", [window for window, _ in running], 0, width - 1)
+        within(op, "state.committed", [committed for _, committed in running], 0, length)
+        within(op, "state.committed + window + 1", [committed + window + 1 for window, committed in running], 1, length)
 
 
 def rule(op: str, value: Any) -> None:
@@ -132,20 +140,28 @@ def rule(op: str, value: Any) -> None:
 
 def in_range(op: str, name: str, value: Tensor, low: float, high: float, *, open_below: bool = False) -> None:
     """Refuse values outside [low, high], or (low, high] if open_below; NaN is outside."""
-    if value.numel() <= FEW:  # for a few numbers Python is quicker than a reduction
-        inside = all(low <= x <= high and (x != low or not open_below) for x in value.tolist())
-    else:
-        least, most = (bound.item() for bound in torch.aminmax(value))  # NaN comes through, and compares false
-        inside = low <= least and most <= high and (least != low or not open_below)
-    if not inside:
-        least, most = (bound.item() for bound in torch.aminmax(value))
+    # For a few numbers Python is quicker than a reduction. NaN comes through both, and compares false.
+    bounds = value if value.numel() <= FEW else torch.stack(torch.aminmax(value))
+    within(op, name, bounds.tolist(), low, high, open_below=open_below)
+
+
+def within(op: str, name: str, values: list[Any], low: float, high: float, *, open_below: bool = False) -> None:
+    """`in_range` for numbers in a list."""
+    if not all(low <= x <= high and (x != low or not open_below) for x in values):
         bracket = "(" if open_below else "["
+        least, most = torch.tensor(values).aminmax()
         raise ValueError(f"{op}: {name} must be in {bracket}{low:g}, {high:g}], got values from {least:g} to {most:g}")
 
 
 def readable(value: Tensor) -> bool:
     """Whether the values may be read here: on the CPU, and not while a graph is being traced."""
     return not torch.compiler.is_compiling() and value.device.type == "cpu"
+
+
+def _versions(value: SamplingTensors) -> list[object]:
+    """What changes whenever a tensor of `value` is written to; inference tensors keep no count of that."""
+    tensors = (value.temperature, value.top_k, value.top_p, value.min_p, value.seed)
+    return [object() if t.is_inference() else t._version for t in tensors]
 
 
 def _draft_stats(op: str, value: Any, sizes: Sizes, device: torch.device) -> None:

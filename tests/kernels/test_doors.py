@@ -255,6 +255,25 @@ def test_parameters_are_checked_by_every_door(mistake: dict[str, Any], message: 
         assert_refused(call, arguments | {"params": params(**mistake)}, name, message)
 
 
+@pytest.mark.parametrize("inference", [False, True])
+def test_parameters_that_were_good_are_checked_again_once_written_to(inference: bool) -> None:
+    with torch.inference_mode(inference):
+        arguments = sample_arguments()
+        pearl_kernels.sample(**arguments)
+        pearl_kernels.sample(**arguments)
+        arguments["params"].top_p[2] = 1.5
+        assert_refused(
+            pearl_kernels.sample, arguments, "sample", "params.top_p must be in (0, 1], got values from 1 to 1.5"
+        )
+
+
+def test_good_parameters_do_not_pass_for_another_batch() -> None:
+    arguments = sample_arguments()
+    pearl_kernels.sample(**arguments)
+    other = arguments | {"logits": torch.zeros(B + 1, V), "positions": torch.zeros(B + 1, dtype=torch.int64)}
+    assert_refused(pearl_kernels.sample, other, "sample", f"params.temperature must be (batch={B + 1},) float32 {CPU}")
+
+
 @pytest.mark.parametrize("bad", [-0.5, torch.nan, torch.inf])
 def test_parameters_of_large_batches_are_checked_too(bad: float) -> None:
     temperature = [1.0] * 999 + [bad]
