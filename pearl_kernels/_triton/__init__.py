@@ -1,0 +1,5 @@
+"""Kernels that the operations share, in Triton: noise, statistics of rows, and Gumbel-argmax races.
+
+Every kernel works on tiles of several rows, so that one program may take many short rows or a slice of one long row.
+Grids depend on shapes alone and nothing is read back, so calls can be captured in a CUDA graph.
+"""

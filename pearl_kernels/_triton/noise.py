@@ -1,0 +1,59 @@
+"""The noise of `pearl_kernels.philox` in Triton: the same words, bit for bit.
+
+Source: Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011.
+"""
+
+import triton
+import triton.language as tl
+
+ROUNDS = tl.constexpr(10)
+MULTIPLIER_0 = tl.constexpr(0xD2511F53)
+MULTIPLIER_1 = tl.constexpr(0xCD9E8D57)
+KEY_STEP_0 = tl.constexpr(0x9E3779B9)
+KEY_STEP_1 = tl.constexpr(0xBB67AE85)
+WORD = tl.constexpr(0xFFFFFFFF)
+LANES = tl.constexpr(4)  # vocab ids served by one counter
+
+SAMPLE = tl.constexpr(0)
+ACCEPT = tl.constexpr(1)
+RESIDUAL = tl.constexpr(2)
+
+
+@triton.jit
+def philox_words(block, position, purpose, epoch, seed):
+    """Four uint32 words for each counter. Integers of any width, broadcast together; low 32 bits count."""
+    c0, c1 = block.to(tl.uint32), position.to(tl.uint32)
+    c2, c3 = purpose.to(tl.uint32), epoch.to(tl.uint32)
+    # Keys are kept in 64 bits, where adding to them cannot overflow.
+    k0, k1 = seed.to(tl.uint64) & WORD, seed.to(tl.uint64) >> 32
+    for _ in tl.static_range(ROUNDS):
+        product0, product1 = c0.to(tl.uint64) * MULTIPLIER_0, c2.to(tl.uint64) * MULTIPLIER_1
+        c0, c2 = (
+            (product1 >> 32).to(tl.uint32) ^ c1 ^ k0.to(tl.uint32),
+            (product0 >> 32).to(tl.uint32) ^ c3 ^ k1.to(tl.uint32),
+        )
+        c1, c3 = product1.to(tl.uint32), product0.to(tl.uint32)
+        k0, k1 = (k0 + KEY_STEP_0) & WORD, (k1 + KEY_STEP_1) & WORD
+    return c0, c1, c2, c3
+
+
+@triton.jit
+def to_unit(word):
+    """A float64 in (0, 1) that is exact in float32: never 0, never 1."""
+    return ((word >> 9).to(tl.float64) + 0.5) * 1.1920928955078125e-07  # 2**-23
+
+
+@triton.jit
+def uniform(position, purpose, epoch, seed):
+    """The scalar draw, which is that of vocab id 0. All (ROWS,)."""
+    first, _, _, _ = philox_words(tl.zeros_like(position), position, purpose, epoch, seed)
+    return to_unit(first)
+
+
+@triton.jit
+def gumbel(begin, position, purpose, epoch, seed, BLOCK: tl.constexpr):
+    """-log(-log(u)) in float64 of vocab ids [begin, begin + BLOCK), begin a multiple of 4. (ROWS,) -> (ROWS, BLOCK)"""
+    block = begin // LANES + tl.arange(0, BLOCK // LANES)
+    w0, w1, w2, w3 = philox_words(block[None, :], position[:, None], purpose[:, None], epoch[:, None], seed[:, None])
+    words = tl.interleave(tl.interleave(w0, w2), tl.interleave(w1, w3))
+    return -tl.log(-tl.log(to_unit(words)))
