@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import importlib.util
 import logging
 import os
 from collections.abc import Callable
@@ -17,7 +18,7 @@ _LOG = logging.getLogger("pearl_kernels")
 BACKENDS = ("reference", "cpu", "triton", "cuda")
 _ORDER = {"cpu": ("cpu", "reference"), "cuda": ("cuda", "triton", "reference")}
 _ENTRY = {"sample": "sample_out", "verify": "verify_out", "advance": "advance_"}
-_MODULE = {"reference": "reference", "cpu": "_native"}
+_MODULE = {"reference": "reference", "cpu": "_native", "triton": "_triton"}
 
 
 # Held for the life of the process: dropping a Library drops its operations.
@@ -41,7 +42,7 @@ def _state(name: str) -> Backend:
     if name == "reference":
         return Backend(True, "plain torch, any device")
     if name == "triton":
-        return Backend(False, "this version has no Triton kernels")
+        return _triton_state()
     try:
         info = importlib.import_module("pearl_kernels._C").build_info()
         for op in _ENTRY:
@@ -55,6 +56,25 @@ def _state(name: str) -> Backend:
     return Backend(False, "this version's CUDA kernels are not complete")
 
 
+def _triton_state() -> Backend:
+    """Without a device to run on, triton is not even imported."""
+    if importlib.util.find_spec("triton") is None:
+        return Backend(False, "triton is not installed")
+    if not _interpreted() and not torch.cuda.is_available():
+        return Backend(False, "needs a CUDA device, or TRITON_INTERPRET=1 to be interpreted on the CPU")
+    try:
+        for op in _ENTRY:
+            importlib.import_module(f"pearl_kernels.{op}._triton")
+    except ImportError as error:
+        return Backend(False, f"the Triton kernels did not import: {error}")
+    return Backend(True, "Triton, interpreted on the CPU" if _interpreted() else "Triton for CUDA tensors")
+
+
+def _interpreted() -> bool:
+    """Whether Triton's interpreter is on. It has to be before triton is imported, by whomever."""
+    return os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "yes", "y", "on")
+
+
 @functools.cache
 def _refusal(name: str, op: str, device: str) -> str | None:
     """Why backend `name` cannot run `op` on tensors of `device`, or None if it can."""
@@ -64,6 +84,8 @@ def _refusal(name: str, op: str, device: str) -> str | None:
         return f"{name} backend: {_state(name).reason}"
     if name == "cpu" and device != "cpu":
         return f"cpu backend: takes CPU tensors, got {device} tensors"
+    if name == "triton" and device != "cuda" and not _interpreted():
+        return f"triton backend: takes CUDA tensors, got {device} tensors; TRITON_INTERPRET=1 interprets it on the CPU"
     return None
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -69,7 +70,17 @@ def test_without_the_extension_the_reference_runs_with_one_warning(caplog: pytes
         sample(backend="cpu")
 
 
+@pytest.fixture
+def no_interpreter(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """As in a process that does not interpret Triton."""
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    forget()
+    yield
+    forget()
+
+
 @pytest.mark.parametrize("name", ["triton", "cuda"])
+@pytest.mark.usefixtures("no_interpreter")
 def test_a_forced_backend_runs_or_raises(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(RuntimeError, match=f"^sample: {name} backend: "):
         sample(backend=name)
@@ -83,7 +94,7 @@ def test_the_environment_forces_a_backend_and_the_argument_wins(backend: str, mo
     monkeypatch.setenv("PEARL_BACKEND", "reference")
     assert dispatch.choose("verify", device, None).__module__ == "pearl_kernels.verify.reference"
     chosen = dispatch.choose("verify", device, backend).__module__
-    assert chosen == f"pearl_kernels.verify.{'reference' if backend == 'reference' else '_native'}"
+    assert chosen == f"pearl_kernels.verify.{dispatch._MODULE[backend]}"
 
 
 def test_an_unknown_backend_is_the_callers_mistake_wherever_it_comes_from(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -102,10 +113,21 @@ def test_the_cpu_backend_refuses_other_devices(backend: str) -> None:
     assert dispatch.choose("verify", torch.device("cuda"), "reference").__module__ == "pearl_kernels.verify.reference"
 
 
+@pytest.mark.usefixtures("no_interpreter")
+def test_the_triton_backend_takes_cpu_tensors_from_the_interpreter_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    state = pearl_kernels.backends()["triton"]
+    assert not state.available
+    with pytest.raises(RuntimeError) as refused:
+        sample(backend="triton")
+    assert str(refused.value) == f"sample: triton backend: {state.reason}"
+
+
 def test_importing_the_kernels_imports_neither_models_nor_the_runtime() -> None:
     code = (
         "import sys, pearl_kernels; pearl_kernels.backends(); "
         "print([m for m in sys.modules if m.split('.')[0] in ('transformers', 'pearl_decode', 'triton')])"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
     assert done.stdout.strip() == "[]"
