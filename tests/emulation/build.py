@@ -1,0 +1,90 @@
+"""Compiles CUDA sources as C++ against the emulation, and keeps what it made for as long as its sources stay the same."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.machinery
+import importlib.util
+import os
+import shlex
+import shutil
+import subprocess
+import sysconfig
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import ModuleType
+
+HERE = Path(__file__).parent
+ROOT = HERE.parent.parent
+CACHE = ROOT / "build" / "emulation"
+
+_THREADS = 64  # of a block: few, so that small inputs still need several blocks and several slices of a row
+_FLAGS = [
+    "-std=c++17", "-O2", "-fPIC", "-fvisibility=default", "-ffp-contract=off", "-Wall", "-Wextra",
+    "-Wno-unknown-pragmas", f"-I{HERE / 'include'}", f"-I{ROOT / 'csrc'}", f"-DPEARL_CUDA_THREADS={_THREADS}",
+]  # fmt: skip
+
+
+def build_library(sources: list[Path], out_dir: Path = CACHE) -> Path:
+    """A shared library of CUDA sources and the emulation, for ctypes."""
+    return _link([*sources, HERE / "emulation.cpp"], [], out_dir)
+
+
+def build_extension(out_dir: Path = CACHE) -> ModuleType:
+    """pearl_kernels._C with every kernel of csrc/**/*.cu emulated, and without the CPU kernels.
+
+    Raises RuntimeError with the compiler's messages if something does not compile.
+    """
+    import pybind11
+
+    sources = [ROOT / "csrc" / "bindings.cpp", HERE / "no_cpu_kernels.cpp", HERE / "emulation.cpp"]
+    flags = [
+        "-DPEARL_WITH_CUDA", '-DPEARL_CUDA_ARCHITECTURES="emulated"', '-DPEARL_VERSION="emulated"',
+        f"-I{pybind11.get_include()}", f"-I{sysconfig.get_path('include')}",
+    ]  # fmt: skip
+    path = _link([*sources, *sorted((ROOT / "csrc").rglob("*.cu"))], flags, out_dir)
+    # The name before the last dot is free; the last part is the one the binary's own entry point has.
+    loader = importlib.machinery.ExtensionFileLoader("pearl_kernels_emulated._C", str(path))
+    spec = importlib.util.spec_from_file_location(loader.name, path, loader=loader)
+    assert spec is not None
+    module = importlib.util.module_from_spec(spec)
+    loader.exec_module(module)
+    return module
+
+
+def compiler() -> str | None:
+    """The C++ compiler, or None where there is none."""
+    return shutil.which(shlex.split(os.environ.get("CXX", "g++"))[0])
+
+
+def _link(sources: list[Path], flags: list[str], out_dir: Path) -> Path:
+    out_dir.mkdir(parents=True, exist_ok=True)
+    headers = [path for folder in (HERE / "include", ROOT / "csrc") for path in folder.rglob("*.*h")]
+    headers += (ROOT / "csrc").rglob("*.h")
+    shared = _digest(*(path.read_bytes() for path in sorted(set(headers))))
+
+    def compile_one(source: Path) -> Path:
+        name = f"{source.stem}-{_digest(shared, source.read_bytes(), repr(_FLAGS + flags).encode()).hex()[:16]}.o"
+        return _make(out_dir / name, [*_FLAGS, *flags, "-c", "-x", "c++", str(source)])
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        objects = list(pool.map(compile_one, sources))
+    name = f"{sources[0].stem}-{_digest(*(str(path).encode() for path in objects)).hex()[:16]}.so"
+    return _make(out_dir / name, ["-shared", "-pthread", *map(str, objects)])
+
+
+def _make(path: Path, arguments: list[str]) -> Path:
+    """Lets the compiler write `path`, unless it is there. Whoever is second finds a whole file."""
+    if path.exists():
+        return path
+    draft = path.with_suffix(f".{os.getpid()}{path.suffix}")
+    command = [*shlex.split(os.environ.get("CXX", "g++")), *arguments, "-o", str(draft)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode != 0:
+        raise RuntimeError(f"{shlex.join(command)}\n{done.stderr}")
+    draft.replace(path)
+    return path
+
+
+def _digest(*parts: bytes) -> bytes:
+    return hashlib.sha256(b"".join(hashlib.sha256(part).digest() for part in parts)).digest()

@@ -1,0 +1,16 @@
+#include "cpu_kernels.h"
+
+// The emulated extension has no CPU kernels: the bindings find none here.
+namespace pearl {
+
+const std::vector<CpuKernels>& compiled_kernels() {
+  static const std::vector<CpuKernels> none;
+  return none;
+}
+
+const CpuKernels& cpu_kernels() {
+  static const CpuKernels none{"none", nullptr, nullptr, nullptr, nullptr};
+  return none;
+}
+
+}  // namespace pearl
