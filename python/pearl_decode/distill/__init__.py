@@ -84,7 +84,7 @@ def distill(
     batch_answers: int | None = None,
     batch_tokens: int | None = None,
     learning_rate: float = 1e-3,
-    loss: str = "kl",
+    loss: str = "mix",
     learn_prompts: bool = False,
     seed: int = 0,
     dtype: torch.dtype | None = None,
@@ -95,7 +95,7 @@ def distill(
 
     target:  as PearlDecoder.from_pretrained's; a loaded model needs its tokenizer
     prompts: file of {"prompt": TEXT, "id": KEY} lines; about one in twenty is held out to measure on
-    layers:  how many of the target's decoder layers the draft has (half of them its first, half its last), or which
+    layers:  how many of the target's decoder layers the draft has, which are its first, or which ones
     tokens:  tokens to learn from, over all passes; None is ten passes. hours: of the whole call, at most
     resume:  go on with what `out` holds; without it, `out` must not hold a run
     learn_prompts: learn from the words of the prompts as well, which costs no decoding
@@ -232,8 +232,7 @@ def _chosen(model: PreTrainedModel, layers: int | Sequence[int]) -> tuple[int, .
         return tuple(layers)
     if not 1 <= layers < total:
         raise ValueError(f"layers must be from 1 to {total - 1} for this target, got {layers}")
-    first = (layers + 1) // 2
-    return (*range(first), *range(total - (layers - first), total))
+    return tuple(range(layers))
 
 
 def _explained(error: OSError, out: Path) -> OSError:
