@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pearl_kernels._triton import block, chain, race
 from pearl_kernels._triton.launch import (
+    RACE_WARPS,
     WARPS,
     Batch,
     Draws,
@@ -150,6 +151,6 @@ def _race_corrections(batch: Batch, chains: Chains, stats: Stats, draft: Draft, 
     race.race_corrections[tiles.grid(batch.size)](
         *batch.view(), batch.size, batch.width, batch.temperature, batch.seed, chains.starts, *choice,
         stats.threshold, stats.lse, *draft[:-1], *own, *left, tiles.slices,
-        ROWS=tiles.rows, BLOCK=tiles.block, num_warps=WARPS,
+        ROWS=tiles.rows, BLOCK=tiles.block, num_warps=RACE_WARPS,
     )  # fmt: skip
     return Corrections(choice[0], choice[1], own, left, tiles.slices)

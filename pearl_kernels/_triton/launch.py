@@ -17,6 +17,7 @@ TILE = 1 << 16 if INTERPRETED else 1 << 11
 SLICE = 1 << 16 if INTERPRETED else 1 << 11
 MAX_REQUESTS = 1 << 13 if INTERPRETED else 1  # that one program judges
 WARPS = 4
+RACE_WARPS = 8  # logarithms in float64 take many registers
 
 # Bits of a float32 below this one are always zero where it was one of these.
 _LOW_BIT = {torch.float32: 0, torch.bfloat16: 16, torch.float16: 12}
@@ -143,6 +144,6 @@ def race_rows(batch: Batch, stats: Stats, positions: Tensor, epochs: Tensor | No
     race.race_rows[tiles.grid(batch.count)](
         *batch.view(), batch.count, batch.width, batch.lengths, batch.finished, batch.temperature, batch.seed,
         positions, epochs, purpose, stats.threshold, stats.status, *draws, tiles.slices,
-        ROWS=tiles.rows, BLOCK=tiles.block, num_warps=WARPS,
+        ROWS=tiles.rows, BLOCK=tiles.block, num_warps=RACE_WARPS,
     )  # fmt: skip
     return draws

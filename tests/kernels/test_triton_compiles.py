@@ -1,0 +1,28 @@
+"""Triton compiles every kernel for a GPU. Needs none: the compiler and the assembler come with triton."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("triton", reason="triton is not installed")
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+@pytest.mark.parametrize(
+    ("dtype", "variant"), [("fp32", "full"), ("fp32", "plain"), ("bf16", "full"), ("fp16", "full")]
+)
+def test_every_kernel_compiles(dtype: str, variant: str, tmp_path: Path) -> None:
+    """In a process of its own: this one may interpret Triton."""
+    environment = {**os.environ, "TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.kernels.compile_triton", dtype, variant],
+        capture_output=True, text=True, cwd=ROOT, env=environment, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert len(done.stdout.split()) == (13 if dtype == "fp32" else 9)
