@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import importlib
 from types import ModuleType
-from typing import Any
 
 import pytest
 
@@ -17,17 +16,11 @@ emulated_extension = functools.cache(build.build_extension)
 
 def plug_in(monkeypatch: pytest.MonkeyPatch, extension: ModuleType) -> None:
     """Until the test ends, backend="cuda" takes CPU tensors and calls `extension`; other backends are as they were."""
-    refusal, entry = dispatch._refusal, dispatch._entry
+    refusal = dispatch._refusal
 
     def refuse(name: str, op: str, device: str) -> str | None:
         return None if (name, device) == ("cuda", "cpu") else refusal(name, op, device)
 
-    def enter(name: str, op: str) -> Any:
-        if name != "cuda":
-            return entry(name, op)
-        return getattr(importlib.import_module(f"pearl_kernels.{op}._cuda"), dispatch._ENTRY[op])
-
     for op in dispatch._ENTRY:
         monkeypatch.setattr(importlib.import_module(f"pearl_kernels.{op}._cuda"), "_C", extension)
     monkeypatch.setattr(dispatch, "_refusal", refuse)
-    monkeypatch.setattr(dispatch, "_entry", enter)

@@ -120,7 +120,7 @@ def test_what_can_not_end_is_reported(kernels: Library, seed: int, kernel: str, 
 def test_only_what_a_gpu_takes_is_launched(kernels: Library) -> None:
     nothing = np.zeros(1, np.uint32)
     for blocks, threads in ((0, 32), (1, 0), (1, 48), (1, 2048)):
-        with pytest.raises(RuntimeError, match="^invalid configuration argument$"):
+        with pytest.raises(RuntimeError, match=r"^invalid configuration argument$"):
             kernels.run("sum_blocks", blocks, threads, nothing, nothing)
 
 
