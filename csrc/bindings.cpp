@@ -3,10 +3,12 @@
 #include <stdexcept>
 #include <string>
 #include <tuple>
+#include <utility>
 
 #include "cpu_kernels.h"
 #ifdef PEARL_WITH_CUDA
 #include "sample/sample_cuda.h"
+#include "verify/chain_cuda.h"
 #endif
 
 namespace py = pybind11;
@@ -46,8 +48,9 @@ pearl::SamplingParams sampling_params(const Params& params) {
           pointer<int64_t>(seed)};
 }
 
-void sample(int64_t batch, const Logits& logits, const Params& params, Address positions, Address epochs,
-            uint32_t purpose, Address tokens, Address threshold, Address lse, Address status) {
+pearl::SampleArgs sample_args(int64_t batch, const Logits& logits, const Params& params, Address positions,
+                              Address epochs, uint32_t purpose, Address tokens, Address threshold, Address lse,
+                              Address status) {
   pearl::SampleArgs args;
   args.logits = logits_view(logits);
   args.params = sampling_params(params);
@@ -59,12 +62,12 @@ void sample(int64_t batch, const Logits& logits, const Params& params, Address p
   args.threshold = pointer<float>(threshold);
   args.lse = pointer<float>(lse);
   args.status = pointer<int32_t>(status);
-  pearl::cpu_kernels().sample(args);
+  return args;
 }
 
-void verify(int64_t batch, int64_t width, const Logits& target, const Draft& draft, const Params& params, int32_t rule,
-            Address draft_tokens, Address chain_len, Address positions, Address num_accepted, Address next_token,
-            Address status) {
+pearl::VerifyArgs verify_args(int64_t batch, int64_t width, const Logits& target, const Draft& draft,
+                              const Params& params, int32_t rule, Address draft_tokens, Address chain_len,
+                              Address positions, Address num_accepted, Address next_token, Address status) {
   pearl::VerifyArgs args;
   args.target = logits_view(target);
   args.draft = draft_side(draft);
@@ -78,14 +81,15 @@ void verify(int64_t batch, int64_t width, const Logits& target, const Draft& dra
   args.num_accepted = pointer<int32_t>(num_accepted);
   args.next_token = pointer<int64_t>(next_token);
   args.status = pointer<int32_t>(status);
-  pearl::cpu_kernels().verify(args);
+  return args;
 }
 
 // (tokens, stride between rows, committed, window, max_len, eos_ids, eos ids per row, finished, status)
 using State = std::tuple<Address, int64_t, Address, Address, Address, Address, int64_t, Address, Address>;
 
-void advance(int64_t batch, int64_t width, const State& state, const Logits& target, const Draft& draft,
-             const Params& params, int32_t rule, int32_t next_window, Address num_emitted, Address num_accepted) {
+pearl::AdvanceArgs advance_args(int64_t batch, int64_t width, const State& state, const Logits& target,
+                                const Draft& draft, const Params& params, int32_t rule, int32_t next_window,
+                                Address num_emitted, Address num_accepted) {
   const auto& [tokens, tokens_stride, committed, window, max_len, eos_ids, eos_count, finished, status] = state;
   pearl::AdvanceArgs args;
   args.tokens = pointer<int64_t>(tokens);
@@ -106,24 +110,36 @@ void advance(int64_t batch, int64_t width, const State& state, const Logits& tar
   args.next_window = next_window;
   args.num_emitted = pointer<int32_t>(num_emitted);
   args.num_accepted = pointer<int32_t>(num_accepted);
-  pearl::cpu_kernels().advance(args);
+  return args;
 }
 
 #ifdef PEARL_WITH_CUDA
-void sample_greedy_cuda(int64_t batch, const Logits& logits, Address tokens, Address threshold, Address lse,
-                        Address status, int device, Address stream) {
-  pearl::GreedyCudaArgs args;
-  args.logits = logits_view(logits);
-  args.batch = batch;
-  args.device = device;
-  args.stream = pointer<void>(stream);
-  args.tokens = pointer<int64_t>(tokens);
-  args.threshold = pointer<float>(threshold);
-  args.lse = pointer<float>(lse);
-  args.status = pointer<int32_t>(status);
-  if (const char* error = pearl::sample_greedy_cuda(args)) {
-    throw std::runtime_error(std::string("sample_greedy_cuda: ") + error);
-  }
+// (device, stream, counters, scratch)
+using Queue = std::tuple<int, Address, Address, Address>;
+
+pearl::CudaQueue cuda_queue(const Queue& queue) {
+  const auto& [device, stream, counters, scratch] = queue;
+  return {device, pointer<void>(stream), pointer<uint32_t>(counters), pointer<void>(scratch)};
+}
+
+void expect_success(const char* error) {
+  if (error) throw std::runtime_error(std::string("cuda backend: ") + error);
+}
+
+pearl::VerifyArgs chains_of(const pearl::AdvanceArgs& state) {
+  pearl::VerifyArgs args{};
+  args.target = state.target;
+  args.draft = state.draft;
+  args.params = state.params;
+  args.rule = state.rule;
+  args.batch = state.batch;
+  args.width = state.width;
+  return args;
+}
+
+std::pair<int64_t, int64_t> cuda_workspace_size(int64_t batch, int64_t width, int64_t vocab) {
+  const pearl::CudaWorkspaceSize size = pearl::cuda_workspace_size(batch, width, vocab);
+  return {size.counters_bytes, size.scratch_bytes};
 }
 #endif
 
@@ -155,6 +171,23 @@ py::dict build_info() {
   return info;
 }
 
+// Defines `name` with the arguments of `build`, whose result `run` gets.
+template <typename Args, typename... Given, typename Run>
+void def_op(py::module_& m, const char* name, Args (*build)(Given...), Run run) {
+  m.def(name, [build, run](Given... given) { run(build(given...)); }, py::call_guard<py::gil_scoped_release>());
+}
+
+#ifdef PEARL_WITH_CUDA
+// The same, with a Queue as one more argument, which `run` gets as well.
+template <typename Args, typename... Given, typename Run>
+void def_cuda_op(py::module_& m, const char* name, Args (*build)(Given...), Run run) {
+  m.def(
+      name,
+      [build, run](Given... given, const Queue& queue) { expect_success(run(build(given...), cuda_queue(queue))); },
+      py::call_guard<py::gil_scoped_release>());
+}
+#endif
+
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
@@ -162,16 +195,19 @@ PYBIND11_MODULE(_C, m) {
   using WithoutGil = py::call_guard<py::gil_scoped_release>;
   m.doc() = "Native kernels. They take raw addresses and check nothing: call them through pearl_kernels.";
   m.def("build_info", &build_info, "How this binary was built, and the SIMD level it runs at.");
-  m.def("sample", &sample, WithoutGil(), arg("batch"), arg("logits"), arg("params"), arg("positions"), arg("epochs"),
-        arg("purpose"), arg("tokens"), arg("threshold"), arg("lse"), arg("status"));
-  m.def("verify", &verify, WithoutGil(), arg("batch"), arg("width"), arg("target"), arg("draft"), arg("params"),
-        arg("rule"), arg("draft_tokens"), arg("chain_len"), arg("positions"), arg("num_accepted"), arg("next_token"),
-        arg("status"));
-  m.def("advance", &advance, WithoutGil(), arg("batch"), arg("width"), arg("state"), arg("target"), arg("draft"),
-        arg("params"), arg("rule"), arg("next_window"), arg("num_emitted"), arg("num_accepted"));
+  def_op(m, "sample", &sample_args, [](const auto& args) { pearl::cpu_kernels().sample(args); });
+  def_op(m, "verify", &verify_args, [](const auto& args) { pearl::cpu_kernels().verify(args); });
+  def_op(m, "advance", &advance_args, [](const auto& args) { pearl::cpu_kernels().advance(args); });
 #ifdef PEARL_WITH_CUDA
-  m.def("sample_greedy_cuda", &sample_greedy_cuda, WithoutGil(), arg("batch"), arg("logits"), arg("tokens"),
-        arg("threshold"), arg("lse"), arg("status"), arg("device"), arg("stream"));
+  m.def("cuda_workspace_size", &cuda_workspace_size, arg("batch"), arg("width"), arg("vocab"),
+        "Bytes of (counters, scratch) that operations on such logits need.");
+  def_cuda_op(m, "sample_cuda", &sample_args,
+              [](const auto& args, const auto& queue) { return pearl::sample_cuda(args, queue); });
+  def_cuda_op(m, "verify_cuda", &verify_args,
+              [](const auto& args, const auto& queue) { return pearl::judge_chains_cuda({args, {}, false}, queue); });
+  def_cuda_op(m, "advance_cuda", &advance_args, [](const auto& args, const auto& queue) {
+    return pearl::judge_chains_cuda({chains_of(args), args, true}, queue);
+  });
 #endif
   m.def("read_bytes", &read_bytes, WithoutGil(), arg("address"), arg("bytes"),
         "A checksum of whole vectors of memory: the cost of reading it once, for benchmarks.");

@@ -3,6 +3,7 @@ from typing import TypedDict
 _Logits = tuple[int, int, int, int, int]
 _Draft = tuple[_Logits, int, int, int]
 _Params = tuple[int, int, int, int, int]
+_Queue = tuple[int, int, int, int]
 _State = tuple[int, int, int, int, int, int, int, int, int]
 
 class BuildInfo(TypedDict):
@@ -52,14 +53,48 @@ def advance(
     num_emitted: int,
     num_accepted: int,
 ) -> None: ...
-def sample_greedy_cuda(
+def read_bytes(address: int, bytes: int) -> float: ...
+
+# Only in binaries built with CUDA.
+def cuda_workspace_size(batch: int, width: int, vocab: int) -> tuple[int, int]: ...
+def sample_cuda(
     batch: int,
     logits: _Logits,
+    params: _Params,
+    positions: int,
+    epochs: int,
+    purpose: int,
     tokens: int,
     threshold: int,
     lse: int,
     status: int,
-    device: int,
-    stream: int,
-) -> None: ...  # only in binaries built with CUDA
-def read_bytes(address: int, bytes: int) -> float: ...
+    queue: _Queue,
+) -> None: ...
+def verify_cuda(
+    batch: int,
+    width: int,
+    target: _Logits,
+    draft: _Draft,
+    params: _Params,
+    rule: int,
+    draft_tokens: int,
+    chain_len: int,
+    positions: int,
+    num_accepted: int,
+    next_token: int,
+    status: int,
+    queue: _Queue,
+) -> None: ...
+def advance_cuda(
+    batch: int,
+    width: int,
+    state: _State,
+    target: _Logits,
+    draft: _Draft,
+    params: _Params,
+    rule: int,
+    next_window: int,
+    num_emitted: int,
+    num_accepted: int,
+    queue: _Queue,
+) -> None: ...

@@ -18,7 +18,7 @@ _LOG = logging.getLogger("pearl_kernels")
 BACKENDS = ("reference", "cpu", "triton", "cuda")
 _ORDER = {"cpu": ("cpu", "reference"), "cuda": ("cuda", "triton", "reference")}
 _ENTRY = {"sample": "sample_out", "verify": "verify_out", "advance": "advance_"}
-_MODULE = {"reference": "reference", "cpu": "_native", "triton": "_triton"}
+_MODULE = {"reference": "reference", "cpu": "_native", "triton": "_triton", "cuda": "_cuda"}
 
 
 # Held for the life of the process: dropping a Library drops its operations.
@@ -46,14 +46,16 @@ def _state(name: str) -> Backend:
     try:
         info = importlib.import_module("pearl_kernels._C").build_info()
         for op in _ENTRY:
-            importlib.import_module(f"pearl_kernels.{op}._native")
+            _entry(name, op)
     except ImportError as error:
         return Backend(False, f"the native extension did not import: {error}")
     if name == "cpu":
         return Backend(True, f"C++ for CPU tensors, {info['simd_level']}, built with {info['compiler']}")
     if not info["cuda"]:
         return Backend(False, "the native extension was built without CUDA")
-    return Backend(False, "this version's CUDA kernels are not complete")
+    if not torch.cuda.is_available():
+        return Backend(False, "needs a CUDA device")
+    return Backend(True, f"CUDA C++ for CUDA tensors, built for {info['cuda_architectures']}")
 
 
 def _triton_state() -> Backend:
@@ -64,7 +66,7 @@ def _triton_state() -> Backend:
         return Backend(False, "needs a CUDA device, or TRITON_INTERPRET=1 to be interpreted on the CPU")
     try:
         for op in _ENTRY:
-            importlib.import_module(f"pearl_kernels.{op}._triton")
+            _entry("triton", op)
     except ImportError as error:
         return Backend(False, f"the Triton kernels did not import: {error}")
     return Backend(True, "Triton, interpreted on the CPU" if _interpreted() else "Triton for CUDA tensors")
@@ -78,12 +80,12 @@ def _interpreted() -> bool:
 @functools.cache
 def _refusal(name: str, op: str, device: str) -> str | None:
     """Why backend `name` cannot run `op` on tensors of `device`, or None if it can."""
-    if name == "cuda":
-        return f"cuda backend: not built for {op} yet"
     if not _state(name).available:
         return f"{name} backend: {_state(name).reason}"
     if name == "cpu" and device != "cpu":
         return f"cpu backend: takes CPU tensors, got {device} tensors"
+    if name == "cuda" and device != "cuda":
+        return f"cuda backend: takes CUDA tensors, got {device} tensors"
     if name == "triton" and device != "cuda" and not _interpreted():
         return f"triton backend: takes CUDA tensors, got {device} tensors; TRITON_INTERPRET=1 interprets it on the CPU"
     return None

@@ -26,9 +26,13 @@ PEARL_HOST_DEVICE NoiseKey make_noise_key(int64_t seed, int64_t position, Purpos
           static_cast<uint32_t>(purpose), static_cast<uint32_t>(epoch)};
 }
 
-PEARL_HOST_DEVICE uint32_t philox_word(const NoiseKey& key, int64_t vocab_id) {
-  uint32_t c0 = static_cast<uint32_t>(vocab_id / kPhiloxLanes);
-  uint32_t c1 = key.position, c2 = key.purpose, c3 = key.epoch;
+struct PhiloxWords {
+  uint32_t w[kPhiloxLanes];
+};
+
+// The words of ids [kPhiloxLanes * counter, kPhiloxLanes * (counter + 1)).
+PEARL_HOST_DEVICE PhiloxWords philox_words(const NoiseKey& key, uint32_t counter) {
+  uint32_t c0 = counter, c1 = key.position, c2 = key.purpose, c3 = key.epoch;
   uint32_t k0 = key.key0, k1 = key.key1;
   for (int round = 0; round < kPhiloxRounds; ++round) {
     const uint64_t product0 = static_cast<uint64_t>(kPhiloxMultiplier0) * c0;
@@ -40,11 +44,16 @@ PEARL_HOST_DEVICE uint32_t philox_word(const NoiseKey& key, int64_t vocab_id) {
     k0 += kPhiloxKeyStep0;
     k1 += kPhiloxKeyStep1;
   }
+  return {{c0, c1, c2, c3}};
+}
+
+PEARL_HOST_DEVICE uint32_t philox_word(const NoiseKey& key, int64_t vocab_id) {
+  const PhiloxWords words = philox_words(key, static_cast<uint32_t>(vocab_id / kPhiloxLanes));
   switch (vocab_id % kPhiloxLanes) {
-    case 0: return c0;
-    case 1: return c1;
-    case 2: return c2;
-    default: return c3;
+    case 0: return words.w[0];
+    case 1: return words.w[1];
+    case 2: return words.w[2];
+    default: return words.w[3];
   }
 }
 

@@ -1,23 +1,12 @@
 #pragma once
 
-#include "common/types.h"
+#include "common/cuda/workspace.h"
+#include "sample/sample.h"
 
 namespace pearl {
 
-// As SampleArgs, with every row greedy; all pointers are to memory of `device`, and `stream` is one of its streams.
-struct GreedyCudaArgs {
-  LogitsView logits;
-  int64_t batch;
-  int device;
-  void* stream;
-
-  int64_t* tokens;
-  float* threshold;
-  float* lse;
-  int32_t* status;
-};
-
-// Launches and returns at once: null, or what the CUDA runtime says went wrong.
-const char* sample_greedy_cuda(const GreedyCudaArgs& args);
+// As `sample` in sample.h; all pointers are to memory of the queue's device. Queues the work and returns at once: null,
+// or what the CUDA runtime says went wrong.
+const char* sample_cuda(const SampleArgs& args, const CudaQueue& queue);
 
 }  // namespace pearl

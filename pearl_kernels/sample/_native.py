@@ -1,8 +1,7 @@
-"""`sample` in C++ and CUDA."""
+"""`sample` in C++."""
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from pearl_kernels import _C
@@ -36,21 +35,4 @@ def sample_out(
         address(threshold),
         address(lse),
         address(status),
-    )
-
-
-def sample_greedy_cuda_out(logits: Tensor, tokens: Tensor, threshold: Tensor, lse: Tensor, status: Tensor) -> None:
-    """`sample_out` for CUDA logits of which every row is greedy, on the current stream, without synchronising.
-
-    Needs an extension built with CUDA, see `_C.build_info()`.
-    """
-    _C.sample_greedy_cuda(
-        logits.shape[0],
-        logits_view(logits),
-        address(tokens),
-        address(threshold),
-        address(lse),
-        address(status),
-        logits.get_device(),
-        torch.cuda.current_stream(logits.device).cuda_stream,
     )

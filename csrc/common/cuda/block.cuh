@@ -1,0 +1,69 @@
+#pragma once
+
+#include "common/cuda/launch.cuh"
+
+// What threads of a warp, a block and a grid do together.
+namespace pearl::cuda {
+
+constexpr int kWarp = 32;
+constexpr int kWarps = kThreads / kWarp;
+constexpr unsigned kAllLanes = 0xffffffffu;
+static_assert(kWarps <= kWarp, "one warp merges what the others found");
+
+__device__ __forceinline__ int lane_index() { return static_cast<int>(threadIdx.x) % kWarp; }
+__device__ __forceinline__ int warp_index() { return static_cast<int>(threadIdx.x) / kWarp; }
+
+// Adds in the same order whatever the schedule; the sum is in every lane.
+template <typename T>
+__device__ __forceinline__ T warp_sum(T value) {
+#pragma unroll
+  for (int offset = kWarp / 2; offset > 0; offset /= 2) value += __shfl_xor_sync(kAllLanes, value, offset);
+  return value;
+}
+
+__device__ __forceinline__ uint64_t warp_max(uint64_t value) {
+#pragma unroll
+  for (int offset = kWarp / 2; offset > 0; offset /= 2) {
+    const uint64_t other = __shfl_xor_sync(kAllLanes, static_cast<unsigned long long>(value), offset);
+    value = other > value ? other : value;
+  }
+  return value;
+}
+
+// All threads of the block call it, and all get the result.
+__device__ __forceinline__ double block_sum(double value) {
+  __shared__ double of_warp[kWarps];
+  value = warp_sum(value);
+  __syncthreads();
+  if (lane_index() == 0) of_warp[warp_index()] = value;
+  __syncthreads();
+  double sum = 0;
+  for (int w = 0; w < kWarps; ++w) sum += of_warp[w];
+  return sum;
+}
+
+__device__ __forceinline__ uint64_t block_max(uint64_t value) {
+  __shared__ uint64_t of_warp[kWarps];
+  value = warp_max(value);
+  __syncthreads();
+  if (lane_index() == 0) of_warp[warp_index()] = value;
+  __syncthreads();
+  uint64_t most = of_warp[0];
+  for (int w = 1; w < kWarps; ++w) most = of_warp[w] > most ? of_warp[w] : most;
+  return most;
+}
+
+// True in the last of `count` blocks to come here, which then sees what all of them wrote before. The counter is left
+// at zero for the next time. All threads of the block call it.
+__device__ __forceinline__ bool arrive(uint32_t* counter, uint32_t count) {
+  __shared__ bool is_last;
+  __threadfence();
+  __syncthreads();
+  if (count == 1) return true;
+  if (threadIdx.x == 0) is_last = atomicInc(counter, count - 1) == count - 1;
+  __syncthreads();
+  __threadfence();
+  return is_last;
+}
+
+}  // namespace pearl::cuda

@@ -1,0 +1,120 @@
+#pragma once
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
+#include "common/cuda/block.cuh"
+#include "common/types.h"
+
+// A row of logits, and how a block walks it: a warp at a time holds a tile of consecutive ids, each lane runs of eight.
+// Which lane holds which id depends on nothing else, so sums come out the same to the last bit wherever the row lies.
+namespace pearl::cuda {
+
+constexpr int kRun = 8;
+constexpr int kHeld = 24;  // ids a lane holds
+constexpr uint32_t kTile = kWarp * kHeld;
+constexpr uint32_t kSlice = kTile * kWarps;  // what a block holds at a time, a tile per warp
+
+struct Row {
+  const void* data;
+  DType dtype;
+  uint32_t size;
+
+  __device__ __forceinline__ float at(uint32_t id) const {
+    switch (dtype) {
+      case DType::kFloat32: return static_cast<const float*>(data)[id];
+      case DType::kBFloat16: return __bfloat162float(static_cast<const __nv_bfloat16*>(data)[id]);
+      default: return __half2float(static_cast<const __half*>(data)[id]);
+    }
+  }
+};
+
+__device__ __forceinline__ Row row_of(const LogitsView& view, int64_t batch, int64_t row) {
+  const int64_t bytes = view.dtype == DType::kFloat32 ? 4 : 2;
+  const int64_t offset = (batch * view.batch_stride + row * view.row_stride) * bytes;
+  return {static_cast<const char*>(view.data) + offset, view.dtype, static_cast<uint32_t>(view.vocab)};
+}
+
+// The id of the logit a lane holds at index `held` of the tile that starts at `begin`.
+__device__ __forceinline__ uint32_t held_id(uint32_t begin, int held) {
+  return begin + (held / kRun * kWarp + lane_index()) * kRun + held % kRun;
+}
+
+struct Tile {
+  float x[kHeld];
+};
+
+template <typename Value>
+__device__ __forceinline__ float to_float(Value value);
+template <>
+__device__ __forceinline__ float to_float(float value) {
+  return value;
+}
+template <>
+__device__ __forceinline__ float to_float(__nv_bfloat16 value) {
+  return __bfloat162float(value);
+}
+template <>
+__device__ __forceinline__ float to_float(__half value) {
+  return __half2float(value);
+}
+
+template <typename Value>
+__device__ __forceinline__ void load_whole_tile(const Value* row, uint32_t begin, Tile& tile) {
+  constexpr int kPerLoad = sizeof(uint4) / sizeof(Value), kLoads = kHeld / kPerLoad;
+  uint4 packed[kLoads];
+#pragma unroll
+  for (int i = 0; i < kLoads; ++i) {
+    packed[i] = __ldg(reinterpret_cast<const uint4*>(row + held_id(begin, i * kPerLoad)));
+  }
+#pragma unroll
+  for (int i = 0; i < kHeld; ++i) tile.x[i] = to_float(reinterpret_cast<const Value*>(packed)[i]);
+}
+
+// The logits of ids [begin, begin + kTile); -inf past the end of the row.
+__device__ __forceinline__ void load_tile(const Row& row, uint32_t begin, Tile& tile) {
+  const bool whole = begin + kTile <= row.size && reinterpret_cast<uintptr_t>(row.data) % sizeof(uint4) == 0;
+  if (!whole) {
+#pragma unroll
+    for (int i = 0; i < kHeld; ++i) {
+      const uint32_t id = held_id(begin, i);
+      tile.x[i] = id < row.size ? row.at(id) : -INFINITY;
+    }
+  } else if (row.dtype == DType::kFloat32) {
+    load_whole_tile(static_cast<const float*>(row.data), begin, tile);
+  } else if (row.dtype == DType::kBFloat16) {
+    load_whole_tile(static_cast<const __nv_bfloat16*>(row.data), begin, tile);
+  } else {
+    load_whole_tile(static_cast<const __half*>(row.data), begin, tile);
+  }
+}
+
+// Calls visit(begin, tile) for every tile of the row, each warp of the block for its own.
+template <typename Visit>
+__device__ __forceinline__ void for_tiles(const Row& row, const Visit& visit) {
+  for (uint32_t begin = warp_index() * kTile; begin < row.size; begin += kSlice) {
+    Tile tile;
+    load_tile(row, begin, tile);
+    visit(begin, tile);
+  }
+}
+
+// A word that grows with the float. -0 and 0 are one; not for NaN.
+__device__ __forceinline__ uint32_t ordered(float value) {
+  const uint32_t bits = __float_as_uint(value + 0.0f);
+  return bits & 0x80000000u ? ~bits : bits | 0x80000000u;
+}
+
+__device__ __forceinline__ float from_ordered(uint32_t word) {
+  return __uint_as_float(word & 0x80000000u ? word & 0x7fffffffu : ~word);
+}
+
+// A value and an id in one number: of equal values, the lower id is the larger. 0 is none.
+__device__ __forceinline__ uint64_t pack(float value, uint32_t id) {
+  return static_cast<uint64_t>(ordered(value)) << 32 | ~id;
+}
+
+__device__ __forceinline__ uint32_t packed_id(uint64_t packed) { return ~static_cast<uint32_t>(packed); }
+__device__ __forceinline__ float packed_value(uint64_t packed) { return from_ordered(packed >> 32); }
+
+}  // namespace pearl::cuda

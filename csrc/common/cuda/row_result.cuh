@@ -1,0 +1,84 @@
+#pragma once
+
+#include "common/cuda/threshold.cuh"
+#include "common/cuda/workspace.cuh"
+
+// From what the blocks found in a row's slices to all there is to know of the row.
+namespace pearl::cuda {
+
+// A draw, and the mass, over a whole row by one block. All threads of the block call it, and all get the result.
+struct Swept {
+  double log_mass;
+  uint64_t winner;
+};
+__device__ __forceinline__ Swept sweep_row(const Row& row, const RowTask& task, float threshold, float highest) {
+  const float inverse_temperature = task.filter.inverse_temperature, scale = inverse_temperature * kLog2E;
+  double mass = 0;
+  uint64_t best = 0;
+  for_tiles(row, [&](uint32_t begin, const Tile& tile) {
+    mass += held_mass(tile, threshold, highest, scale);
+    if (task.draws) best = race_for_row(row, task, tile, begin, threshold, best);
+  });
+  mass = block_sum(mass);
+  best = block_max(best);
+  return {static_cast<double>(highest) * inverse_temperature + log(mass), best};
+}
+
+__device__ __forceinline__ int32_t status_of(const SlicePart& whole, const RowTask& task) {
+  const float highest = packed_value(whole.peak);
+  if (whole.invalid || highest == INFINITY) return kTargetInvalid;
+  if (highest == -INFINITY) return kEmptyDistribution;
+  const bool overflows = fabsf(highest * task.filter.inverse_temperature) == INFINITY;
+  return !task.greedy && overflows ? kTargetInvalid : kOk;
+}
+
+// Puts what is in the block's slices of the row into `parts`. All threads of the block call it.
+__device__ __forceinline__ void look_at_slices(const Row& row, const RowTask& task, const Workspace& workspace,
+                                               uint32_t block, SlicePart* parts) {
+  workspace.for_slices(block, [&](uint32_t slice) {
+    const SlicePart part = look_at_slice(row, task, slice);
+    if (threadIdx.x == 0) parts[slice] = part;
+  });
+}
+
+// Called by all threads of the block that came last with a slice of the row; all get the result.
+__device__ __forceinline__ RowResult finish_row(const Row& row, const RowTask& task, const SlicePart* parts,
+                                                uint32_t slices) {
+  __shared__ RowResult result;
+  const float inverse_temperature = task.filter.inverse_temperature;
+  if (warp_index() == 0) {
+    SlicePart whole{0, 0, 0.0f, 0};
+    for (uint32_t s = lane_index(); s < slices; s += kWarp) {
+      whole.peak = max(whole.peak, __ldcg(&parts[s].peak));
+      whole.winner = max(whole.winner, __ldcg(&parts[s].winner));
+      whole.invalid |= __ldcg(&parts[s].invalid);
+    }
+    whole.peak = warp_max(whole.peak);
+    whole.winner = warp_max(whole.winner);
+    whole.invalid = __any_sync(kAllLanes, whole.invalid);
+    const float highest = packed_value(whole.peak);
+    const double shift = static_cast<double>(highest) * inverse_temperature;
+    double mass = 0;
+    for (uint32_t s = lane_index(); s < slices; s += kWarp) {
+      const float own = __ldcg(&parts[s].mass);
+      if (own > 0) {
+        mass += own * exp(static_cast<double>(packed_value(__ldcg(&parts[s].peak))) * inverse_temperature - shift);
+      }
+    }
+    mass = warp_sum(mass);
+    if (lane_index() == 0) {
+      const uint32_t drawn = whole.winner != 0 ? packed_id(whole.winner) : task.excluded;
+      result = {shift + log(mass), -INFINITY, highest, packed_id(whole.peak), drawn, status_of(whole, task)};
+    }
+  }
+  __syncthreads();
+  RowResult known = result;
+  if (known.status != kOk || task.greedy || task.filter.keeps_all(row.size)) return known;
+  known.threshold = find_threshold(row, task.filter, known.highest);
+  const Swept swept = sweep_row(row, task, known.threshold, known.highest);
+  known.log_mass = swept.log_mass;
+  known.drawn = swept.winner != 0 ? packed_id(swept.winner) : task.excluded;
+  return known;
+}
+
+}  // namespace pearl::cuda

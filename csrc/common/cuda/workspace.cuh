@@ -1,0 +1,59 @@
+#pragma once
+
+#include <algorithm>
+
+#include "common/cuda/row_task.cuh"
+#include "common/cuda/workspace.h"
+
+namespace pearl::cuda {
+
+// A CudaQueue's memory, shared out. A row is one of (batch, width).
+struct Workspace {
+  uint32_t slices;            // of a row
+  uint32_t slices_per_block;  // more where rows are many; what is found does not depend on it
+  uint32_t blocks;            // of a row
+  uint32_t* row_counters;
+  uint32_t* request_counters;
+  SlicePart* parts;        // (batch, width, slices)
+  double* draft_lse;       // (batch, width), of a draft that came without statistics; NaN: a bad row
+  float* draft_threshold;  // (batch, width)
+  void* judged;            // (batch, width) and (batch,): see verify/judge.cuh
+  void* decisions;
+
+  static constexpr int64_t kJudgedBytes = 64, kDecisionBytes = 48;
+
+  Workspace(const CudaQueue& queue, int64_t batch, int64_t width, int64_t vocab) {
+    constexpr int64_t kEnoughBlocks = 1024, kMostPerBlock = 8;
+    const int64_t rows = batch * width;
+    slices = static_cast<uint32_t>((vocab + kSlice - 1) / kSlice);
+    const int64_t per_block = std::min(kMostPerBlock, std::max(int64_t{1}, rows * slices / kEnoughBlocks));
+    slices_per_block = static_cast<uint32_t>(std::min<int64_t>(per_block, slices));
+    blocks = (slices + slices_per_block - 1) / slices_per_block;
+    char* next = static_cast<char*>(queue.scratch);
+    const auto take = [&](int64_t bytes) {
+      char* const begin = next;
+      next += (bytes + 15) / 16 * 16;
+      return static_cast<void*>(begin);
+    };
+    row_counters = queue.counters;
+    request_counters = queue.counters + rows;
+    parts = static_cast<SlicePart*>(take(rows * slices * static_cast<int64_t>(sizeof(SlicePart))));
+    draft_lse = static_cast<double*>(take(rows * 8));
+    draft_threshold = static_cast<float*>(take(rows * 4));
+    judged = take(rows * kJudgedBytes);
+    decisions = take(batch * kDecisionBytes);
+    scratch_bytes = next - static_cast<char*>(queue.scratch);
+    counters_bytes = (rows + batch) * 4;
+  }
+
+  int64_t counters_bytes, scratch_bytes;
+
+  // Calls visit(slice) for the slices of the row's block number `block`.
+  template <typename Visit>
+  __device__ __forceinline__ void for_slices(uint32_t block, const Visit& visit) const {
+    const uint32_t end = min(slices, (block + 1) * slices_per_block);
+    for (uint32_t slice = block * slices_per_block; slice < end; ++slice) visit(slice);
+  }
+};
+
+}  // namespace pearl::cuda

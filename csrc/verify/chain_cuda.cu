@@ -1,0 +1,293 @@
+#include "advance/commit.cuh"
+#include "verify/chain_cuda.h"
+
+// Three kernels, of which most rules need the first alone: the rows and what follows from them; for `block`, the masses
+// of residuals; and the draw from the one residual that counts. Each block takes slices of a row, and the last one to
+// be done with a row, or with a request, goes on with it.
+namespace pearl {
+namespace cuda {
+namespace {
+
+constexpr int kMostWidth = kMostCudaWidth;
+
+// The decision once `judged`, in shared memory, is known but for what the draft says. By all threads of a block.
+__device__ __forceinline__ Decision decide(const Job& job, int64_t b, const Chain& chain, Judged* judged) {
+  __shared__ Decision decision;
+  const Filter filter = filter_of(job.chains.args.params, b);
+  const bool by_equality = job.by_equality(filter);
+  if (!by_equality) {
+    for (int32_t i = warp_index(); i < chain.length; i += kWarps) judge(job, b, chain, i, judged[i]);
+  }
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    if (by_equality) {
+      decision = decide_by_equality(chain, judged);
+    } else if (job.chains.args.rule == Rule::kToken) {
+      decision = decide_token(job, b, chain, judged);
+    } else {
+      decision = weigh_block(job, chain, judged);
+      if (decision.next == Next::kResidual) {
+        decision = decide_block(job, b, chain, judged, decision, [&](int32_t i) {
+          return judged[i].weight * fmax(0.0, 1.0 - judged[i].target_prob);  // all of a one-hot draft is on its token
+        });
+      }
+    }
+  }
+  __syncthreads();
+  return decision;
+}
+
+// A draw from a whole target row by one block. All threads call it.
+__device__ __forceinline__ uint32_t draw_alone(const Job& job, int64_t b, const Chain& chain, int32_t i,
+                                               Purpose purpose, const Judged& judged) {
+  const RowTask task{filter_of(job.chains.args.params, b), false, true, job.noise(b, chain, purpose, i), kNoId};
+  return packed_id(sweep_row(job.target_row(b, i), task, judged.threshold, judged.highest).winner);
+}
+
+// Does what a decision leaves to this block, or leaves it to the next kernel.
+__device__ __forceinline__ void follow(const Job& job, int64_t b, const Chain& chain, const Judged* judged,
+                                       Decision decision) {
+  Decision* const decisions = static_cast<Decision*>(job.workspace.decisions);
+  Judged* const kept = static_cast<Judged*>(job.workspace.judged) + b * job.chains.args.width;
+  if (decision.next == Next::kRedraw) {
+    const int32_t i = decision.num_accepted;
+    decision.next_token = draw_alone(job, b, chain, i, Purpose::kSample, judged[i]);
+    decision.next = Next::kCommit;
+  }
+  if (decision.next == Next::kCommit) {
+    if (threadIdx.x == 0) {
+      commit(job, b, chain, decision);
+      decisions[b].next = Next::kCommit;
+    }
+    return;
+  }
+  if (threadIdx.x == 0) decisions[b] = decision;
+  for (int32_t i = threadIdx.x; i < chain.length; i += kThreads) kept[i] = judged[i];
+}
+
+// The statistics of a draft's rows that came without.
+__global__ void __launch_bounds__(kThreads, 2) draft_stats_kernel(Job job) {
+  const VerifyArgs& args = job.chains.args;
+  const uint32_t slices = job.workspace.slices, blocks = job.workspace.blocks, block = blockIdx.x % blocks;
+  const int64_t at = blockIdx.x / blocks, b = at / args.width;
+  const int32_t i = at % args.width;
+  const Chain chain = job.chain(b);
+  const Filter filter = filter_of(args.params, b);
+  if (!chain.active || i >= chain.length || filter.greedy()) return;
+  const Row row = job.draft_row(b, i);
+  const RowTask task{filter, false, false, {}, kNoId};
+  SlicePart* const parts = job.workspace.parts + at * slices;
+  look_at_slices(row, task, job.workspace, block, parts);
+  if (!arrive(job.workspace.row_counters + at, blocks)) return;
+  const RowResult result = finish_row(row, task, parts, slices);
+  if (threadIdx.x != 0) return;
+  job.workspace.draft_threshold[at] = result.threshold;
+  job.workspace.draft_lse[at] = result.status == kOk ? result.log_mass : NAN;
+}
+
+__global__ void __launch_bounds__(kThreads, 2) rows_kernel(Job job) {
+  __shared__ Judged judged[kMostWidth];
+  const VerifyArgs& args = job.chains.args;
+  const uint32_t slices = job.workspace.slices, blocks = job.workspace.blocks, block = blockIdx.x % blocks;
+  const int64_t at = blockIdx.x / blocks, b = at / args.width;
+  const int32_t i = at % args.width;
+  const Chain chain = job.chain(b);
+  if (!chain.active || chain.length == 0) {
+    if (i == 0 && block == 0 && threadIdx.x == 0) {
+      static_cast<Decision*>(job.workspace.decisions)[b].next = Next::kCommit;
+      if (job.chains.advances) {
+        job.chains.state.num_emitted[b] = 0;
+        job.chains.state.num_accepted[b] = 0;
+      } else {
+        commit(job, b, chain, {kNoToken, 1.0, 0, kOk, Next::kCommit, 0});
+      }
+    }
+    return;
+  }
+
+  Judged* const kept = static_cast<Judged*>(job.workspace.judged) + b * args.width;
+  if (i < chain.length) {
+    const Row row = job.target_row(b, i);
+    const RowTask task = job.task(b, chain, i);
+    SlicePart* const parts = job.workspace.parts + at * slices;
+    look_at_slices(row, task, job.workspace, block, parts);
+    if (!arrive(job.workspace.row_counters + at, blocks)) return;
+    const RowResult result = finish_row(row, task, parts, slices);
+    if (threadIdx.x == 0) kept[i] = judged_row(task, result);
+  }
+  // Blocks past the chain's end count as well: whoever comes last changes the lengths that all of them must have read.
+  const int64_t idle_rows = args.width - chain.length;
+  if (!arrive(job.workspace.request_counters + b, chain.length + idle_rows * blocks)) return;
+  for (int32_t j = threadIdx.x; j < chain.length; j += kThreads) judged[j] = kept[j];
+  __syncthreads();
+  follow(job, b, chain, judged, decide(job, b, chain, judged));
+}
+
+// Sum of max(weight * target_probs - draft_probs, 0) over a slice: of target ids, or of draft ids where those are others,
+// and then short of the target's weight outside the draft's vocabulary.
+__device__ __forceinline__ float slice_mass(const Job& job, int64_t b, int32_t i, const Judged& judged,
+                                            uint32_t slice) {
+  const DraftSide& draft = job.chains.args.draft;
+  const float inverse_temperature = filter_of(job.chains.args.params, b).inverse_temperature;
+  const float scale = inverse_temperature * kLog2E, weight = static_cast<float>(judged.weight);
+  const Row target_row = job.target_row(b, i), draft_row = job.draft_row(b, i);
+  const DraftStats stats = draft_stats(job, b, i);
+  const float shift = static_cast<float>(static_cast<double>(judged.highest) * inverse_temperature - judged.log_mass);
+  const float draft_shift = static_cast<float>(stats.lse / inverse_temperature);
+  const auto target_prob = [&](float x) {
+    return x >= judged.threshold ? exp2f(fmaf(x - judged.highest, scale, shift * kLog2E)) : 0.0f;
+  };
+  const auto draft_prob = [&](float x) { return x >= stats.threshold ? exp2f((x - draft_shift) * scale) : 0.0f; };
+
+  const uint32_t begin = slice * kSlice + warp_index() * kTile;
+  const uint32_t size = draft.d2t ? draft_row.size : target_row.size;
+  float sum = 0;
+  if (begin < size) {
+    Tile drafted;
+    load_tile(draft_row, begin, drafted);
+    if (draft.d2t) {
+#pragma unroll
+      for (int k = 0; k < kHeld; ++k) {
+        const uint32_t id = held_id(begin, k);
+        if (id >= size) continue;
+        const float target = weight * target_prob(target_row.at(static_cast<uint32_t>(draft.d2t[id])));
+        sum -= fminf(target, draft_prob(drafted.x[k]));
+      }
+    } else {
+      Tile target;
+      load_tile(target_row, begin, target);
+#pragma unroll
+      for (int k = 0; k < kHeld; ++k) {
+        sum += fmaxf(fmaf(weight, target_prob(target.x[k]), -draft_prob(drafted.x[k])), 0.0f);
+      }
+    }
+  }
+  return static_cast<float>(block_sum(sum));
+}
+
+__global__ void __launch_bounds__(kThreads, 2) masses_kernel(Job job) {
+  __shared__ Judged judged[kMostWidth];
+  __shared__ double masses[kMostWidth];
+  const VerifyArgs& args = job.chains.args;
+  const uint32_t slices = job.workspace.slices, blocks = job.workspace.blocks, block = blockIdx.x % blocks;
+  const int64_t at = blockIdx.x / blocks, b = at / args.width;
+  const int32_t i = at % args.width;
+  const Decision decision = static_cast<const Decision*>(job.workspace.decisions)[b];
+  if (decision.next != Next::kMasses || i == 0 || i >= decision.length) return;
+
+  const Judged* const kept = static_cast<const Judged*>(job.workspace.judged) + b * args.width;
+  SlicePart* const parts = job.workspace.parts + b * args.width * slices;
+  if (kept[i].weight != 1.0) {
+    job.workspace.for_slices(block, [&](uint32_t slice) {
+      const float mass = slice_mass(job, b, i, kept[i], slice);
+      if (threadIdx.x == 0) parts[i * slices + slice].mass = mass;
+    });
+  }
+  if (!arrive(job.workspace.request_counters + b, (decision.length - 1) * blocks)) return;
+
+  const Chain chain = job.chain(b);
+  for (int32_t j = threadIdx.x; j < chain.length; j += kThreads) judged[j] = kept[j];
+  for (int32_t j = 1 + warp_index(); j < decision.length; j += kWarps) {
+    double mass = 0;
+    for (uint32_t s = lane_index(); s < slices; s += kWarp) mass += __ldcg(&parts[j * slices + s].mass);
+    mass = warp_sum(mass);
+    if (lane_index() == 0) masses[j] = fmax(0.0, mass + (args.draft.d2t ? kept[j].weight : 0.0));
+  }
+  __shared__ Decision next;
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    next = decide_block(job, b, chain, judged, decision, [&](int32_t j) { return masses[j]; });
+  }
+  __syncthreads();
+  follow(job, b, chain, judged, next);
+}
+
+// The score of `id` in the race for the residual.
+__device__ __forceinline__ float residual_score(const Job& job, const Row& target, const Row& draft,
+                                                const DraftStats& stats, const Judged& judged, double weight,
+                                                float inverse_temperature, const NoiseKey& noise, uint32_t id) {
+  const double target_mass =
+      weight * probability(target.at(id), judged.threshold, judged.log_mass, inverse_temperature);
+  const float logit = draft_logit(draft, job.chains.args.draft.d2t, id);
+  const double mass = target_mass - probability(logit, stats.threshold, stats.lse, inverse_temperature);
+  if (!(mass > 0)) return -INFINITY;
+  return static_cast<float>(log(mass) - log(-log(unit_from_word(philox_word(noise, id)))));
+}
+
+__global__ void __launch_bounds__(kThreads, 2) residual_kernel(Job job) {
+  const VerifyArgs& args = job.chains.args;
+  const uint32_t slices = job.workspace.slices, blocks = job.workspace.blocks, block = blockIdx.x % blocks;
+  const int64_t b = blockIdx.x / blocks;
+  Decision decision = static_cast<const Decision*>(job.workspace.decisions)[b];
+  if (decision.next != Next::kResidual) return;
+
+  const Chain chain = job.chain(b);
+  const int32_t i = decision.num_accepted;
+  const Judged judged = static_cast<const Judged*>(job.workspace.judged)[b * args.width + i];
+  const Row target = job.target_row(b, i), draft = job.draft_row(b, i);
+  const DraftStats stats = draft_stats(job, b, i);
+  const float inverse_temperature = filter_of(args.params, b).inverse_temperature;
+  const NoiseKey noise = job.noise(b, chain, Purpose::kResidual, i);
+  const auto score = [&](uint32_t id) {
+    return residual_score(job, target, draft, stats, judged, decision.weight, inverse_temperature, noise, id);
+  };
+
+  const float first = score(judged.best);  // any score will do to begin with, and this one is often high
+  const double shift = judged.highest * static_cast<double>(inverse_temperature) - judged.log_mass;
+  const float bound = static_cast<float>(shift + log(decision.weight));
+  uint64_t best = first > -INFINITY ? pack(first, judged.best) : 0;
+  job.workspace.for_slices(block, [&](uint32_t slice) {
+    const uint32_t begin = slice * kSlice + warp_index() * kTile;
+    if (begin >= target.size) return;
+    Tile tile;
+    load_tile(target, begin, tile);
+    const uint32_t mask = contenders(tile, begin, noise, best, [&](float x) {
+      return x >= judged.threshold ? fmaf(x - judged.highest, inverse_temperature, bound) : -INFINITY;
+    });
+    best = race(begin, mask, best, score);
+  });
+  best = block_max(best);
+  SlicePart* const parts = job.workspace.parts + b * args.width * slices;
+  if (threadIdx.x == 0) parts[block].winner = best;
+  if (!arrive(job.workspace.request_counters + b, blocks)) return;
+
+  best = 0;
+  for (uint32_t s = threadIdx.x; s < blocks; s += kThreads) best = max(best, __ldcg(&parts[s].winner));
+  best = block_max(best);
+  decision.next_token = best != 0 ? packed_id(best) : draw_alone(job, b, chain, i, Purpose::kResidual, judged);
+  if (threadIdx.x == 0) commit(job, b, chain, decision);
+}
+
+cudaError_t run(const ChainJob& chains, const CudaQueue& queue) {
+  const VerifyArgs& args = chains.args;
+  const Job job{chains, Workspace(queue, args.batch, args.width, args.target.vocab)};
+  const int64_t blocks = job.workspace.blocks, row_blocks = args.batch * args.width * blocks;
+  const bool sampled = args.rule == Rule::kToken || args.rule == Rule::kBlock;
+  const bool has_residual = sampled && args.draft.logits.data != nullptr;
+  cudaError_t error = cudaSuccess;
+  const auto queue_kernel = [&](void (*kernel)(Job), int64_t blocks) {
+    if (error == cudaSuccess) error = launch(kernel, blocks, queue.stream, job);
+  };
+  if (has_residual && !args.draft.lse) queue_kernel(draft_stats_kernel, row_blocks);
+  queue_kernel(rows_kernel, row_blocks);
+  if (has_residual && args.rule == Rule::kBlock) queue_kernel(masses_kernel, row_blocks);
+  if (has_residual) queue_kernel(residual_kernel, args.batch * blocks);
+  return error;
+}
+
+}  // namespace
+}  // namespace cuda
+
+const char* judge_chains_cuda(const ChainJob& chains, const CudaQueue& queue) {
+  if (chains.args.batch == 0) return nullptr;
+  const cuda::DeviceScope scope(queue.device);
+  const cudaError_t error = scope.error() == cudaSuccess ? cuda::run(chains, queue) : scope.error();
+  return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
+}
+
+CudaWorkspaceSize cuda_workspace_size(int64_t batch, int64_t width, int64_t vocab) {
+  const cuda::Workspace workspace({}, batch, width, vocab);
+  return {workspace.counters_bytes, workspace.scratch_bytes};
+}
+
+}  // namespace pearl

@@ -1,0 +1,40 @@
+"""`sample` in CUDA."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from pearl_kernels import _C
+from pearl_kernels._cuda import queue
+from pearl_kernels._pointers import address, logits_view, sampling_params
+
+
+def sample_out(
+    logits: Tensor,
+    temperature: Tensor,
+    top_k: Tensor,
+    top_p: Tensor,
+    min_p: Tensor,
+    seed: Tensor,
+    positions: Tensor,
+    epochs: Tensor | None,
+    purpose: int,
+    tokens: Tensor,
+    threshold: Tensor,
+    lse: Tensor,
+    status: Tensor,
+) -> None:
+    """Queue what `pearl_kernels.sample` says on the current stream, without synchronising."""
+    _C.sample_cuda(
+        logits.shape[0],
+        logits_view(logits),
+        sampling_params(temperature, top_k, top_p, min_p, seed),
+        address(positions),
+        address(epochs),
+        purpose,
+        address(tokens),
+        address(threshold),
+        address(lse),
+        address(status),
+        queue(_C, logits, 1),
+    )
