@@ -22,7 +22,8 @@ _THREADS = 64  # of a block: few, so that small inputs still need several blocks
 # Kernels look at loaded vectors as values of other types, which nvcc allows.
 _FLAGS = [
     "-std=c++17", "-O2", "-fPIC", "-fvisibility=default", "-ffp-contract=off", "-Wall", "-Wextra",
-    "-fno-strict-aliasing", "-Wno-unknown-pragmas", f"-I{HERE / 'include'}", f"-I{ROOT / 'csrc'}", f"-DPEARL_CUDA_THREADS={_THREADS}",
+    "-fno-strict-aliasing", "-Wno-unknown-pragmas", f"-I{HERE / 'include'}",
+    f"-I{ROOT / 'csrc'}", f"-DPEARL_CUDA_THREADS={_THREADS}",
 ]  # fmt: skip
 
 
