@@ -7,11 +7,14 @@ from typing import NamedTuple
 
 import torch
 import triton
+import triton.language as tl
 from torch import Tensor
 
 from pearl_kernels._triton import race, rows
 
 INTERPRETED = bool(triton.knobs.runtime.interpret)
+if INTERPRETED and isinstance(tl.sum, triton.JITFunction):
+    raise ImportError("TRITON_INTERPRET was set after triton had been imported")
 # Elements of a tile, and of a row that one program takes. The interpreter is quickest with few large ones.
 TILE = 1 << 16 if INTERPRETED else 1 << 11
 SLICE = 1 << 16 if INTERPRETED else 1 << 11
