@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 
 import pytest
 import torch
-
-# Read when triton is imported, which nothing has done yet. Its kernels then run on CPU tensors, as numpy.
-if not torch.cuda.is_available():
-    os.environ["TRITON_INTERPRET"] = "1"
 
 import pearl_kernels
 from tests.kernels.interpreted import leave_out_most
