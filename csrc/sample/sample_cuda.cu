@@ -14,7 +14,7 @@ __device__ void write_sample(const SampleArgs& args, int64_t b, const RowTask& t
   const bool good = row.status == kOk;
   args.tokens[b] = !good ? 0 : task.greedy ? row.best : row.drawn;
   args.threshold[b] = !good ? -INFINITY : task.greedy ? row.highest : row.threshold;
-  args.lse[b] = !good || task.greedy ? 0.0f : static_cast<float>(row.log_mass);
+  args.lse[b] = !good || task.greedy ? 0.0f : row.lse;
   args.status[b] = row.status;
 }
 

@@ -82,7 +82,7 @@ __global__ void __launch_bounds__(kThreads, 2) draft_stats_kernel(Job job) {
   const RowResult result = finish_row(row, task, parts, slices);
   if (threadIdx.x != 0) return;
   job.workspace.draft_threshold[at] = result.threshold;
-  job.workspace.draft_lse[at] = result.status == kOk ? result.log_mass : NAN;
+  job.workspace.draft_lse[at] = result.status == kOk ? result.lse : NAN;
 }
 
 __global__ void __launch_bounds__(kThreads, 2) rows_kernel(Job job) {
@@ -132,7 +132,7 @@ __device__ __forceinline__ float slice_mass(const Job& job, int64_t b, int32_t i
   const float scale = inverse_temperature * kLog2E, weight = static_cast<float>(judged.weight);
   const Row target_row = job.target_row(b, i), draft_row = job.draft_row(b, i);
   const DraftStats stats = draft_stats(job, b, i);
-  const float shift = static_cast<float>(static_cast<double>(judged.highest) * inverse_temperature - judged.log_mass);
+  const float shift = static_cast<float>(static_cast<double>(judged.highest) * inverse_temperature - judged.lse);
   const float draft_shift = static_cast<float>(stats.lse / inverse_temperature);
   const auto target_prob = [&](float x) {
     return x >= judged.threshold ? exp2f(fmaf(x - judged.highest, scale, shift * kLog2E)) : 0.0f;
@@ -206,8 +206,7 @@ __global__ void __launch_bounds__(kThreads, 2) masses_kernel(Job job) {
 __device__ __forceinline__ float residual_score(const Job& job, const Row& target, const Row& draft,
                                                 const DraftStats& stats, const Judged& judged, double weight,
                                                 float inverse_temperature, const NoiseKey& noise, uint32_t id) {
-  const double target_mass =
-      weight * probability(target.at(id), judged.threshold, judged.log_mass, inverse_temperature);
+  const double target_mass = weight * probability(target.at(id), judged.threshold, judged.lse, inverse_temperature);
   const float logit = draft_logit(draft, job.chains.args.draft.d2t, id);
   const double mass = target_mass - probability(logit, stats.threshold, stats.lse, inverse_temperature);
   if (!(mass > 0)) return -INFINITY;
@@ -233,7 +232,7 @@ __global__ void __launch_bounds__(kThreads, 2) residual_kernel(Job job) {
   };
 
   const float first = score(judged.best);  // any score will do to begin with, and this one is often high
-  const double shift = judged.highest * static_cast<double>(inverse_temperature) - judged.log_mass;
+  const double shift = judged.highest * static_cast<double>(inverse_temperature) - judged.lse;
   const float bound = static_cast<float>(shift + log(decision.weight));
   uint64_t best = first > -INFINITY ? pack(first, judged.best) : 0;
   job.workspace.for_slices(block, [&](uint32_t slice) {

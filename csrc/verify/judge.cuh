@@ -68,11 +68,10 @@ struct Job {
 
 // What `finish_row` and the draft say of one token of a chain.
 struct Judged {
-  double log_mass;  // of the target row
   double target_prob, draft_prob;
-  double weight;  // `block`: of the tokens before this one
-  float threshold, highest;
-  uint32_t own;  // the target's token in place of this one, where `task` draws or takes the best
+  double weight;                  // `block`: of the tokens before this one
+  float lse, threshold, highest;  // of the target row
+  uint32_t own;                   // the target's token in place of this one, where `task` draws or takes the best
   uint32_t best;
   int32_t row_status, draft_status;
 };
@@ -80,7 +79,7 @@ static_assert(sizeof(Judged) <= Workspace::kJudgedBytes, "");
 
 __device__ __forceinline__ Judged judged_row(const RowTask& task, const RowResult& row) {
   Judged judged{};
-  judged.log_mass = row.log_mass;
+  judged.lse = row.lse;
   judged.threshold = row.threshold;
   judged.highest = row.highest;
   judged.own = task.greedy ? row.best : row.drawn;
@@ -107,7 +106,7 @@ struct Decision {
 };
 static_assert(sizeof(Decision) <= Workspace::kDecisionBytes, "");
 
-__device__ __forceinline__ double probability(float logit, float threshold, double lse, float inverse_temperature) {
+__device__ __forceinline__ double probability(float logit, float threshold, float lse, float inverse_temperature) {
   if (!(logit >= threshold)) return 0.0;
   return exp(static_cast<double>(logit) * inverse_temperature - lse);
 }
@@ -142,8 +141,7 @@ __device__ __forceinline__ float draft_logit(const Row& row, const int64_t* d2t,
 }
 
 struct DraftStats {
-  float threshold;
-  double lse;
+  float threshold, lse;
 };
 __device__ __forceinline__ DraftStats draft_stats(const Job& job, int64_t b, int32_t i) {
   const DraftSide& draft = job.chains.args.draft;
@@ -171,7 +169,7 @@ __device__ __forceinline__ void judge(const Job& job, int64_t b, const Chain& ch
     judged.draft_prob = probability(logit, stats.threshold, stats.lse, inverse_temperature);
   }
   const float logit = job.target_row(b, i).at(static_cast<uint32_t>(token));
-  judged.target_prob = probability(logit, judged.threshold, judged.log_mass, inverse_temperature);
+  judged.target_prob = probability(logit, judged.threshold, judged.lse, inverse_temperature);
 }
 
 __device__ __forceinline__ bool is_refused(const Job& job, int64_t token, const Judged& judged) {

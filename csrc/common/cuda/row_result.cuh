@@ -8,7 +8,7 @@ namespace pearl::cuda {
 
 // A draw, and the mass, over a whole row by one block. All threads of the block call it, and all get the result.
 struct Swept {
-  double log_mass;
+  float lse;
   uint64_t winner;
 };
 __device__ __forceinline__ Swept sweep_row(const Row& row, const RowTask& task, float threshold, float highest) {
@@ -21,7 +21,7 @@ __device__ __forceinline__ Swept sweep_row(const Row& row, const RowTask& task, 
   });
   mass = block_sum(mass);
   best = block_max(best);
-  return {static_cast<double>(highest) * inverse_temperature + log(mass), best};
+  return {static_cast<float>(static_cast<double>(highest) * inverse_temperature + log(mass)), best};
 }
 
 __device__ __forceinline__ int32_t status_of(const SlicePart& whole, const RowTask& task) {
@@ -68,7 +68,12 @@ __device__ __forceinline__ RowResult finish_row(const Row& row, const RowTask& t
     mass = warp_sum(mass);
     if (lane_index() == 0) {
       const uint32_t drawn = whole.winner != 0 ? packed_id(whole.winner) : task.excluded;
-      result = {shift + log(mass), -INFINITY, highest, packed_id(whole.peak), drawn, status_of(whole, task)};
+      result = {static_cast<float>(shift + log(mass)),
+                -INFINITY,
+                highest,
+                packed_id(whole.peak),
+                drawn,
+                status_of(whole, task)};
     }
   }
   __syncthreads();
@@ -76,7 +81,7 @@ __device__ __forceinline__ RowResult finish_row(const Row& row, const RowTask& t
   if (known.status != kOk || task.greedy || task.filter.keeps_all(row.size)) return known;
   known.threshold = find_threshold(row, task.filter, known.highest);
   const Swept swept = sweep_row(row, task, known.threshold, known.highest);
-  known.log_mass = swept.log_mass;
+  known.lse = swept.lse;
   known.drawn = swept.winner != 0 ? packed_id(swept.winner) : task.excluded;
   return known;
 }

@@ -43,7 +43,7 @@ struct SlicePart {
 };
 
 struct RowResult {
-  double log_mass;  // log of the sum of exp(logit / temperature) over what is kept
+  float lse;  // log of the sum of exp(logit / temperature) over what is kept
   float threshold;
   float highest;
   uint32_t best;  // argmax

@@ -15,7 +15,7 @@ struct Workspace {
   uint32_t* row_counters;
   uint32_t* request_counters;
   SlicePart* parts;        // (batch, width, slices)
-  double* draft_lse;       // (batch, width), of a draft that came without statistics; NaN: a bad row
+  float* draft_lse;        // (batch, width), of a draft that came without statistics; NaN: a bad row
   float* draft_threshold;  // (batch, width)
   void* judged;            // (batch, width) and (batch,): see verify/judge.cuh
   void* decisions;
@@ -38,7 +38,7 @@ struct Workspace {
     row_counters = queue.counters;
     request_counters = queue.counters + rows;
     parts = static_cast<SlicePart*>(take(rows * slices * static_cast<int64_t>(sizeof(SlicePart))));
-    draft_lse = static_cast<double*>(take(rows * 8));
+    draft_lse = static_cast<float*>(take(rows * 4));
     draft_threshold = static_cast<float*>(take(rows * 4));
     judged = take(rows * kJudgedBytes);
     decisions = take(batch * kDecisionBytes);
