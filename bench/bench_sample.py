@@ -1,8 +1,9 @@
 """Time `sample` beside its reference, transformers' own sampling, and reading the logits once.
 
-    python bench/bench_sample.py [--json FILE]
+    python bench/bench_sample.py [--device cuda] [--json FILE] [--plot FILE.png]
 
 A case is BATCHxVOCABxDTYPE. transformers samples as its `generate` does: to float32, warpers, softmax, multinomial.
+On a GPU the measurement is that of bench_verify.py.
 """
 
 from __future__ import annotations
@@ -20,11 +21,12 @@ from harness import (
     Row,
     arguments,
     compare,
-    native_backend,
+    native_backends,
     num_inputs,
     peaked_logits,
     read_once,
     report,
+    time_us,
 )
 from torch import Tensor
 from transformers.generation.logits_process import (
@@ -38,7 +40,11 @@ from transformers.generation.logits_process import (
 import pearl_kernels
 from pearl_kernels import SamplingTensors
 
-CASES = "1x49152xfloat32,8x128256xbfloat16"
+CASES = {
+    "cpu": "1x49152xfloat32,8x128256xbfloat16",
+    "cuda": "1x128256xbfloat16,32x128256xbfloat16,256x128256xbfloat16,1x32000xbfloat16,1x151936xbfloat16,"
+    "1x49152xfloat32",
+}
 SETTINGS: dict[str, dict[str, float]] = {
     "greedy": {"temperature": 0.0},
     "plain": {},
@@ -63,7 +69,7 @@ def transformers_sampling(logits: Tensor, setting: dict[str, float]) -> Callable
     for name, warper in WARPERS.items():
         if name in setting:
             warpers.append(warper(setting[name]))
-    no_tokens: Any = torch.zeros(len(logits), 1, dtype=torch.int64)
+    no_tokens: Any = torch.zeros(len(logits), 1, dtype=torch.int64, device=logits.device)
     scores: Any = logits
     return lambda: torch.multinomial(warpers(no_tokens, scores.float()).softmax(-1), 1)
 
@@ -85,14 +91,14 @@ def bench_case(case: str, repeats: int) -> list[Row]:
     batch, vocab, dtype = case.split("x")
     shape = int(batch), int(vocab)
     generator = torch.Generator().manual_seed(0)
-    count = num_inputs(shape[0] * shape[1] * DTYPES[dtype].itemsize)
+    count = num_inputs(shape[0] * shape[1] * DTYPES[dtype].itemsize, "cpu")
     inputs = [peaked_logits(*shape, generator=generator).to(DTYPES[dtype]) for _ in range(count)]
     positions = torch.arange(shape[0])
     rows = []
     for name, setting in SETTINGS.items():
         params = SamplingTensors.make(shape[0], **setting, seed=range(shape[0]))  # type: ignore[arg-type]
         contenders = [Contender(FLOOR, [read_once([logits]) for logits in inputs])]
-        if (backend := native_backend()) is not None:
+        for backend in native_backends("cpu"):
             for logits in inputs:
                 check(logits, params, positions, backend)
             contenders.append(Contender(backend, [sampling(x, params, positions, backend) for x in inputs]))
@@ -100,13 +106,47 @@ def bench_case(case: str, repeats: int) -> list[Row]:
             Contender(REFERENCE, [sampling(logits, params, positions, REFERENCE) for logits in inputs]),
             Contender(TRANSFORMERS, [transformers_sampling(logits, setting) for logits in inputs]),
         ]
-        rows += compare(case, name, contenders, inputs[0].nbytes, repeats)
+        rows += compare(case, name, time_us(contenders, repeats), inputs[0].nbytes)
+    return rows
+
+
+def bench_case_on_gpu(case: str, repeats: int, peers_found: dict[str, str]) -> list[Row]:
+    import gpu
+    import peers
+
+    batch, vocab, dtype = case.split("x")
+    shape = int(batch), int(vocab)
+    generator = torch.Generator("cuda").manual_seed(0)
+    count = num_inputs(shape[0] * shape[1] * DTYPES[dtype].itemsize, "cuda")
+    inputs = [peaked_logits(*shape, generator=generator).to(DTYPES[dtype]) for _ in range(count)]
+    positions = torch.arange(shape[0], device="cuda")
+    backends = native_backends("cuda")
+    judges = [REFERENCE] if shape[0] * shape[1] <= gpu.LARGE else []
+    rows = []
+    for name, setting in SETTINGS.items():
+        params = SamplingTensors.make(shape[0], **setting, seed=range(shape[0]), device="cuda")  # type: ignore[arg-type]
+        calls = {backend: [sampling(x, params, positions, backend) for x in inputs] for backend in (*backends, *judges)}
+        outputs = {backend: [call() for call in calls[backend]] for backend in calls}
+        gpu.agreed({key: [(out.tokens, out.status) for out in each] for key, each in outputs.items()}, name)  # type: ignore[attr-defined]
+        contenders = [gpu.read_once(inputs[0].nbytes, count, generator.device)]
+        contenders += [Contender(backend, calls[backend]) for backend in calls]
+        contenders.append(Contender(TRANSFORMERS, [transformers_sampling(x, setting) for x in inputs]))
+        contenders += peers.contenders(peers.SAMPLE, [(x, setting) for x in inputs], peers_found)
+        rows += compare(case, name, gpu.time_us(contenders, repeats, graphs=(FLOOR, *backends)), inputs[0].nbytes)
     return rows
 
 
 def main() -> None:
     parsed = arguments(__doc__ or "", CASES)
-    report("sample", [row for case in parsed.cases.split(",") for row in bench_case(case, parsed.repeats)], parsed)
+    cases = parsed.cases.split(",")
+    if parsed.device == "cpu":
+        report("sample", [row for case in cases for row in bench_case(case, parsed.repeats)], parsed)
+        return
+    import gpu
+
+    found: dict[str, str] = {}
+    rows = [row for case in cases for row in bench_case_on_gpu(case, parsed.repeats, found)]
+    report("sample", rows, parsed, gpu.describe(torch.device("cuda"), found))
 
 
 if __name__ == "__main__":

@@ -1,10 +1,13 @@
 """Time `verify` beside its reference, transformers' own speculative sampling, and reading the needed logits once.
 
-    python bench/bench_verify.py [--json FILE]
+    python bench/bench_verify.py [--device cuda] [--json FILE] [--plot FILE.png]
 
 A case is BATCHxCHAINxVOCABxDTYPE. Drafted tokens are sampled from a draft that is the target plus noise. transformers
 verifies row by row, as its `generate` does, with one drafted token less: its last row is for a bonus token. Its rule
 is `token`, or to compare argmaxes where it does not sample; it stands beside `block` and `coupled` for want of another.
+
+On a GPU the inputs are made there and rotated beyond its cache; calls are timed with what the host does for them, and
+again replayed from a graph, without. peers.py says who else takes part where it is installed.
 """
 
 from __future__ import annotations
@@ -22,11 +25,12 @@ from harness import (
     Row,
     arguments,
     compare,
-    native_backend,
+    native_backends,
     num_inputs,
     peaked_logits,
     read_once,
     report,
+    time_us,
 )
 from torch import Tensor
 from transformers.generation.utils import _speculative_sampling
@@ -34,7 +38,11 @@ from transformers.generation.utils import _speculative_sampling
 import pearl_kernels
 from pearl_kernels import Purpose, RowStats, SamplingTensors, VerifyOutput
 
-CASES = "1x9x49152xfloat32,8x5x128256xbfloat16"
+CASES = {
+    "cpu": "1x9x49152xfloat32,8x5x128256xbfloat16",
+    "cuda": "1x4x128256xbfloat16,32x4x128256xbfloat16,256x4x128256xbfloat16,1x4x32000xbfloat16,1x8x151936xbfloat16,"
+    "1x9x49152xbfloat16,1x4x128256xfloat32",
+}
 RULES = ("greedy", "token", "block", "coupled")
 DRAFT_NOISE = 0.5
 
@@ -57,11 +65,11 @@ class Chains:
             draft_stats=self.stats, rule=rule, backend=backend,
         )  # fmt: skip
 
-    def needed_rows(self, rule: str) -> list[Tensor]:
+    def needed_rows(self, rule: str, num_accepted: Tensor) -> list[Tensor]:
         """The rows of logits that the rule looks at: those up to the token it stops at, and for the correction one
         row of the draft; `block` weighs every row of the target, and the draft's from the second on."""
         rows: list[Tensor] = []
-        for b, n in enumerate(self.verify(rule, REFERENCE).num_accepted.tolist()):
+        for b, n in enumerate(num_accepted.tolist()):
             width = self.target.shape[1]
             stop = min(n + 1, width)
             rows += self.target[b] if rule == "block" else self.target[b, :stop]
@@ -75,14 +83,16 @@ class Chains:
 def draw_chains(
     batch: int, width: int, vocab: int, dtype: torch.dtype, rule: str, generator: torch.Generator
 ) -> Chains:
+    device = generator.device
     target = peaked_logits(batch, width, vocab, generator=generator)
-    draft = (target + DRAFT_NOISE * torch.randn(target.shape, generator=generator)).to(dtype)
+    draft = (target + DRAFT_NOISE * torch.randn(target.shape, generator=generator, device=device)).to(dtype)
     temperature = 0.0 if rule == "greedy" else 1.0
-    seed = int(torch.randint(1 << 40, (), generator=generator))
-    params = SamplingTensors.make(batch, temperature=temperature, seed=range(seed, seed + batch))
-    positions = torch.full((batch,), 100)
+    seed = int(torch.randint(1 << 40, (), generator=generator, device=device))
+    params = SamplingTensors.make(batch, temperature=temperature, seed=range(seed, seed + batch), device=device)
+    positions = torch.full((batch,), 100, device=device)
     noise = {"purpose": Purpose.SAMPLE} if rule == "coupled" else {"purpose": Purpose.DRAFT, "epochs": positions}
-    drawn = [pearl_kernels.sample(draft[:, i], params, positions + i, **noise, backend=REFERENCE) for i in range(width)]
+    backend = REFERENCE if device.type == "cpu" else None
+    drawn = [pearl_kernels.sample(draft[:, i], params, positions + i, **noise, backend=backend) for i in range(width)]
     return Chains(
         target=target.to(dtype),
         draft=draft,
@@ -90,7 +100,7 @@ def draw_chains(
         stats=RowStats(*(torch.stack(column, dim=1) for column in zip(*(out.stats for out in drawn), strict=True))),
         params=params,
         positions=positions,
-        chain_len=torch.full((batch,), width, dtype=torch.int32),
+        chain_len=torch.full((batch,), width, dtype=torch.int32, device=device),
     )
 
 
@@ -128,11 +138,11 @@ def bench_rule(case: str, rule: str, repeats: int) -> list[Row]:
     batch, width, vocab, dtype = case.split("x")
     shape = int(batch), int(width), int(vocab)
     generator = torch.Generator().manual_seed(0)
-    count = num_inputs(2 * shape[0] * shape[1] * shape[2] * DTYPES[dtype].itemsize)
+    count = num_inputs(2 * shape[0] * shape[1] * shape[2] * DTYPES[dtype].itemsize, "cpu")
     inputs = [draw_chains(*shape, DTYPES[dtype], rule, generator) for _ in range(count)]
-    needed = [chains.needed_rows(rule) for chains in inputs]
+    needed = [chains.needed_rows(rule, chains.verify(rule, REFERENCE).num_accepted) for chains in inputs]
     contenders = [Contender(FLOOR, [read_once(rows) for rows in needed])]
-    if (backend := native_backend()) is not None:
+    for backend in native_backends("cpu"):
         for chains in inputs:
             check(chains, rule, backend)
         contenders.append(Contender(backend, [verification(chains, rule, backend) for chains in inputs]))
@@ -142,13 +152,50 @@ def bench_rule(case: str, rule: str, repeats: int) -> list[Row]:
     ]
     accepted = sum(float(chains.verify(rule, REFERENCE).num_accepted.float().mean()) for chains in inputs) / count
     needed_bytes = sum(row.nbytes for rows in needed for row in rows) / count
-    return compare(case, f"{rule}, {accepted:.1f} accepted", contenders, needed_bytes, repeats)
+    return compare(case, f"{rule}, {accepted:.1f} accepted", time_us(contenders, repeats), needed_bytes)
+
+
+def bench_rule_on_gpu(case: str, rule: str, repeats: int, peers_found: dict[str, str]) -> list[Row]:
+    import gpu
+    import peers
+
+    batch, width, vocab, dtype = case.split("x")
+    shape = int(batch), int(width), int(vocab)
+    generator = torch.Generator("cuda").manual_seed(0)
+    logits = shape[0] * shape[1] * shape[2]
+    count = num_inputs(2 * logits * DTYPES[dtype].itemsize, "cuda")
+    inputs = [draw_chains(*shape, DTYPES[dtype], rule, generator) for _ in range(count)]
+    backends = native_backends("cuda")
+    judges = [*backends[1:], *([REFERENCE] if logits <= gpu.LARGE else [])]
+    outputs = gpu.agreed({name: [x.verify(rule, name) for x in inputs] for name in (*backends, *judges)}, rule)
+    needed = [
+        row.nbytes for x, out in zip(inputs, outputs, strict=True) for row in x.needed_rows(rule, out.num_accepted)
+    ]
+    needed_bytes = sum(needed) / count
+
+    contenders = [gpu.read_once(needed_bytes, count, generator.device)]
+    contenders += [Contender(name, [verification(x, rule, name) for x in inputs]) for name in backends]
+    if logits <= gpu.LARGE:
+        contenders.append(Contender(REFERENCE, [verification(x, rule, REFERENCE) for x in inputs]))
+        contenders.append(Contender(TRANSFORMERS, [transformers_verification(x, rule) for x in inputs]))
+    if rule == "token":
+        contenders += peers.contenders(peers.VERIFY, [(x.target, x.draft, x.tokens) for x in inputs], peers_found)
+    accepted = sum(float(out.num_accepted.float().mean()) for out in outputs) / count
+    times = gpu.time_us(contenders, repeats, graphs=(FLOOR, *backends))
+    return compare(case, f"{rule}, {accepted:.1f} accepted", times, needed_bytes)
 
 
 def main() -> None:
     parsed = arguments(__doc__ or "", CASES)
-    rows = [row for case in parsed.cases.split(",") for rule in RULES for row in bench_rule(case, rule, parsed.repeats)]
-    report("verify", rows, parsed)
+    works = [(case, rule) for case in parsed.cases.split(",") for rule in RULES]
+    if parsed.device == "cpu":
+        report("verify", [row for work in works for row in bench_rule(*work, parsed.repeats)], parsed)
+        return
+    import gpu
+
+    found: dict[str, str] = {}
+    rows = [row for work in works for row in bench_rule_on_gpu(*work, parsed.repeats, found)]
+    report("verify", rows, parsed, gpu.describe(torch.device("cuda"), found))
 
 
 if __name__ == "__main__":

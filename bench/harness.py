@@ -1,4 +1,7 @@
-"""How the microbenchmarks measure: contenders in turn on rotating inputs, medians, and ratios within one run."""
+"""How the microbenchmarks measure: contenders in turn on rotating inputs, medians, and ratios within one run.
+
+What is particular to GPUs is in gpu.py.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +26,10 @@ from torch import Tensor
 import pearl_kernels
 
 FLOOR, REFERENCE, TRANSFORMERS = "read once", "reference", "transformers"
-ROTATED_BYTES = 64 << 20  # many times a core's own cache
+GRAPH = ", graph"  # ends the name of a contender that is replayed rather than called
+BACKENDS = {"cpu": ("cpu",), "cuda": ("cuda", "triton")}  # to put beside the reference
+ROTATED_BYTES = {"cpu": 64 << 20, "cuda": 256 << 20}  # several times the cache of a core, or of a GPU
+FEWEST_INPUTS = {"cpu": 4, "cuda": 2}
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -51,9 +58,9 @@ class Row:
     faster_than_reference: float | None
 
 
-def num_inputs(bytes_each: int) -> int:
+def num_inputs(bytes_each: int, device: str) -> int:
     """How many inputs to rotate, so that each has left the second-level cache before it comes round again."""
-    return max(4, -(-ROTATED_BYTES // bytes_each))
+    return max(FEWEST_INPUTS[device], -(-ROTATED_BYTES[device] // bytes_each))
 
 
 def time_us(contenders: Sequence[Contender], repeats: int, warmup: int = 3) -> dict[str, list[float]]:
@@ -71,16 +78,17 @@ def time_us(contenders: Sequence[Contender], repeats: int, warmup: int = 3) -> d
     return times
 
 
-def compare(case: str, work: str, contenders: Sequence[Contender], needed_bytes: float, repeats: int) -> list[Row]:
-    """Time the contenders beside each other."""
+def compare(case: str, work: str, times_us: dict[str, list[float]], needed_bytes: float) -> list[Row]:
+    """A row for each contender, from the microseconds of its calls in this run."""
     quantiles = {
-        name: torch.tensor(values).quantile(torch.tensor([0.2, 0.5, 0.8])).tolist()
-        for name, values in time_us(contenders, repeats).items()
+        name: torch.tensor(values).quantile(torch.tensor([0.2, 0.5, 0.8])).tolist() for name, values in times_us.items()
     }
     median: dict[str, float] = {name: p50 for name, (_, p50, _) in quantiles.items()}
 
     def times(name: str, other: str, *, slower: bool = False) -> float | None:
-        if other not in median or name in (other, FLOOR):
+        if name.endswith(GRAPH):
+            other += GRAPH
+        if other not in median or name == other or name.startswith(FLOOR):
             return None
         ratio = median[other] / median[name]
         return 1 / ratio if slower else ratio
@@ -114,31 +122,41 @@ def read_once(rows: Sequence[Tensor]) -> Callable[[], object]:
 
 def peaked_logits(*shape: int, generator: torch.Generator) -> Tensor:
     """Logits as peaked as a language model gives: a Zipf law over a random order of the vocabulary."""
-    ranks = torch.rand(shape, generator=generator).argsort(-1)
-    return 12.0 - 1.6 * (ranks + 1.0).log() + 0.2 * torch.randn(shape, generator=generator)
+    on = {"generator": generator, "device": generator.device}
+    ranks = torch.rand(shape, **on).argsort(-1)
+    return 12.0 - 1.6 * (ranks + 1.0).log() + 0.2 * torch.randn(shape, **on)
 
 
-def native_backend() -> str | None:
-    """The backend to put beside the reference, if there is one on this machine."""
-    return "cpu" if pearl_kernels.backends()["cpu"].available else None
+def native_backends(device: str) -> list[str]:
+    """The backends to put beside the reference, if there are any on this machine."""
+    states = pearl_kernels.backends()
+    return [name for name in BACKENDS[device] if states[name].available]
 
 
-def arguments(doc: str, default_cases: str) -> argparse.Namespace:
+def arguments(doc: str, default_cases: dict[str, str]) -> argparse.Namespace:
+    """default_cases: by device"""
     parser = argparse.ArgumentParser(description=doc.splitlines()[0])
-    parser.add_argument("--device", choices=["cpu"], default="cpu")
-    parser.add_argument("--cases", default=default_cases, help=f"sizes and dtypes (default: {default_cases})")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--cases", help=f"sizes and dtypes (default: {default_cases})")
     parser.add_argument("--repeats", type=int, default=40)
+    parser.add_argument("--plot", type=Path, help="draw time against batch and vocabulary there; needs matplotlib")
     parser.add_argument("--threads", type=int, default=1, help="torch's threads; the cpu backend has one (default: 1)")
     parser.add_argument("--json", type=Path, help="write versions and rows there")
     parsed = parser.parse_args()
+    parsed.cases = parsed.cases or default_cases[parsed.device]
+    if parsed.device == "cuda" and not torch.cuda.is_available():
+        parser.error("--device cuda: torch sees no CUDA device")
+    if parsed.plot and find_spec("matplotlib") is None:
+        parser.error("--plot: matplotlib is not installed")
     torch.set_num_threads(parsed.threads)
     return parsed
 
 
-def report(title: str, rows: Sequence[Row], parsed: argparse.Namespace) -> None:
-    """Print the table, and write the JSON file if one was asked for."""
-    machine = describe_machine()
-    table = Table(title=f"{title} on {machine['processor']}, {parsed.threads} thread(s) for torch")
+def report(title: str, rows: Sequence[Row], parsed: argparse.Namespace, device: dict[str, Any] | None = None) -> None:
+    """Print the table, and write the files that were asked for. device: what is to be said of a GPU."""
+    machine = {**describe_machine(), **(device or {})}
+    where = machine.get("gpu") or f"{machine['processor']}, {parsed.threads} thread(s) for torch"
+    table = Table(title=f"{title} on {where}", caption=machine.get("rates"))
     for name in (
         "case",
         "work",
@@ -151,7 +169,7 @@ def report(title: str, rows: Sequence[Row], parsed: argparse.Namespace) -> None:
         "reference",
     ):
         table.add_column(name, justify="left" if name in ("case", "work", "") else "right")
-    last = None
+    last, digits = None, 1 if parsed.device == "cuda" else 0
     for row in rows:
         if (row.case, row.work) != last:
             table.add_section()
@@ -160,8 +178,8 @@ def report(title: str, rows: Sequence[Row], parsed: argparse.Namespace) -> None:
         table.add_row(
             *shown,
             row.contender,
-            f"{row.p50_us:.0f}",
-            f"{row.p20_us:.0f}-{row.p80_us:.0f}",
+            f"{row.p50_us:.{digits}f}",
+            f"{row.p20_us:.{digits}f}-{row.p80_us:.{digits}f}",
             f"{row.gb_per_s:.1f}",
             _ratio(row.times_read_floor),
             _ratio(row.faster_than_transformers),
@@ -171,6 +189,10 @@ def report(title: str, rows: Sequence[Row], parsed: argparse.Namespace) -> None:
     if parsed.json:
         content = {"title": title, "threads": parsed.threads, "machine": machine, "rows": [asdict(row) for row in rows]}
         parsed.json.write_text(json.dumps(content, indent=1) + "\n")
+    if parsed.plot:
+        from plot import draw  # matplotlib is not needed by those who do not ask for it
+
+        draw(f"{title} on {where}", rows, parsed.plot)
 
 
 def describe_machine() -> dict[str, Any]:
