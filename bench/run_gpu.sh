@@ -1,0 +1,106 @@
+#!/usr/bin/env bash
+# Everything that needs a GPU, in one go and without a network: build, tests, compute-sanitizer, benchmarks.
+#
+#   bench/run_gpu.sh [OUT_DIR]
+#
+# Builds into this checkout with whatever the current Python (PYTHON=python3) has installed, and writes nowhere else. Each
+# step has a time limit and a log in OUT_DIR (default: build/gpu); one that fails does not stop the others. The last lines
+# say how each step ended, and the exit status is 1 if any failed.
+set -uo pipefail
+
+cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 1
+python=${PYTHON:-python3}
+out=${1:-build/gpu}
+mkdir -p "$out" || exit 1
+out=$(cd "$out" && pwd)
+summary=()
+failed=0
+
+# step NAME LIMIT_S COMMAND...: runs it, its output in OUT_DIR/NAME.log
+step() {
+  local name=$1 limit=$2 began=$SECONDS status
+  shift 2
+  echo "== $name"
+  timeout --kill-after=10 "$limit" "$@" >"$out/$name.log" 2>&1
+  status=$?
+  tail -n 6 "$out/$name.log" | cut -c 1-200 | sed 's/^/   /'
+  [ "$status" -eq 124 ] && echo "   stopped after $limit s"
+  [ "$status" -eq 0 ] || failed=1
+  summary+=("$(printf '%-12s status %3d  %4d s' "$name" "$status" $((SECONDS - began)))")
+  return "$status"
+}
+
+# skip NAME REASON: a step that cannot run here has failed
+skip() {
+  echo "== $1: $2"
+  summary+=("$(printf '%-12s not run: %s' "$1" "$2")")
+  failed=1
+}
+
+has() { "$python" -c "import importlib.util, sys; sys.exit(importlib.util.find_spec('$1') is None)" 2>/dev/null; }
+
+finish() {
+  printf '\n%s\n' "logs and results: $out"
+  printf '%s\n' "${summary[@]}"
+  exit "$failed"
+}
+
+if ! command -v nvcc >/dev/null; then
+  for folder in "${CUDA_HOME:-/usr/local/cuda}/bin" /usr/local/cuda-*/bin; do
+    if [ -x "$folder/nvcc" ]; then
+      PATH=$folder:$PATH
+      break
+    fi
+  done
+fi
+export PATH
+
+missing=()
+for module in torch transformers safetensors numpy rich setuptools pybind11 pytest triton; do
+  has "$module" || missing+=("$module")
+done
+for program in nvcc cmake ninja; do
+  command -v "$program" >/dev/null || missing+=("$program")
+done
+if has setuptools && ! "$python" -c 'import setuptools; assert int(setuptools.__version__.split(".")[0]) >= 77'; then
+  missing+=("setuptools>=77")
+fi
+echo "missing: ${missing[*]:-nothing}"
+if ! "$python" -c 'import torch; assert torch.cuda.is_available()' 2>/dev/null; then
+  skip device "$python has no torch that sees a CUDA device"
+  finish
+fi
+
+# Not through pip, which would write to the Python's own folders. egg_info is for those who ask for the version.
+export PYTHONPATH=$PWD:$PWD/python${PYTHONPATH:+:$PYTHONPATH}
+export PEARL_CUDA=1 PYTHONUNBUFFERED=1 TOKENIZERS_PARALLELISM=false
+step build 240 "$python" setup.py build_ext --inplace egg_info || finish
+step doctor 60 "$python" -c 'import sys; from pearl_decode.cli import main; sys.exit(main(["doctor"]))'
+
+if has pytest; then
+  parallel=()
+  if has xdist; then
+    parallel=(-n 12)
+    export PEARL_TEST_ALL=1 # Triton compiles for all sizes: only side by side is that short
+  fi
+  step tests 210 "$python" -m pytest -q -rf --durations=10 -p no:cacheprovider "${parallel[@]}" \
+    tests/gpu tests/test_cuda_build.py tests/kernels/test_triton_compiles.py
+else
+  skip tests "pytest is not installed"
+fi
+
+if command -v compute-sanitizer >/dev/null; then
+  for tool in memcheck racecheck; do
+    PYTORCH_NO_CUDA_MEMORY_CACHING=1 step "$tool" 60 \
+      compute-sanitizer --tool "$tool" --error-exitcode 1 "$python" bench/sanitize.py
+  done
+else
+  skip memcheck "no compute-sanitizer on PATH"
+fi
+
+for name in verify sample; do
+  plot=()
+  has matplotlib && plot=(--plot "$out/$name.png")
+  step "$name" 120 "$python" "bench/bench_$name.py" --device cuda --json "$out/$name.json" "${plot[@]}"
+done
+finish
