@@ -8,12 +8,18 @@ import pytest
 import torch
 
 import pearl_kernels
+from tests.emulation import build, plug
 from tests.kernels.interpreted import leave_out_most
 
 
-@pytest.fixture(params=["reference", "cpu", "triton"])
-def backend(request: pytest.FixtureRequest) -> str:
+@pytest.fixture(params=["reference", "cpu", "triton", "cuda"])
+def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     name: str = request.param
+    if name == "cuda":
+        if build.compiler() is None:
+            pytest.skip("no C++ compiler to emulate CUDA with")
+        plug.plug_in(monkeypatch, plug.emulated_extension())
+        return name
     state = pearl_kernels.backends()[name]
     if not state.available:
         pytest.skip(state.reason)

@@ -1,4 +1,4 @@
-"""Which tests run on the Triton backend where it is interpreted, and a call takes not a millisecond but a second."""
+"""Which tests run on interpreted (Triton) and emulated (CUDA) kernels: a call takes not a millisecond but a second."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections import defaultdict
 
 import pytest
 
-# Of each test's parameters this many, evenly spread over them.
+# Triton: of each test's parameters this many, evenly spread over them.
 KEPT = 4
 KEPT_OF = {
     "test_sample_agrees_on_rows_of_every_shape": 2,
@@ -15,13 +15,15 @@ KEPT_OF = {
 }
 # Calls for 100,000 rows take longest, and those with filters a minute.
 KEPT_ONLY = {
-    "test_first_token_has_the_targets_law": "[triton-block-plain]",
-    "test_first_two_tokens_have_the_targets_joint_law": "[triton-block-plain]",
-    "test_accepted_length_has_the_rules_law": "[triton-block-plain]",
-    "test_length_and_next_token_given_the_chain_have_the_rules_laws": "[triton-block-plain-False]",
-    "test_sampled_tokens_have_the_filtered_law": "[triton-plain]",
-    "test_residual_is_independent_of_the_drafts_noise": "[triton-plain]",
+    "test_first_token_has_the_targets_law": "block-plain",
+    "test_first_two_tokens_have_the_targets_joint_law": "block-plain",
+    "test_accepted_length_has_the_rules_law": "block-plain",
+    "test_length_and_next_token_given_the_chain_have_the_rules_laws": "block-plain-False",
+    "test_sampled_tokens_have_the_filtered_law": "plain",
+    "test_residual_is_independent_of_the_drafts_noise": "plain",
 }
+# The emulated kernels are the reference's equal token for token in all other tests, and the laws follow.
+LAWS_OF_CUDA = ("test_first_two_tokens_have_the_targets_joint_law", "test_sampled_tokens_have_the_filtered_law")
 # All of them need calls for 100,000 rows again and again; what they say of rules is said by other tests too.
 LEFT_OUT = (
     "test_block_accepts_no_fewer_than_token_on_average",
@@ -34,22 +36,39 @@ LEFT_OUT = (
 
 
 def leave_out_most(items: list[pytest.Item]) -> None:
-    """Skip the tests that are too long to interpret; PEARL_TEST_ALL=1 runs them."""
+    """Skip the tests that are too long to interpret or emulate; PEARL_TEST_ALL=1 runs them."""
     if os.environ.get("PEARL_TEST_ALL"):
         return
+    skip = pytest.mark.skip(reason="takes long where kernels are interpreted; PEARL_TEST_ALL=1 runs it")
+    for backend in ("triton", "cuda"):
+        for tests in tests_of(backend, items).values():
+            kept = kept_of(backend, tests)
+            for item in tests:
+                if item not in kept:
+                    item.add_marker(skip)
+
+
+def tests_of(backend: str, items: list[pytest.Item]) -> dict[str, list[pytest.Function]]:
+    """The tests of a backend, those that differ in other parameters together."""
     same_test: dict[str, list[pytest.Function]] = defaultdict(list)
     for item in items:
         parameters = getattr(getattr(item, "callspec", None), "params", {})
-        if isinstance(item, pytest.Function) and parameters.get("backend") == "triton":
+        if isinstance(item, pytest.Function) and parameters.get("backend") == backend:
             same_test[item.nodeid.partition("[")[0]].append(item)
-    skip = pytest.mark.skip(reason="takes long where Triton is interpreted; PEARL_TEST_ALL=1 runs it")
-    for tests in same_test.values():
-        name = tests[0].originalname
-        kept = spread(len(tests), 0 if name in LEFT_OUT else KEPT_OF.get(name, KEPT))
-        for i, item in enumerate(tests):
-            keeps = item.name.endswith(KEPT_ONLY[name]) if name in KEPT_ONLY else i in kept
-            if not keeps:
-                item.add_marker(skip)
+    return same_test
+
+
+def kept_of(backend: str, tests: list[pytest.Function]) -> list[pytest.Function]:
+    """Those of one test's parameters that run on `backend`."""
+    name = tests[0].originalname
+    if name in LEFT_OUT:
+        return []
+    if name in KEPT_ONLY:
+        one = f"[{backend}-{KEPT_ONLY[name]}]"
+        return [item for item in tests if item.name.endswith(one) and (backend == "triton" or name in LAWS_OF_CUDA)]
+    if backend == "cuda":
+        return tests
+    return [tests[i] for i in sorted(spread(len(tests), KEPT_OF.get(name, KEPT)))]
 
 
 def spread(count: int, kept: int) -> set[int]:

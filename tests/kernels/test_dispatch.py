@@ -61,7 +61,7 @@ def test_without_the_extension_the_reference_runs_with_one_warning(caplog: pytes
                 SamplingTensors.make(1), torch.zeros(1, dtype=torch.int64),
             )  # fmt: skip
     assert len(caplog.records) == 1
-    assert "cpu tensors run on the slow reference backend: cpu backend: " in caplog.text
+    assert "cpu tensors run on the reference backend: cpu backend: " in caplog.text
     assert "pearl_kernels._C" in caplog.text
     state = pearl_kernels.backends()["cpu"]
     assert not state.available
