@@ -19,34 +19,35 @@ ROOT = HERE.parent.parent
 CACHE = ROOT / "build" / "emulation"
 
 _THREADS = 64  # of a block: few, so that small inputs still need several blocks and several slices of a row
-# Kernels look at loaded vectors as values of other types, which nvcc allows.
+# Kernels look at loaded vectors as values of other types, which nvcc allows. Static variables must not be shared by the
+# libraries of a process: a test loads several versions of one kernel.
 _FLAGS = [
     "-std=c++17", "-O2", "-fPIC", "-fvisibility=default", "-ffp-contract=off", "-Wall", "-Wextra",
     "-fno-strict-aliasing", "-Wno-unknown-pragmas", f"-I{HERE / 'include'}",
-    f"-I{ROOT / 'csrc'}", f"-DPEARL_CUDA_THREADS={_THREADS}",
+    f"-DPEARL_CUDA_THREADS={_THREADS}", "-fno-gnu-unique",
 ]  # fmt: skip
 
 
 def build_library(sources: list[Path], out_dir: Path = CACHE) -> Path:
     """A shared library of CUDA sources and the emulation, for ctypes."""
-    return _link([*sources, HERE / "emulation.cpp"], [], out_dir)
+    return _link([*sources, HERE / "emulation.cpp"], [], ROOT / "csrc", out_dir)
 
 
-def build_extension(out_dir: Path = CACHE) -> ModuleType:
+def build_extension(out_dir: Path = CACHE, csrc: Path = ROOT / "csrc") -> ModuleType:
     """pearl_kernels._C with every kernel of csrc/**/*.cu emulated, and without the CPU kernels.
 
     Raises RuntimeError with the compiler's messages if something does not compile.
     """
     import pybind11
 
-    sources = [ROOT / "csrc" / "bindings.cpp", HERE / "no_cpu_kernels.cpp", HERE / "emulation.cpp"]
+    sources = [csrc / "bindings.cpp", HERE / "no_cpu_kernels.cpp", HERE / "emulation.cpp"]
     flags = [
         "-DPEARL_WITH_CUDA", '-DPEARL_CUDA_ARCHITECTURES="emulated"', '-DPEARL_VERSION="emulated"',
         f"-I{pybind11.get_include()}", f"-I{sysconfig.get_path('include')}",
     ]  # fmt: skip
-    path = _link([*sources, *sorted((ROOT / "csrc").rglob("*.cu"))], flags, out_dir)
-    # The name before the last dot is free; the last part is the one the binary's own entry point has.
-    loader = importlib.machinery.ExtensionFileLoader("pearl_kernels_emulated._C", str(path))
+    path = _link([*sources, *sorted(csrc.rglob("*.cu"))], flags, csrc, out_dir)
+    # The last part of the name is the one the binary's own entry point has; pybind11 keeps one module for each name.
+    loader = importlib.machinery.ExtensionFileLoader(f"emulated_{path.stem}._C", str(path))
     spec = importlib.util.spec_from_file_location(loader.name, path, loader=loader)
     assert spec is not None
     module = importlib.util.module_from_spec(spec)
@@ -59,15 +60,15 @@ def compiler() -> str | None:
     return shutil.which(shlex.split(os.environ.get("CXX", "g++"))[0])
 
 
-def _link(sources: list[Path], flags: list[str], out_dir: Path) -> Path:
+def _link(sources: list[Path], flags: list[str], csrc: Path, out_dir: Path) -> Path:
     out_dir.mkdir(parents=True, exist_ok=True)
-    headers = [path for folder in (HERE / "include", ROOT / "csrc") for path in folder.rglob("*.*h")]
-    headers += (ROOT / "csrc").rglob("*.h")
+    headers = [path for folder in (HERE / "include", csrc) for path in folder.rglob("*.*h")]
+    headers += csrc.rglob("*.h")
     shared = _digest(*(path.read_bytes() for path in sorted(set(headers))))
 
     def compile_one(source: Path) -> Path:
         name = f"{source.stem}-{_digest(shared, source.read_bytes(), repr(_FLAGS + flags).encode()).hex()[:16]}.o"
-        return _make(out_dir / name, [*_FLAGS, *flags, "-c", "-x", "c++", str(source)])
+        return _make(out_dir / name, [*_FLAGS, f"-I{csrc}", *flags, "-c", "-x", "c++", str(source)])
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         objects = list(pool.map(compile_one, sources))

@@ -8,7 +8,7 @@ from types import ModuleType
 
 import pytest
 
-from pearl_kernels import dispatch
+from pearl_kernels import _cuda, dispatch
 from tests.emulation import build
 
 emulated_extension = functools.cache(build.build_extension)
@@ -24,3 +24,4 @@ def plug_in(monkeypatch: pytest.MonkeyPatch, extension: ModuleType) -> None:
     for op in dispatch._ENTRY:
         monkeypatch.setattr(importlib.import_module(f"pearl_kernels.{op}._cuda"), "_C", extension)
     monkeypatch.setattr(dispatch, "_refusal", refuse)
+    monkeypatch.setattr(_cuda, "_WORKSPACES", {})  # a kernel that is broken leaves its workspace so

@@ -1,0 +1,104 @@
+"""The laws see it when the CUDA sources are broken: arithmetic, noise, tiles, and what only schedules show."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.emulation import build, plug
+from tests.kernels.advance_checks import check_commits, check_stories, stories_of_every_ending
+from tests.kernels.cases import verify_case
+from tests.kernels.test_agreement import assert_agrees
+from tests.kernels.vocabulary_checks import check_last_token_is_drawn
+
+pytestmark = pytest.mark.skipif(build.compiler() is None, reason="no C++ compiler to emulate CUDA with")
+
+
+def agrees(rule: str, **changes: int | bool) -> Callable[[], None]:
+    """Token for token with the reference, on chains of three."""
+    return lambda: assert_agrees(verify_case(600, 3, 24, rule=rule, seed=1, **changes), "cuda")  # type: ignore[arg-type]
+
+
+def commits() -> None:
+    """Many ragged chains beside each other, so that blocks that have nothing to do come late."""
+    for _ in range(5):
+        check_stories(stories_of_every_ending(corrected=False), next_window=3, backend="cuda")
+        check_commits("token", "cuda", one_hot=True)
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """A line of the sources, what it becomes, and the check that must fail."""
+
+    file: str
+    line: str
+    broken: str
+    check: Callable[[], None]
+
+
+MUTANTS = {
+    "residual shares the draft's noise": Mutant(
+        "verify/chain_cuda.cu",
+        "const NoiseKey noise = job.noise(b, chain, Purpose::kResidual, i);",
+        "const NoiseKey noise = job.noise(b, chain, Purpose::kDraft, i);",
+        agrees("token"),
+    ),
+    "accepts without dividing by the draft": Mutant(
+        "verify/judge.cuh",
+        "job.accept_draw(b, chain, i) * now.draft_prob < now.target_prob",
+        "job.accept_draw(b, chain, i) < now.target_prob",
+        agrees("token"),
+    ),
+    "residual of the wrong weight": Mutant(
+        "verify/judge.cuh",
+        "return {now.own, accepted_weight, accepted, decision.status, next, decision.length};",
+        "return {now.own, 1.0, accepted, decision.status, next, decision.length};",
+        agrees("block"),
+    ),
+    "last slice skipped": Mutant(
+        "common/cuda/workspace.cuh",
+        "const uint32_t end = min(slices, (block + 1) * slices_per_block);",
+        "const uint32_t end = min(slices > 1 ? slices - 1 : slices, (block + 1) * slices_per_block);",
+        lambda: check_last_token_is_drawn(4097, "cuda"),
+    ),
+    "chain one too short": Mutant(
+        "verify/judge.cuh", "const int64_t length = args.chain_len[b];",
+        "const int64_t length = max(1, args.chain_len[b] - 1);", agrees("greedy"),
+    ),
+    "idle blocks not waited for": Mutant(
+        "verify/chain_cuda.cu",
+        "chain.length + idle_rows * blocks",
+        "chain.length",
+        commits,
+    ),
+    "block read before it is written": Mutant(
+        "common/cuda/block.cuh",
+        "  if (lane_index() == 0) of_warp[warp_index()] = value;\n  __syncthreads();\n  uint64_t most",
+        "  if (lane_index() == 0) of_warp[warp_index()] = value;\n  uint64_t most",
+        agrees("token"),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", MUTANTS)
+def test_a_broken_kernel_is_seen(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mutant = MUTANTS[name]
+    csrc = tmp_path / "csrc"
+    shutil.copytree(build.ROOT / "csrc", csrc)
+    source = csrc / mutant.file
+    text = source.read_text()
+    assert text.count(mutant.line) == 1, f"{mutant.file} has {text.count(mutant.line)} lines {mutant.line!r}"
+    source.write_text(text.replace(mutant.line, mutant.broken))
+    plug.plug_in(monkeypatch, build.build_extension(tmp_path, csrc))
+    with pytest.raises((AssertionError, RuntimeError)):
+        mutant.check()
+
+
+@pytest.mark.parametrize("name", MUTANTS)
+def test_the_same_check_passes_for_the_kernel_as_it_is(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    plug.plug_in(monkeypatch, plug.emulated_extension())
+    MUTANTS[name].check()
