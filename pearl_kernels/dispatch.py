@@ -111,7 +111,7 @@ def _pick(op: str, device: str) -> Callable[..., None]:
         refusal = _refusal(name, op, device)
         if refusal is None:
             if passed_over:
-                _warn_once(f"{device} tensors run on the slow {name} backend: {'; '.join(passed_over)}")
+                _warn_once(f"{device} tensors run on the {name} backend: {'; '.join(passed_over)}")
             return _entry(name, op)
         passed_over.append(refusal)
     raise RuntimeError(f"{op}: no backend for {device} tensors: {'; '.join(passed_over)}")
