@@ -38,11 +38,11 @@ from transformers.generation.logits_process import (
 )
 
 import pearl_kernels
-from pearl_kernels import SamplingTensors
+from pearl_kernels import SampleOutput, SamplingTensors
 
 CASES = {
     "cpu": "1x49152xfloat32,8x128256xbfloat16",
-    "cuda": "1x128256xbfloat16,32x128256xbfloat16,256x128256xbfloat16,1x32000xbfloat16,1x151936xbfloat16,"
+    "cuda": "1x128256xbfloat16,32x128256xbfloat16,256x128256xbfloat16,32x32000xbfloat16,32x151936xbfloat16,"
     "1x49152xfloat32",
 }
 SETTINGS: dict[str, dict[str, float]] = {
@@ -74,7 +74,7 @@ def transformers_sampling(logits: Tensor, setting: dict[str, float]) -> Callable
     return lambda: torch.multinomial(warpers(no_tokens, scores.float()).softmax(-1), 1)
 
 
-def sampling(logits: Tensor, params: SamplingTensors, positions: Tensor, backend: str) -> Callable[[], object]:
+def sampling(logits: Tensor, params: SamplingTensors, positions: Tensor, backend: str) -> Callable[[], SampleOutput]:
     return lambda: pearl_kernels.sample(logits, params, positions, backend=backend)
 
 
@@ -118,16 +118,16 @@ def bench_case_on_gpu(case: str, repeats: int, peers_found: dict[str, str]) -> l
     shape = int(batch), int(vocab)
     generator = torch.Generator("cuda").manual_seed(0)
     count = num_inputs(shape[0] * shape[1] * DTYPES[dtype].itemsize, "cuda")
-    inputs = [peaked_logits(*shape, generator=generator).to(DTYPES[dtype]) for _ in range(count)]
+    inputs = peaked_logits(count, *shape, generator=generator).to(DTYPES[dtype]).unbind()
     positions = torch.arange(shape[0], device="cuda")
     backends = native_backends("cuda")
-    judges = [REFERENCE] if shape[0] * shape[1] <= gpu.LARGE else []
     rows = []
     for name, setting in SETTINGS.items():
         params = SamplingTensors.make(shape[0], **setting, seed=range(shape[0]), device="cuda")  # type: ignore[arg-type]
-        calls = {backend: [sampling(x, params, positions, backend) for x in inputs] for backend in (*backends, *judges)}
-        outputs = {backend: [call() for call in calls[backend]] for backend in calls}
-        gpu.agreed({key: [(out.tokens, out.status) for out in each] for key, each in outputs.items()}, name)  # type: ignore[attr-defined]
+        calls = {each: [sampling(x, params, positions, each) for x in inputs] for each in (*backends, REFERENCE)}
+        answers = {each: [call() for call in calls[each]] for each in backends}
+        answers[REFERENCE] = [call() for call in calls[REFERENCE][: gpu.JUDGED]]
+        gpu.agreed({each: [(out.tokens, out.status) for out in outs] for each, outs in answers.items()}, name)
         contenders = [gpu.read_once(inputs[0].nbytes, count, generator.device)]
         contenders += [Contender(backend, calls[backend]) for backend in calls]
         contenders.append(Contender(TRANSFORMERS, [transformers_sampling(x, setting) for x in inputs]))

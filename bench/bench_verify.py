@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from harness import (
@@ -64,6 +65,18 @@ class Chains:
             self.target, self.tokens, self.chain_len, self.params, self.positions, draft_logits=self.draft,
             draft_stats=self.stats, rule=rule, backend=backend,
         )  # fmt: skip
+
+    def split(self, parts: int) -> list[Chains]:
+        """The same requests, as so many inputs."""
+
+        def cut(value: Any) -> list[Any]:
+            if isinstance(value, Tensor):
+                return list(value.chunk(parts))
+            if isinstance(value, RowStats):
+                return [RowStats(*columns) for columns in zip(*map(cut, value), strict=True)]
+            return [type(value)(*columns) for columns in zip(*map(cut, vars(value).values()), strict=True)]
+
+        return cut(self)
 
     def needed_rows(self, rule: str, num_accepted: Tensor) -> list[Tensor]:
         """The rows of logits that the rule looks at: those up to the token it stops at, and for the correction one
@@ -164,10 +177,12 @@ def bench_rule_on_gpu(case: str, rule: str, repeats: int, peers_found: dict[str,
     generator = torch.Generator("cuda").manual_seed(0)
     logits = shape[0] * shape[1] * shape[2]
     count = num_inputs(2 * logits * DTYPES[dtype].itemsize, "cuda")
-    inputs = [draw_chains(*shape, DTYPES[dtype], rule, generator) for _ in range(count)]
+    inputs = draw_chains(count * shape[0], *shape[1:], DTYPES[dtype], rule, generator).split(count)
     backends = native_backends("cuda")
-    judges = [*backends[1:], *([REFERENCE] if logits <= gpu.LARGE else [])]
-    outputs = gpu.agreed({name: [x.verify(rule, name) for x in inputs] for name in (*backends, *judges)}, rule)
+    answers = {name: [x.verify(rule, name) for x in inputs] for name in backends}
+    if logits <= gpu.LARGE:
+        answers[REFERENCE] = [x.verify(rule, REFERENCE) for x in inputs[: gpu.JUDGED]]
+    outputs = gpu.agreed(answers, f"{case}, {rule}")
     needed = [
         row.nbytes for x, out in zip(inputs, outputs, strict=True) for row in x.needed_rows(rule, out.num_accepted)
     ]
