@@ -12,6 +12,9 @@ mpl.use("Agg")
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 
+COLORS = {FLOOR: "black", REFERENCE: "grey", "cuda": "tab:green", "triton": "tab:blue", TRANSFORMERS: "tab:orange"}
+OTHERS = ("tab:red", "tab:purple", "tab:brown")
+
 Sweep = list[tuple[int, Row]]  # what is varied, and what it took
 
 
@@ -48,14 +51,19 @@ def _plot(axes: Axes, title: str, found: dict[str, Sweep]) -> None:
         axes.set_axis_off()
         return
     shared, sweep = max(found.items(), key=lambda item: len(item[1]))
-    for name in dict.fromkeys(row.contender for _, row in sweep):
+    names = list(dict.fromkeys(row.contender for _, row in sweep))
+    others = [name for name in names if name.removesuffix(GRAPH) not in COLORS]
+    colors = {**COLORS, **{name: OTHERS[i % len(OTHERS)] for i, name in enumerate(others)}}
+    for name in names:
         points = sorted((varied, row.p20_us, row.p50_us, row.p80_us) for varied, row in sweep if row.contender == name)
         x, low, middle, high = zip(*points, strict=True)
         plain = name.removesuffix(GRAPH)
         style = "--" if plain != name else "-"
-        color = {FLOOR: "black", REFERENCE: "grey", TRANSFORMERS: "tab:orange"}.get(plain)
-        (line,) = axes.plot(x, middle, style, marker="o", markersize=3, label=name, color=color)
-        axes.fill_between(x, low, high, alpha=0.15, color=line.get_color())
+        axes.plot(x, middle, style, marker="o", markersize=3, label=name, color=colors[plain])
+        axes.fill_between(x, low, high, alpha=0.15, color=colors[plain], linewidth=0)
     axes.set(title=f"{title} ({shared})", xscale="log", yscale="log", ylabel="us")
+    axes.minorticks_off()
+    ticks = sorted({varied for varied, _ in sweep})
+    axes.set_xticks(ticks, [str(tick) for tick in ticks])
     axes.legend(fontsize=7)
     axes.grid(visible=True, which="both", alpha=0.2)
