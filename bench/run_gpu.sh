@@ -4,8 +4,8 @@
 #   bench/run_gpu.sh [OUT_DIR]
 #
 # Builds into this checkout with whatever the current Python (PYTHON=python3) has installed, and writes nowhere else. Each
-# step has a time limit and a log in OUT_DIR (default: build/gpu); one that fails does not stop the others. The last lines
-# say how each step ended, and the exit status is 1 if any failed.
+# step has a time limit, all together TOTAL_S, and a log in OUT_DIR (default: build/gpu); one that fails does not stop the
+# others. The last lines say how each step ended, and the exit status is 1 if any failed.
 set -uo pipefail
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 1
@@ -16,10 +16,17 @@ out=$(cd "$out" && pwd)
 summary=()
 failed=0
 
-# step NAME LIMIT_S COMMAND...: runs it, its output in OUT_DIR/NAME.log
+total=${TOTAL_S:-530}
+
+# step NAME LIMIT_S COMMAND...: runs it, its output in OUT_DIR/NAME.log; no longer than what is left of TOTAL_S
 step() {
-  local name=$1 limit=$2 began=$SECONDS status
+  local name=$1 limit=$2 began=$SECONDS left=$((total - SECONDS)) status
   shift 2
+  if [ "$left" -le 0 ]; then
+    skip "$name" "no time left of $total s"
+    return 1
+  fi
+  [ "$limit" -le "$left" ] || limit=$left
   echo "== $name"
   timeout --kill-after=10 "$limit" "$@" >"$out/$name.log" 2>&1
   status=$?
@@ -83,8 +90,9 @@ if has pytest; then
     parallel=(-n 12)
     export PEARL_TEST_ALL=1 # Triton compiles for all sizes: only side by side is that short
   fi
-  step tests 210 "$python" -m pytest -q -rf --durations=10 -p no:cacheprovider "${parallel[@]}" \
-    tests/gpu tests/test_cuda_build.py tests/kernels/test_triton_compiles.py
+  step tests 210 "$python" -m pytest -q -rf --durations=10 -p no:cacheprovider "${parallel[@]}" tests/gpu
+  step compilers 90 "$python" -m pytest -q -rf -p no:cacheprovider \
+    tests/test_cuda_build.py tests/kernels/test_triton_compiles.py
 else
   skip tests "pytest is not installed"
 fi
@@ -101,6 +109,6 @@ fi
 for name in verify sample; do
   plot=()
   has matplotlib && plot=(--plot "$out/$name.png")
-  step "$name" 120 "$python" "bench/bench_$name.py" --device cuda --json "$out/$name.json" "${plot[@]}"
+  step "$name" 130 "$python" "bench/bench_$name.py" --device cuda --json "$out/$name.json" "${plot[@]}"
 done
 finish
