@@ -2,7 +2,8 @@
 
 Each gets what suits it: the draft's probabilities are there already, as our draft's statistics are, and where it wants
 the target's too, the softmax is timed with it. Their chains are one token shorter, as their last row is for a bonus
-token, and that token is given to those who do not draw it themselves. They know the rule `token` alone.
+token, and that token is given to those who do not draw it themselves. They know the rule `token` alone; SGLang's kernel
+does not look at the draft's probabilities.
 """
 
 from __future__ import annotations
