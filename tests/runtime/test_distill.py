@@ -13,8 +13,8 @@ from pearl_decode import PearlDecoder, SamplingParams
 from pearl_decode.distill import distill
 from pearl_decode.distill.answers import plan_jobs, read_answers, write_answers
 from pearl_decode.distill.losses import forward_kl, total_variation
-from pearl_decode.distill.prompts import Prompt, read_prompts
-from pearl_decode.distill.samples import Sample, frequent_ids, make_batches, split, tensors
+from pearl_decode.distill.prompts import Prompt, read_prompts, read_text
+from pearl_decode.distill.samples import Sample, frequent_ids, make_batches, prompt_samples, split, tensors
 from pearl_decode.drafts import load_draft, new_draft, own_parameters
 from pearl_decode.models import CausalModel
 from tests.cli.conftest import make_model, make_tokenizer
@@ -158,6 +158,36 @@ def test_vocabulary_holds_what_is_frequent_and_the_ends():
     ids = frequent_ids([Sample([5, 5, 5, 9, 9, 7], 1)], 4, 12, [11])
     assert ids.tolist() == [5, 7, 9, 11]
     assert frequent_ids([Sample([1, 2], 1)], 12, 12, []) is None
+
+
+def test_text_and_prompts_are_learnt_besides_the_answers(target, tokenizer, prompts_file, made, tmp_path):
+    text = tmp_path / "text.txt"
+    text.write_text("a word of text, and another. " * 20)
+    options = SMALL | {"tokens": 1}
+    learnt = {}
+    for name, more in {"answers": {}, "text": {"text": [text]}, "prompts": {"learn_prompts": True}}.items():
+        distill(target, prompts_file, tmp_path / name, tokenizer=tokenizer, **options, **more)
+        learnt[name] = json.loads((tmp_path / name / "draft.json").read_text())["training"]["tokens_to_learn"]
+    pieces = read_text([text], tokenizer, 2 * SMALL["answer_tokens"])
+    assert [token for piece in pieces for token in piece] == tokenizer(text.read_text(), add_special_tokens=False)[
+        "input_ids"
+    ]
+    assert learnt["text"] == learnt["answers"] + sum(len(piece) - 1 for piece in pieces)
+    assert learnt["prompts"] > learnt["answers"]
+
+
+def test_prompts_are_learnt_past_what_they_share_and_never_those_held_out():
+    prompts = [Prompt("a", [1, 2, 3, 4]), Prompt("b", [1, 2, 5]), Prompt("c", [1, 2, 6, 7])]
+    held_out = [Sample([1, 2, 5, 9, 9], 3)]
+    assert prompt_samples(prompts, held_out) == [Sample([1, 2, 3, 4], 2), Sample([1, 2, 6, 7], 2)]
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff\xfe\xff"])
+def test_a_text_file_without_text_is_named(tokenizer, tmp_path, content):
+    path = tmp_path / "text.txt"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"^text: .*text\.txt"):
+        read_text([path], tokenizer, 10)
 
 
 def test_batches_learn_each_token_once_and_no_padding():
