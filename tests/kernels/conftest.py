@@ -12,7 +12,6 @@ import pearl_kernels
 from tests.emulation import build, plug
 from tests.kernels.interpreted import leave_out_most
 
-
 HERE = Path(__file__).parent
 
 
