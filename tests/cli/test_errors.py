@@ -133,9 +133,14 @@ def test_draft_that_fails_midway_is_one_warning_and_the_text_is_complete(
 
 
 def start(*arguments: str) -> subprocess.Popen[bytes]:
-    # A group of its own: the signal must reach this process and not pytest.
+    # A group of its own: the signal must reach this process and not pytest. A shell's background jobs, and all they
+    # start, ignore it unless told otherwise.
     command = [sys.executable, "-m", "pearl_decode", "generate", *arguments]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True)
+    handler = signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True)
+    finally:
+        signal.signal(signal.SIGINT, handler)
 
 
 def read_until(process: subprocess.Popen[bytes], count: int) -> bytes:
