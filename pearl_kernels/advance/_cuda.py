@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor
 
 from pearl_kernels import _C
 from pearl_kernels._cuda import queue
-from pearl_kernels._pointers import RULES, address, draft_side, logits_view, sampling_params
+from pearl_kernels.advance._native import arguments
 
 
 def advance_(
@@ -18,44 +20,9 @@ def advance_(
     finished: Tensor,
     status: Tensor,
     target_logits: Tensor,
-    temperature: Tensor,
-    top_k: Tensor,
-    top_p: Tensor,
-    min_p: Tensor,
-    seed: Tensor,
-    draft_logits: Tensor | None,
-    draft_threshold: Tensor | None,
-    draft_lse: Tensor | None,
-    d2t: Tensor | None,
-    rule: str,
-    next_window: int,
-    num_emitted: Tensor,
-    num_accepted: Tensor,
+    *rest: Any,
 ) -> None:
     """Queue what `pearl_kernels.advance_` says on the current stream, without synchronising."""
-    batch, width = target_logits.shape[:2]
-    assert tokens.stride(1) == 1, f"the extension walks tokens along contiguous rows, got strides {tokens.stride()}"
-    state = (
-        tokens.data_ptr(),
-        tokens.stride(0),
-        address(committed),
-        address(window),
-        address(max_len),
-        address(eos_ids),
-        eos_ids.shape[1],
-        address(finished),
-        address(status),
-    )
-    _C.advance_cuda(
-        batch,
-        width,
-        state,
-        logits_view(target_logits),
-        draft_side(draft_logits, draft_threshold, draft_lse, d2t),
-        sampling_params(temperature, top_k, top_p, min_p, seed),
-        RULES[rule],
-        next_window,
-        address(num_emitted),
-        address(num_accepted),
-        queue(_C, target_logits, target_logits.shape[1]),
-    )
+    state = (tokens, committed, window, max_len, eos_ids, finished, status)
+    prepared = (*arguments(*state, target_logits, *rest), queue(_C, target_logits, target_logits.shape[1]))
+    _C.advance_cuda(*prepared)

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor
 
 from pearl_kernels import _C
 from pearl_kernels._pointers import RULES, address, draft_side, logits_view, sampling_params
 
 
-def advance_(
+def advance_(*given: Any) -> None:
+    """Judge each running row's chain and commit what holds, in place, as `pearl_kernels.advance_` says."""
+    _C.advance(*arguments(*given))
+
+
+def arguments(
     tokens: Tensor,
     committed: Tensor,
     window: Tensor,
@@ -30,8 +37,8 @@ def advance_(
     next_window: int,
     num_emitted: Tensor,
     num_accepted: Tensor,
-) -> None:
-    """Judge each running row's chain and commit what holds, in place, as `pearl_kernels.advance_` says."""
+) -> tuple[Any, ...]:
+    """The arguments of `advance_` as the extension takes them."""
     batch, width = target_logits.shape[:2]
     assert tokens.stride(1) == 1, f"the extension walks tokens along contiguous rows, got strides {tokens.stride()}"
     state = (
@@ -45,7 +52,7 @@ def advance_(
         address(finished),
         address(status),
     )
-    _C.advance(
+    return (
         batch,
         width,
         state,

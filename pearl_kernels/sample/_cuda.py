@@ -2,39 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor
 
 from pearl_kernels import _C
 from pearl_kernels._cuda import queue
-from pearl_kernels._pointers import address, logits_view, sampling_params
+from pearl_kernels.sample._native import arguments
 
 
-def sample_out(
-    logits: Tensor,
-    temperature: Tensor,
-    top_k: Tensor,
-    top_p: Tensor,
-    min_p: Tensor,
-    seed: Tensor,
-    positions: Tensor,
-    epochs: Tensor | None,
-    purpose: int,
-    tokens: Tensor,
-    threshold: Tensor,
-    lse: Tensor,
-    status: Tensor,
-) -> None:
+def sample_out(logits: Tensor, *rest: Any) -> None:
     """Queue what `pearl_kernels.sample` says on the current stream, without synchronising."""
-    _C.sample_cuda(
-        logits.shape[0],
-        logits_view(logits),
-        sampling_params(temperature, top_k, top_p, min_p, seed),
-        address(positions),
-        address(epochs),
-        purpose,
-        address(tokens),
-        address(threshold),
-        address(lse),
-        address(status),
-        queue(_C, logits, 1),
-    )
+    prepared = (*arguments(logits, *rest), queue(_C, logits, 1))
+    _C.sample_cuda(*prepared)

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor
 
 from pearl_kernels import _C
 from pearl_kernels._pointers import address, logits_view, sampling_params
 
 
-def sample_out(
+def sample_out(*given: Any) -> None:
+    """Draw a token for each row of CPU logits and keep the row's statistics, as `pearl_kernels.sample` says."""
+    _C.sample(*arguments(*given))
+
+
+def arguments(
     logits: Tensor,
     temperature: Tensor,
     top_k: Tensor,
@@ -22,9 +29,9 @@ def sample_out(
     threshold: Tensor,
     lse: Tensor,
     status: Tensor,
-) -> None:
-    """Draw a token for each row of CPU logits and keep the row's statistics, as `pearl_kernels.sample` says."""
-    _C.sample(
+) -> tuple[Any, ...]:
+    """The arguments of `sample_out` as the extension takes them."""
+    return (
         logits.shape[0],
         logits_view(logits),
         sampling_params(temperature, top_k, top_p, min_p, seed),

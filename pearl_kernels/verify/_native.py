@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor
 
 from pearl_kernels import _C
 from pearl_kernels._pointers import RULES, address, draft_side, logits_view, sampling_params
 
 
-def verify_out(
+def verify_out(*given: Any) -> None:
+    """Judge each row's drafted chain on CPU logits, as `pearl_kernels.verify` says."""
+    _C.verify(*arguments(*given))
+
+
+def arguments(
     target_logits: Tensor,
     draft_tokens: Tensor,
     chain_len: Tensor,
@@ -26,10 +33,10 @@ def verify_out(
     num_accepted: Tensor,
     next_token: Tensor,
     status: Tensor,
-) -> None:
-    """Judge each row's drafted chain on CPU logits, as `pearl_kernels.verify` says."""
+) -> tuple[Any, ...]:
+    """The arguments of `verify_out` as the extension takes them."""
     batch, width = draft_tokens.shape
-    _C.verify(
+    return (
         batch,
         width,
         logits_view(target_logits),
