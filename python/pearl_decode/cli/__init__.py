@@ -1,4 +1,4 @@
-"""The command line: pearl-decode generate | distill | doctor.
+"""The command line: pearl-decode generate | chat | bench | distill | doctor.
 
 Exit status: 0 done; 1 a failure (a model that cannot be loaded, a request that failed, a broken batch line); 2 bad
 arguments; 130 interrupted. Every error is one line on stderr.
@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Sequence
 from typing import NoReturn, TextIO
 
-from pearl_decode.cli import distill, doctor, generate
+from pearl_decode.cli import bench, chat, distill, doctor, generate
 from pearl_decode.cli.console import BAD_ARGUMENTS, INTERRUPTED, CliError, note
 
 __all__ = ["main"]
@@ -34,6 +34,8 @@ def build_parser() -> Parser:
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     generate.add_command(commands)
+    chat.add_command(commands)
+    bench.add_command(commands)
     distill.add_command(commands)
     doctor.add_command(commands)
     return parser

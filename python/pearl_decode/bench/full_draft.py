@@ -1,0 +1,47 @@
+"""A draft with a reduced output vocabulary, as decoders see it that know only full ones."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+
+class FullHead(nn.Module):
+    """The reduced head, its logits put at the ids they belong to; ids outside the map get -inf.
+
+    d2t: (draft_vocab,) int64 target ids. The product is still the reduced one; added is one row of memory per token.
+    """
+
+    d2t: torch.Tensor
+
+    def __init__(self, head: nn.Module, d2t: torch.Tensor, vocab_size: int) -> None:
+        super().__init__()
+        self.head = head
+        self.vocab_size = vocab_size
+        self.register_buffer("d2t", d2t, persistent=False)
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        """hidden: (..., hidden_size). Returns logits (..., vocab_size)."""
+        reduced: torch.Tensor = self.head(hidden)
+        logits = reduced.new_full((*reduced.shape[:-1], self.vocab_size), float("-inf"))
+        return logits.index_copy_(-1, self.d2t, reduced)
+
+
+def with_full_vocabulary(draft: PreTrainedModel, vocab_size: int) -> PreTrainedModel:
+    """The same weights behind a model that others can use: a head over all `vocab_size` ids, settings of its own.
+
+    The draft itself is left as it is. A draft without a reduced vocabulary keeps its head.
+    """
+    twin: Any = copy.copy(draft)
+    twin._modules = dict(draft._modules)
+    twin.config = copy.deepcopy(draft.config)
+    twin.generation_config = copy.deepcopy(draft.generation_config)  # some decoders write into their assistant's
+    d2t = getattr(draft, "d2t", None)
+    if d2t is not None:
+        del twin.d2t
+        twin.set_output_embeddings(FullHead(twin.get_output_embeddings(), d2t, vocab_size))
+    return twin  # type: ignore[no-any-return]

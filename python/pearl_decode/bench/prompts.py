@@ -1,0 +1,57 @@
+"""The prompts that are timed: a file of them, or those that ship."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+SHIPPED = Path(__file__).parent.parent / "data" / "prompts.jsonl"
+NO_TASK = "all"
+
+
+@dataclass(frozen=True)
+class BenchPrompt:
+    """One prompt. task: the kind of text it asks for; numbers are given per task."""
+
+    task: str
+    prompt: str
+
+
+def read_prompts(path: str | os.PathLike[str] = SHIPPED, limit: int | None = None) -> list[BenchPrompt]:
+    """Every line of a file of {"prompt": ..., "task": ...}; other fields are ignored, a missing task is "all".
+
+    limit: keep the first `limit` prompts of each task; None keeps all
+    Raises ValueError naming file and line, what was expected and what came.
+    """
+    try:
+        lines = Path(path).expanduser().read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"prompts: cannot read {os.fspath(path)!r}: {error}") from error
+    kept: list[BenchPrompt] = []
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            prompt = _parse(line)
+        except ValueError as error:
+            raise ValueError(f"{os.fspath(path)}:{number}: {error}") from error
+        if limit is None or sum(other.task == prompt.task for other in kept) < limit:
+            kept.append(prompt)
+    if not kept:
+        raise ValueError(f"prompts: {os.fspath(path)!r} holds no prompts")
+    return kept
+
+
+def _parse(line: str) -> BenchPrompt:
+    try:
+        value = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"not valid JSON: {error.msg} at column {error.colno}") from error
+    if not isinstance(value, dict) or not isinstance(value.get("prompt"), str) or not value["prompt"]:
+        raise ValueError('expected an object with a string "prompt"')
+    task = value.get("task", NO_TASK)
+    if not isinstance(task, str) or not task:
+        raise ValueError(f'"task" must be a string, got {task!r}')
+    return BenchPrompt(task, value["prompt"])

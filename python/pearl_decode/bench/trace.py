@@ -1,0 +1,95 @@
+"""When each lane computed: recorded from real rounds, and written for Perfetto and Chrome."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pearl_decode.decoder import PearlDecoder
+from pearl_decode.lanes.cpu import lane_pair
+from pearl_decode.sampling import SamplingParams
+
+Interval = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Timeline:
+    """One text. Seconds since decoding began: the forwards of each lane, and when each round was committed.
+
+    emitted: tokens each round gave
+    """
+
+    strategy: str
+    gamma: int
+    target: list[Interval]
+    draft: list[Interval]
+    commits: list[float]
+    emitted: list[int]
+
+    @property
+    def title(self) -> str:
+        return f"{self.strategy}, gamma {self.gamma}" if self.draft else self.strategy
+
+    @property
+    def overlap_s(self) -> float:
+        """Time in which both lanes computed."""
+        return sum(
+            max(0.0, min(end, other_end) - max(start, other_start))
+            for start, end in self.target
+            for other_start, other_end in self.draft
+        )
+
+
+def record(decoder: PearlDecoder, strategy: str, gamma: int, prompt: Sequence[int], params: SamplingParams) -> Timeline:
+    """Decode one prompt on lanes of its own, as that strategy would share the cores out, and note the times.
+
+    Raises RuntimeError if it fails.
+    """
+    lanes = lane_pair(concurrent=strategy == "pearl")
+    draft = decoder.draft.model if decoder.draft else None
+    with PearlDecoder(
+        decoder.target.model, draft, decoder.tokenizer, gamma=gamma, rule=decoder.plan.rule, lanes=lanes
+    ) as own:
+        commits, emitted = [], []
+        requests, rounds = own.start([prompt], params, strategy=strategy)
+        for updates in rounds:
+            commits.append(time.perf_counter())
+            emitted.append(sum(len(update.token_ids) for update in updates))
+    if requests[0].error is not None:
+        raise RuntimeError(requests[0].error)
+    target, drafting = (list(lane.intervals) for lane in lanes)
+    begin = min((start for start, _ in [*target, *drafting]), default=0.0)
+    return Timeline(
+        strategy,
+        gamma,
+        [(start - begin, end - begin) for start, end in target],
+        [(start - begin, end - begin) for start, end in drafting],
+        [commit - begin for commit in commits],
+        emitted,
+    )
+
+
+def chrome_trace(timelines: Sequence[Timeline]) -> dict[str, Any]:
+    """The Trace Event Format: a process per strategy, a thread per lane, an instant per commit; microseconds."""
+    events: list[dict[str, Any]] = []
+    for pid, timeline in enumerate(timelines, start=1):
+        events.append(_name("process_name", pid, 0, timeline.title))
+        for tid, (lane, intervals) in enumerate((("target", timeline.target), ("draft", timeline.draft)), start=1):
+            events.append(_name("thread_name", pid, tid, lane))
+            events += [
+                {"name": f"{lane} forward", "cat": lane, "ph": "X", "pid": pid, "tid": tid}
+                | {"ts": start * 1e6, "dur": (end - start) * 1e6}
+                for start, end in intervals
+            ]
+        events += [
+            {"name": f"commit {count}", "cat": "commit", "ph": "i", "s": "p", "pid": pid, "tid": 1, "ts": at * 1e6}
+            | {"args": {"tokens": count}}
+            for at, count in zip(timeline.commits, timeline.emitted, strict=True)
+        ]
+    return {"traceEvents": events, "displayTimeUnit": "ms"}
+
+
+def _name(kind: str, pid: int, tid: int, name: str) -> dict[str, Any]:
+    return {"name": kind, "ph": "M", "pid": pid, "tid": tid, "args": {"name": name}}

@@ -1,0 +1,32 @@
+"""The options that name a pair of models and how it decodes, for the commands that take a pair but no prompt."""
+
+from __future__ import annotations
+
+import argparse
+
+from pearl_decode.builtin import BUILTIN_DRAFT, BUILTIN_TARGET
+from pearl_decode.cli import options
+
+
+def add_pair(parser: argparse.ArgumentParser) -> None:
+    models = parser.add_argument_group("models")
+    models.add_argument(
+        "--target", default=BUILTIN_TARGET, help=f"path, hub id, or the built-in {BUILTIN_TARGET} (default)"
+    )
+    models.add_argument(
+        "--draft",
+        help="path, hub id, what distill made, first-layers:N or none; "
+        f"default for the built-in target: {BUILTIN_DRAFT}, distilled for it",
+    )
+    models.add_argument("--dtype", choices=options.DTYPES, help="of both models (default: float32 without a GPU)")
+
+
+def settle(args: argparse.Namespace) -> None:
+    """Fill in the draft and the gamma that were left open."""
+    if args.draft is None and args.target == BUILTIN_TARGET:
+        args.draft = BUILTIN_DRAFT
+    if args.draft == options.NO_DRAFT:
+        args.draft = None
+    if args.gamma is None:
+        builtin = (args.target, args.draft) == (BUILTIN_TARGET, BUILTIN_DRAFT)
+        args.gamma = options.BUILTIN_GAMMA if builtin else options.DEFAULT_GAMMA
