@@ -13,7 +13,6 @@ import torch
 
 from pearl_decode import DecodeStats, PearlDecoder, SamplingParams
 from pearl_decode.bench import peers
-from pearl_decode.bench.full_draft import with_full_vocabulary
 from pearl_decode.bench.measure import Job, Measurement, Sample, counted, measure
 from pearl_decode.bench.model import (
     pearl_speed,
@@ -21,6 +20,7 @@ from pearl_decode.bench.model import (
     sequential_speed,
     sequential_tokens_per_round,
 )
+from pearl_decode.bench.peer_models import plain, with_full_vocabulary
 from pearl_decode.bench.peers import Pair, peer_systems
 from pearl_decode.bench.prompts import SHIPPED, BenchPrompt, read_prompts
 from pearl_decode.bench.report import markdown
@@ -200,6 +200,20 @@ def test_a_full_vocabulary_changes_no_logit_and_leaves_the_draft_alone(decoder: 
     assert not hasattr(full, "d2t")
     full.generation_config.num_assistant_tokens = 99
     assert draft.generation_config.num_assistant_tokens != 99
+
+
+def test_a_plain_copy_has_torchs_layers_and_float32_and_leaves_the_model_alone():
+    model = make_model().bfloat16()
+    ours = type("Ours", (torch.nn.Linear,), {"__module__": "pearl_decode.linear"})
+    model.lm_head.__class__ = ours
+    copied = plain(model)
+    assert type(copied.lm_head) is torch.nn.Linear
+    assert {weight.dtype for weight in copied.parameters()} == {torch.float32}
+    assert isinstance(model.lm_head, ours)
+    assert model.lm_head.weight.dtype == torch.bfloat16
+    with torch.inference_mode():
+        ids = torch.tensor([[3, 4, 5]])
+        assert torch.equal(copied(ids).logits, model.float()(ids).logits)
 
 
 def test_transformers_decodes_the_same_text_on_the_same_models(decoder: PearlDecoder):

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from pearl_decode.bench.full_draft import with_full_vocabulary
+from pearl_decode.bench.peer_models import with_full_vocabulary
 from pearl_decode.bench.systems import Decode, Output, System, broken
 
 

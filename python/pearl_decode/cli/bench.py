@@ -22,6 +22,7 @@ DESCRIPTION = """Measure every strategy, and other projects' decoders if wanted,
 Runs are taken in turns; only verified tokens up to the end of the text count; times include prompt processing.
 With no options: the built-in pair on the prompts that ship with it."""
 PEERS = ("transformers", "flashspec", "economize")
+PEER_MODELS = ("shared", "plain")
 GAMMAS = range(1, 9)  # of --gamma-sweep
 
 
@@ -33,6 +34,12 @@ def add_command(commands: Any) -> None:
     what.add_argument("--limit", type=options.positive, metavar="N", help="the first N prompts of each task only")
     what.add_argument("--strategies", type=_names(options.STRATEGIES), metavar="A,B", help="default: all")
     what.add_argument("--peers", type=_names(PEERS), default=[], metavar="A,B", help=f"of {', '.join(PEERS)}")
+    what.add_argument(
+        "--peer-models",
+        choices=PEER_MODELS,
+        default="shared",
+        help="give peers the models as we run them (default), or plain float32 copies with torch's own layers",
+    )
     what.add_argument("--gamma", type=options.positive, metavar="N", help="tokens drafted per round, by peers too")
     what.add_argument("--rule", choices=options.RULES, default="token", help="rule of acceptance (default: token)")
     what.add_argument("--temperature", type=float, default=0.0, metavar="T", help="0 is greedy (default)")
@@ -165,7 +172,10 @@ def _eos_ids(decoder: PearlDecoder) -> list[int]:
 def _peers(decoder: PearlDecoder, args: argparse.Namespace, eos_ids: list[int]) -> list[System]:
     if not args.peers or decoder.draft is None:
         return []
+    from pearl_decode.bench.peer_models import plain
     from pearl_decode.bench.peers import Pair, peer_systems
 
     models = decoder.target.model, decoder.draft.model
+    if args.peer_models == "plain":
+        models = plain(models[0]), plain(models[1])
     return peer_systems(args.peers, Pair(*models, eos_ids, args.gamma, args.temperature, args.seed))

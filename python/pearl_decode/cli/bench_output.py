@@ -25,11 +25,24 @@ def settings(
 ) -> dict[str, Any]:
     from pearl_decode.lanes.cpu import available_cores
 
-    kept = ("target", "draft", "gamma", "rule", "temperature", "seed", "batch", "tokens", "repeat", "raw", "peers")
+    kept = (
+        "target",
+        "draft",
+        "gamma",
+        "rule",
+        "temperature",
+        "seed",
+        "batch",
+        "tokens",
+        "repeat",
+        "raw",
+        "peers",
+        "peer_models",
+    )
     tasks = [prompt.task for prompt in prompts]
     return {name: getattr(args, name) for name in kept} | {
         "strategies": strategies,
-        "dtype": str(decoder.target.model.dtype).removeprefix("torch."),
+        "weights": str(decoder.target.model.dtype).removeprefix("torch."),
         "cores": len(available_cores()),
         "prompts": args.prompts or "shipped",
         "prompts_per_task": {task: tasks.count(task) for task in dict.fromkeys(tasks)},
@@ -44,7 +57,9 @@ def print_tables(args: argparse.Namespace, report: dict[str, Any], rows: Sequenc
         table(COLUMNS, [cells(row) for row in rows if row.task == task])
         print()
     chosen, machine = report["settings"], report["machine"]
-    print(f"target {args.target}, draft {args.draft}, {chosen['dtype']}, gamma {args.gamma}, rule {args.rule},")
+    print(
+        f"target {args.target}, draft {args.draft}, {chosen['weights']} weights, gamma {args.gamma}, rule {args.rule},"
+    )
     print(f"temperature {args.temperature:g}, up to {args.tokens} tokens, batch {args.batch}, {machine['cpu']},")
     print(f"{chosen['cores']} cores; medians of {args.repeat} repeats taken in turns, ratio within each repeat")
     if report["gamma_sweep"]:

@@ -1,4 +1,4 @@
-"""A draft with a reduced output vocabulary, as decoders see it that know only full ones."""
+"""Our models as other decoders take them: with full vocabularies, and with torch's own layers if that is wanted."""
 
 from __future__ import annotations
 
@@ -45,3 +45,12 @@ def with_full_vocabulary(draft: PreTrainedModel, vocab_size: int) -> PreTrainedM
         del twin.d2t
         twin.set_output_embeddings(FullHead(twin.get_output_embeddings(), d2t, vocab_size))
     return twin  # type: ignore[no-any-return]
+
+
+def plain(model: PreTrainedModel) -> PreTrainedModel:
+    """A float32 copy with torch's own linear layers and embeddings in place of ours: as it loads without us."""
+    twin: Any = copy.deepcopy(model)
+    for module in twin.modules():
+        if type(module).__module__.startswith("pearl_decode.") and isinstance(module, (nn.Linear, nn.Embedding)):
+            module.__class__ = nn.Linear if isinstance(module, nn.Linear) else nn.Embedding
+    return twin.float()  # type: ignore[no-any-return]
