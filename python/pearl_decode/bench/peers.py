@@ -8,6 +8,7 @@ the pair, is reported by name and costs the others nothing.
 from __future__ import annotations
 
 import importlib.metadata
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -118,6 +119,7 @@ def _flashspec(pair: Pair, strategy: str) -> Decode:
     from flashspec.engine.hf_drafter import HuggingFaceDrafter
     from flashspec.engine.verifier import TargetModel
 
+    logging.getLogger("flashspec").setLevel(logging.ERROR)  # it warns of a single drafter, which is what is asked for
     device, dtype = pair.target.device, pair.target.dtype
     config = FlashSpecConfig(
         device=str(device),
