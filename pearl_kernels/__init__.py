@@ -19,6 +19,7 @@ from pearl_kernels.types import (
     VerifyOutput,
 )
 from pearl_kernels.verify import verify
+from pearl_kernels.window_attention import window_attention
 
 __all__ = [
     "AdvanceOutput",
@@ -35,4 +36,5 @@ __all__ = [
     "backends",
     "sample",
     "verify",
+    "window_attention",
 ]

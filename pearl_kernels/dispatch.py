@@ -15,10 +15,21 @@ from torch import Tensor
 
 _LOG = logging.getLogger("pearl_kernels")
 
-BACKENDS = ("reference", "cpu", "triton", "cuda")
-_ORDER = {"cpu": ("cpu", "reference"), "cuda": ("cuda", "triton", "reference")}
-_ENTRY = {"sample": "sample_out", "verify": "verify_out", "advance": "advance_"}
-_MODULE = {"reference": "reference", "cpu": "_native", "triton": "_triton", "cuda": "_cuda"}
+BACKENDS = ("reference", "cpu", "triton", "cuda", "flash")
+_ORDER = {"cpu": ("cpu", "reference"), "cuda": ("flash", "cuda", "triton", "reference")}
+_ENTRY = {
+    "sample": "sample_out",
+    "verify": "verify_out",
+    "advance": "advance_",
+    "window_attention": "window_attention",
+}
+# Operations a backend does not have.
+_WITHOUT = {
+    "cuda": {"window_attention"},
+    "flash": _ENTRY.keys() - {"window_attention"},
+}
+_MODULE = {"reference": "reference", "cpu": "_native", "triton": "_triton", "cuda": "_cuda", "flash": "_flash"}
+_TORCHS_OWN = ("cpu", "window_attention")  # needs no extension
 
 
 # Held for the life of the process: dropping a Library drops its operations.
@@ -43,10 +54,13 @@ def _state(name: str) -> Backend:
         return Backend(True, "plain torch, any device")
     if name == "triton":
         return _triton_state()
+    if name == "flash":
+        return _flash_state()
     try:
         info = importlib.import_module("pearl_kernels._C").build_info()
-        for op in _ENTRY:
-            _entry(name, op)
+        for op in _operations(name):
+            if (name, op) != _TORCHS_OWN:
+                _entry(name, op)
     except ImportError as error:
         return Backend(False, f"the native extension did not import: {error}")
     if name == "cpu":
@@ -65,11 +79,28 @@ def _triton_state() -> Backend:
     if not _interpreted() and not torch.cuda.is_available():
         return Backend(False, "needs a CUDA device, or TRITON_INTERPRET=1 to be interpreted on the CPU")
     try:
-        for op in _ENTRY:
+        for op in _operations("triton"):
             _entry("triton", op)
     except ImportError as error:
         return Backend(False, f"the Triton kernels did not import: {error}")
     return Backend(True, "Triton, interpreted on the CPU" if _interpreted() else "Triton for CUDA tensors")
+
+
+def _operations(name: str) -> set[str]:
+    return _ENTRY.keys() - _WITHOUT.get(name, set())
+
+
+def _flash_state() -> Backend:
+    """Without a device to run on, flash-attn is not imported, which takes seconds."""
+    if importlib.util.find_spec("flash_attn") is None:
+        return Backend(False, "flash-attn is not installed: pip install 'pearl-kernels[flash]'")
+    if not torch.cuda.is_available():
+        return Backend(False, "needs a CUDA device")
+    try:
+        _entry("flash", "window_attention")
+    except ImportError as error:
+        return Backend(False, f"flash-attn did not import: {error}")
+    return Backend(True, "flash-attn's attention over a cache, for window_attention on CUDA tensors")
 
 
 def _interpreted() -> bool:
@@ -80,21 +111,24 @@ def _interpreted() -> bool:
 @functools.cache
 def _refusal(name: str, op: str, device: str) -> str | None:
     """Why backend `name` cannot run `op` on tensors of `device`, or None if it can."""
-    if not _state(name).available:
+    if op not in _operations(name):
+        return f"{name} backend: has no {op}"
+    if (name, op) != _TORCHS_OWN and not _state(name).available:
         return f"{name} backend: {_state(name).reason}"
     if name == "cpu" and device != "cpu":
         return f"cpu backend: takes CPU tensors, got {device} tensors"
-    if name == "cuda" and device != "cuda":
-        return f"cuda backend: takes CUDA tensors, got {device} tensors"
+    if name in ("cuda", "flash") and device != "cuda":
+        return f"{name} backend: takes CUDA tensors, got {device} tensors"
     if name == "triton" and device != "cuda" and not _interpreted():
         return f"triton backend: takes CUDA tensors, got {device} tensors; TRITON_INTERPRET=1 interprets it on the CPU"
     return None
 
 
 @functools.cache
-def _entry(name: str, op: str) -> Callable[..., None]:
-    module = importlib.import_module(f"pearl_kernels.{op}.{_MODULE[name]}")
-    entry: Callable[..., None] = getattr(module, _ENTRY[op])
+def _entry(name: str, op: str) -> Callable[..., Any]:
+    leaf = "_sdpa" if (name, op) == _TORCHS_OWN else _MODULE[name]
+    module = importlib.import_module(f"pearl_kernels.{op}.{leaf}")
+    entry: Callable[..., Any] = getattr(module, _ENTRY[op])
     return entry
 
 
@@ -104,29 +138,37 @@ def _warn_once(message: str) -> None:
 
 
 @functools.cache
-def _pick(op: str, device: str) -> Callable[..., None]:
-    """The first backend for `device` that can run `op`; to pass one over is logged, once."""
+def _pick(op: str, device: str, unfit: tuple[str, ...] = ()) -> Callable[..., Any]:
+    """The first backend for `device` that can run `op`, but none of `unfit`.
+
+    To pass over one that this machine should have is logged, once, and so is what is left to the reference.
+    """
     passed_over: list[str] = []
+    missed = False
     for name in _ORDER.get(device, ("reference",)):
+        if name in unfit or (name == "flash" and _refusal(name, op, device)):
+            continue  # an extra
         refusal = _refusal(name, op, device)
         if refusal is None:
-            if passed_over:
+            if missed or (passed_over and name == "reference"):
                 _warn_once(f"{device} tensors run on the {name} backend: {'; '.join(passed_over)}")
             return _entry(name, op)
+        missed |= op in _operations(name)
         passed_over.append(refusal)
     raise RuntimeError(f"{op}: no backend for {device} tensors: {'; '.join(passed_over)}")
 
 
-def choose(op: str, device: torch.device, backend: str | None) -> Callable[..., Any]:
+def choose(op: str, device: torch.device, backend: str | None, unfit: tuple[str, ...] = ()) -> Callable[..., Any]:
     """The function that runs `op` for tensors on `device`.
 
-    backend: forces one by name, as does the environment variable PEARL_BACKEND; None picks the best for the
-             device
+    backend: forces one by name, as does the environment variable PEARL_BACKEND, but that only for operations
+             the backend has; None picks the best for the device
+    unfit:   backends that do not take these arguments: not picked
     Raises ValueError for an unknown name, RuntimeError with the reason if the forced backend cannot run here.
     """
     forced = backend or os.environ.get("PEARL_BACKEND")
-    if not forced:
-        return _pick(op, device.type)
+    if not forced or (not backend and op in _WITHOUT.get(forced, ())):
+        return _pick(op, device.type, unfit)
     if forced not in BACKENDS:
         raise ValueError(f"{op}: backend must be one of {', '.join(BACKENDS)}, got {forced!r}")
     refusal = _refusal(forced, op, device.type)

@@ -21,7 +21,7 @@ def plug_in(monkeypatch: pytest.MonkeyPatch, extension: ModuleType) -> None:
     def refuse(name: str, op: str, device: str) -> str | None:
         return None if (name, device) == ("cuda", "cpu") else refusal(name, op, device)
 
-    for op in dispatch._ENTRY:
+    for op in dispatch._operations("cuda"):
         monkeypatch.setattr(importlib.import_module(f"pearl_kernels.{op}._cuda"), "_C", extension)
     monkeypatch.setattr(dispatch, "_refusal", refuse)
     monkeypatch.setattr(_cuda, "_WORKSPACES", {})  # a kernel that is broken leaves its workspace so

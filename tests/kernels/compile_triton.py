@@ -9,13 +9,18 @@ import importlib
 import sys
 from typing import Any
 
+import torch
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, compile
 
 from pearl_kernels._triton import block, chain, race, rows
+from pearl_kernels._triton.attention import attend_parts, join_parts
 from pearl_kernels._triton.launch import WARPS, tiles_of
+from pearl_kernels.window_attention._triton import launch_of
 
 TARGET = GPUTarget("cuda", 90, 32)
+ATTENTION_TARGETS = (TARGET, GPUTarget("cuda", 80, 32))
+SHARED_BYTES = 99 << 10  # of a block on the smallest of today's GPUs
 TILES = tiles_of(151936, 1)
 LOW_BITS = {"fp32": 0, "bf16": 16, "fp16": 12}
 
@@ -77,7 +82,42 @@ def compile_kernel(kernel: Any, dtype: str, constants: dict[str, int], needed: s
     print(kernel.__name__)
 
 
+def compile_attention(dtype: str, *, plain: bool) -> None:
+    """plain: one query of a model with neither window nor softcap nor anything to append."""
+    precise = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[dtype]
+    for head_dim in (64, 256) if plain else (128,):
+        tile = launch_of(16 if plain else 64, head_dim, precise)
+        constants = {"BLOCK_M": tile.block_m, "BLOCK_N": tile.block_n, "BLOCK_D": tile.block_d, "BLOCK_NEW": 32}
+        for kernel in (attend_parts, join_parts):
+            signature: dict[str, str] = {}
+            values: dict[tuple[int], Any] = {}
+            for i, name in enumerate(kernel.arg_names):
+                if name in constants or name == "PRECISION":
+                    signature[name] = "constexpr"
+                    values[i,] = constants.get(name, "ieee" if dtype == "fp32" else "tf32")
+                elif plain and name in ("k_new", "v_new", "window", "softcap"):
+                    signature[name], values[i,] = "constexpr", None
+                elif name in ("part_best", "part_total", "part_sums"):
+                    signature[name] = "*fp32"
+                elif name in ("q", "k_cache", "v_cache", "k_new", "v_new", "out"):
+                    signature[name] = f"*{dtype}"
+                elif name in ("scale", "softcap"):
+                    signature[name] = "fp32"
+                elif name == "seq_lens":
+                    signature[name] = "*i64"
+                else:
+                    signature[name] = "i64" if name.endswith("stride") else "i32"
+            for target in ATTENTION_TARGETS:
+                options = {"num_warps": tile.warps, "num_stages": tile.stages}
+                compiled = compile(ASTSource(kernel, signature, values), target=target, options=options)
+                assert compiled.metadata.shared <= SHARED_BYTES, (head_dim, target, compiled.metadata.shared)
+        print("attention", head_dim)
+
+
 def main(dtype: str, variant: str) -> None:
+    if variant.startswith("attention"):
+        compile_attention(dtype, plain=variant == "attention-plain")
+        return
     for kernel, constants, needed in BY_DTYPE + (FOR_ALL_DTYPES if dtype == "fp32" else []):
         own = {**constants, "LOW_BIT": LOW_BITS[dtype]} if "LOW_BIT" in kernel.arg_names else constants
         compile_kernel(kernel, dtype, own, needed, plain=variant == "plain")

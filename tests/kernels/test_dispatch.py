@@ -40,7 +40,7 @@ def forget() -> None:
 
 def test_every_backend_says_what_it_is_or_why_not() -> None:
     states = pearl_kernels.backends()
-    assert list(states) == ["reference", "cpu", "triton", "cuda"]
+    assert list(states) == ["reference", "cpu", "triton", "cuda", "flash"]
     assert states["reference"].available
     assert all(state.reason for state in states.values())
 
@@ -98,7 +98,7 @@ def test_the_environment_forces_a_backend_and_the_argument_wins(backend: str, mo
 
 
 def test_an_unknown_backend_is_the_callers_mistake_wherever_it_comes_from(monkeypatch: pytest.MonkeyPatch) -> None:
-    message = "^sample: backend must be one of reference, cpu, triton, cuda, got 'fast'$"
+    message = "^sample: backend must be one of reference, cpu, triton, cuda, flash, got 'fast'$"
     with pytest.raises(ValueError, match=message):
         sample(backend="fast")
     monkeypatch.setenv("PEARL_BACKEND", "fast")

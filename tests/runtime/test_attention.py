@@ -1,0 +1,132 @@
+"""A model says the same with `window_attention` as with transformers' own attention, over ragged caches too."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from transformers import (
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+)
+
+from pearl_decode import attention
+from pearl_decode.attention import ATTENTION_NAME, use_window_attention
+from pearl_decode.cache import WindowCache
+from tests.runtime.tiny import SIZES, VOCAB
+
+STARTS = [21, 9, 14]
+WIDTH = 4
+
+
+def _llama():
+    return LlamaForCausalLM(LlamaConfig(**SIZES))
+
+
+def _gemma2():
+    kinds = ["sliding_attention", "full_attention"] * 2
+    sizes = {**SIZES, "layer_types": kinds, "sliding_window": 8, "query_pre_attn_scalar": 12}
+    return Gemma2ForCausalLM(Gemma2Config(**sizes, attn_logit_softcapping=0.5))
+
+
+def _mistral():
+    return MistralForCausalLM(MistralConfig(**SIZES, sliding_window=8))
+
+
+MODELS = {"llama": _llama, "gemma2": _gemma2, "mistral": _mistral}
+
+
+def build(name: str, attn: str):
+    torch.manual_seed(0)
+    model = MODELS[name]().eval()
+    with torch.no_grad():
+        for weight in model.parameters():
+            if weight.ndim > 1:
+                weight.mul_(6.0)
+    if attn == ATTENTION_NAME:
+        use_window_attention(model)
+    else:
+        model.set_attn_implementation(attn)
+    return model
+
+
+def texts() -> torch.Tensor:
+    return torch.randint(VOCAB, (len(STARTS), max(STARTS) + WIDTH), generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("name", list(MODELS))
+@torch.no_grad()
+def test_whole_texts_give_the_logits_of_eager_attention(name: str) -> None:
+    ids = texts()
+    padding = torch.ones_like(ids)
+    padding[1, :5] = 0
+    for mask in (None, padding):
+        got, wanted = (build(name, attn)(ids, attention_mask=mask).logits for attn in (ATTENTION_NAME, "eager"))
+        kept = padding.bool() if mask is not None else torch.ones_like(ids, dtype=torch.bool)
+        torch.testing.assert_close(got[kept], wanted[kept], atol=2e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", list(MODELS))
+@torch.no_grad()
+def test_several_rows_over_a_ragged_cache_give_the_logits_of_each_whole_text(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A forward that gets each row's first new position instead of a mask; stale entries lie behind the rows."""
+    model, judge, ids = build(name, ATTENTION_NAME), build(name, "eager"), texts()
+    calls = []
+    operation = attention.window_attention
+    monkeypatch.setattr(attention, "window_attention", lambda *a, **k: calls.append(k) or operation(*a, **k))
+    cache = WindowCache(64)
+    cache.place([0] * len(STARTS), max(STARTS), ids.device)
+    model(ids[:, : max(STARTS)], past_key_values=cache, use_cache=True)
+    assert not calls
+    starts = torch.tensor(STARTS)
+    positions = starts[:, None] + torch.arange(WIDTH)
+    window = ids.gather(1, positions)
+    cache.place(STARTS, WIDTH, ids.device)
+    got = model(
+        window,
+        attention_mask=starts[:, None, None, None],
+        position_ids=positions,
+        past_key_values=cache,
+        use_cache=True,
+    ).logits
+    assert len(calls) == SIZES["num_hidden_layers"]
+    for row, start in enumerate(STARTS):
+        wanted = judge(ids[row : row + 1, : start + WIDTH]).logits[0, start:]
+        torch.testing.assert_close(got[row], wanted, atol=2e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", list(MODELS))
+def test_generate_writes_the_same_text(name: str) -> None:
+    ids = texts()[:1, :7]
+    got, wanted = (
+        build(name, attn).generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=24, do_sample=False)
+        for attn in (ATTENTION_NAME, "eager")
+    )
+    assert torch.equal(got, wanted)
+
+
+def test_a_model_without_attention_backends_is_refused() -> None:
+    model = _llama()
+    model._supports_attention_backend = False
+    with pytest.raises(ValueError, match=r"^LlamaForCausalLM: must support attention backends"):
+        use_window_attention(model)
+
+
+def test_chunked_layers_are_refused() -> None:
+    model = _llama()
+    model.config.layer_types = ["chunked_attention"] * 4
+    with pytest.raises(ValueError, match=r"^LlamaForCausalLM: layers must be full or sliding .* got chunked$"):
+        use_window_attention(model)
+
+
+def test_arguments_that_change_the_scores_are_refused() -> None:
+    q, kv = torch.zeros(1, 2, 1, 16), torch.zeros(1, 1, 8, 16)
+    with pytest.raises(ValueError, match=r"^pearl_window: attention must not need s_aux"):
+        attention.attention_forward(
+            torch.nn.Module(), q, kv, kv, torch.zeros(1, 1, 1, 1, dtype=torch.int64), s_aux=torch.zeros(2)
+        )
