@@ -106,7 +106,7 @@ else
   skip memcheck "no compute-sanitizer on PATH"
 fi
 
-for name in verify sample; do
+for name in verify sample attention; do
   plot=()
   has matplotlib && plot=(--plot "$out/$name.png")
   step "$name" 130 "$python" "bench/bench_$name.py" --device cuda --json "$out/$name.json" "${plot[@]}"
