@@ -2,7 +2,7 @@
 
     python bench/bench_attention.py [--device cuda] [--json FILE] [--plot FILE.png]
 
-A case is BATCHxHEADSxKV_HEADSxLENGTHxHEAD_DIMxDTYPE. Rows have from 3/4 of LENGTH entries to LENGTH - 32, in a cache of
+A case is BATCHxHEADSxKV_HEADSxHEAD_DIMxLENGTHxDTYPE. Rows have from 3/4 of LENGTH entries to LENGTH - 32, in a cache of
 LENGTH. "transformers" is what its sdpa attention does with such a batch: a boolean mask over the whole cache, keys and
 values repeated for the heads that share them. The new entries are in the cache already, for all contenders.
 """
@@ -33,9 +33,9 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 import pearl_kernels
 
 CASES = {
-    "cpu": "1x9x3x2048x64xfloat32,4x9x3x2048x64xfloat32,1x32x8x4096x128xbfloat16",
-    "cuda": "1x32x8x4096x128xbfloat16,8x32x8x4096x128xbfloat16,1x32x8x32768x128xbfloat16,8x32x8x32768x128xbfloat16,"
-    "4x16x8x8192x256xbfloat16,1x9x3x8192x64xfloat32",
+    "cpu": "1x9x3x64x2048xfloat32,4x9x3x64x2048xfloat32,1x32x8x128x4096xbfloat16",
+    "cuda": "1x32x8x128x4096xbfloat16,8x32x8x128x4096xbfloat16,1x32x8x128x32768xbfloat16,8x32x8x128x32768xbfloat16,"
+    "4x16x8x256x8192xbfloat16,1x9x3x64x8192xfloat32",
 }
 WIDTHS = (1, 5, 9, 17)
 BACKENDS = {"cpu": ("cpu",), "cuda": ("triton", "flash")}
@@ -93,7 +93,7 @@ class Layer:
 
 def layers_of(case: str, width: int, device: str) -> list[Layer]:
     *sizes, dtype = case.split("x")
-    batch, heads, kv_heads, capacity, dim = map(int, sizes)
+    batch, heads, kv_heads, dim, capacity = map(int, sizes)
     generator = torch.Generator(device).manual_seed(0)
 
     def normal(*shape: int) -> Tensor:
