@@ -113,6 +113,23 @@ pearl::AdvanceArgs advance_args(int64_t batch, int64_t width, const State& state
   return args;
 }
 
+pearl::LinearArgs linear_args(Address x, int64_t rows, int64_t x_stride, Address weight, int32_t dtype, int64_t outputs,
+                              int64_t inputs, int64_t weight_stride, Address bias, Address out, int threads) {
+  pearl::LinearArgs args;
+  args.x = pointer<float>(x);
+  args.rows = rows;
+  args.x_stride = x_stride;
+  args.weight = pointer<void>(weight);
+  args.dtype = static_cast<pearl::DType>(dtype);
+  args.outputs = outputs;
+  args.inputs = inputs;
+  args.weight_stride = weight_stride;
+  args.bias = pointer<float>(bias);
+  args.out = pointer<float>(out);
+  args.threads = threads;
+  return args;
+}
+
 #ifdef PEARL_WITH_CUDA
 // (device, stream, counters, scratch)
 using Queue = std::tuple<int, Address, Address, Address>;
@@ -198,6 +215,7 @@ PYBIND11_MODULE(_C, m) {
   def_op(m, "sample", &sample_args, [](const auto& args) { pearl::cpu_kernels().sample(args); });
   def_op(m, "verify", &verify_args, [](const auto& args) { pearl::cpu_kernels().verify(args); });
   def_op(m, "advance", &advance_args, [](const auto& args) { pearl::cpu_kernels().advance(args); });
+  def_op(m, "window_linear", &linear_args, [](const auto& args) { pearl::cpu_kernels().window_linear(args); });
 #ifdef PEARL_WITH_CUDA
   m.def("cuda_workspace_size", &cuda_workspace_size, arg("batch"), arg("width"), arg("vocab"),
         "Bytes of (counters, scratch) that operations on such logits need.");

@@ -7,7 +7,7 @@
 #include "cpu_level.h"
 
 #define PEARL_LEVEL_TABLE(level) \
-  CpuKernels { #level, level::sample, level::verify, level::advance, level::read_bytes }
+  CpuKernels { #level, level::sample, level::verify, level::advance, level::window_linear, level::read_bytes }
 
 PEARL_DECLARE_LEVEL(baseline)
 #ifdef PEARL_X86

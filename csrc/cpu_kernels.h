@@ -6,6 +6,7 @@
 #include "advance/advance.h"
 #include "sample/sample.h"
 #include "verify/verify.h"
+#include "window_linear/window_linear.h"
 
 namespace pearl {
 
@@ -15,6 +16,7 @@ struct CpuKernels {
   void (*sample)(const SampleArgs&);
   void (*verify)(const VerifyArgs&);
   void (*advance)(const AdvanceArgs&);
+  void (*window_linear)(const LinearArgs&);
   float (*read_bytes)(const void*, std::size_t);
 };
 

@@ -5,6 +5,7 @@
 #include "advance/advance.h"
 #include "sample/sample.h"
 #include "verify/verify.h"
+#include "window_linear/window_linear.h"
 
 // The CPU kernels of one SIMD level. Their sources are compiled once per level, each time into the namespace that
 // PEARL_SIMD names. read_bytes is a checksum of whole vectors of memory: the cost of reading it once.
@@ -13,6 +14,7 @@
   void sample(const SampleArgs& args);                   \
   void verify(const VerifyArgs& args);                   \
   void advance(const AdvanceArgs& args);                 \
+  void window_linear(const LinearArgs& args);            \
   float read_bytes(const void* data, std::size_t bytes); \
   }
 

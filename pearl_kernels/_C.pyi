@@ -53,6 +53,19 @@ def advance(
     num_emitted: int,
     num_accepted: int,
 ) -> None: ...
+def window_linear(
+    x: int,
+    rows: int,
+    x_stride: int,
+    weight: int,
+    dtype: int,
+    outputs: int,
+    inputs: int,
+    weight_stride: int,
+    bias: int,
+    out: int,
+    threads: int,
+) -> None: ...
 def read_bytes(address: int, bytes: int) -> float: ...
 
 # Only in binaries built with CUDA.

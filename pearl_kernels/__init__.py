@@ -20,6 +20,7 @@ from pearl_kernels.types import (
 )
 from pearl_kernels.verify import verify
 from pearl_kernels.window_attention import window_attention
+from pearl_kernels.window_linear import window_linear
 
 __all__ = [
     "AdvanceOutput",
@@ -37,4 +38,5 @@ __all__ = [
     "sample",
     "verify",
     "window_attention",
+    "window_linear",
 ]

@@ -1,0 +1,109 @@
+#include "window_linear/window_linear.h"
+
+#include <algorithm>
+
+#include "common/half.h"
+#include "common/parallel.h"
+#include "common/simd/simd.h"
+#include "cpu_level.h"
+
+// A few rows against a whole weight matrix: reading the weights is the cost, so each is read once for up to kTileRows
+// rows, in the type it is stored in. A result is summed in the same order whatever the rows beside it, the tile it falls
+// into and the number of threads.
+namespace pearl::PEARL_SIMD {
+namespace {
+
+constexpr int kTileRows = kLanes >= 16 ? 12 : 6;  // with kTileOutputs as many sums as registers hold
+constexpr int kTileOutputs = 2;
+constexpr int kAhead = 4096;               // bytes: rows are short, and the processor itself fetches ahead too late
+constexpr int64_t kPieceBytes = 64 << 10;  // of weights: less is not worth waking a thread for
+
+struct Float32 {
+  using Stored = float;
+  static PEARL_INLINE Float load(const float* p) { return load_float32(p); }
+  static PEARL_INLINE float value(float stored) { return stored; }
+};
+
+struct BFloat16 {
+  using Stored = uint16_t;
+  static PEARL_INLINE Float load(const uint16_t* p) { return load_bfloat16(p); }
+  static PEARL_INLINE float value(uint16_t stored) { return bfloat16_to_float(stored); }
+};
+
+struct Float16 {
+  using Stored = uint16_t;
+  static PEARL_INLINE Float load(const uint16_t* p) { return load_float16(p); }
+  static PEARL_INLINE float value(uint16_t stored) { return float16_to_float(stored); }
+};
+
+template <typename Weight, int Rows, int Outputs>
+void tile(const LinearArgs& args, int64_t row, int64_t output) {
+  const float* x = args.x + row * args.x_stride;
+  const auto* weight = static_cast<const typename Weight::Stored*>(args.weight) + output * args.weight_stride;
+  Float sums[Rows][Outputs] = {};
+  int64_t k = 0;
+  for (; k + kLanes <= args.inputs; k += kLanes) {
+    Float weights[Outputs];
+    for (int n = 0; n < Outputs; ++n) {
+      const auto* p = weight + n * args.weight_stride + k;
+      __builtin_prefetch(reinterpret_cast<const char*>(p) + kAhead);
+      weights[n] = Weight::load(p);
+    }
+    for (int r = 0; r < Rows; ++r) {
+      const Float values = load_float32(x + r * args.x_stride + k);
+      for (int n = 0; n < Outputs; ++n) sums[r][n] = fma(values, weights[n], sums[r][n]);
+    }
+  }
+  for (int r = 0; r < Rows; ++r) {
+    for (int n = 0; n < Outputs; ++n) {
+      float sum = reduce_add(sums[r][n]);
+      for (int64_t i = k; i < args.inputs; ++i) {
+        sum += x[r * args.x_stride + i] * Weight::value(weight[n * args.weight_stride + i]);
+      }
+      args.out[(row + r) * args.outputs + output + n] = args.bias ? sum + args.bias[output + n] : sum;
+    }
+  }
+}
+
+template <typename Weight, int Rows>
+void rows_tile(const LinearArgs& args, int rows, int64_t row, int64_t output, int outputs) {
+  if constexpr (Rows > 1) {
+    if (rows < Rows) return rows_tile<Weight, Rows - 1>(args, rows, row, output, outputs);
+  }
+  outputs == kTileOutputs ? tile<Weight, Rows, kTileOutputs>(args, row, output)
+                          : tile<Weight, Rows, 1>(args, row, output);
+}
+
+template <typename Weight>
+void outputs_between(void* context, int64_t begin, int64_t end) {
+  const LinearArgs& args = *static_cast<const LinearArgs*>(context);
+  const int64_t tiles = (args.rows + kTileRows - 1) / kTileRows;
+  for (int64_t output = begin; output < end; output += kTileOutputs) {
+    const int outputs = output + kTileOutputs <= end ? kTileOutputs : 1;
+    for (int64_t t = 0; t < tiles; ++t) {  // of nearly equal size
+      const int64_t row = args.rows * t / tiles;
+      const int rows = static_cast<int>(args.rows * (t + 1) / tiles - row);
+      rows_tile<Weight, kTileRows>(args, rows, row, output, outputs);
+    }
+  }
+}
+
+template <typename Weight>
+void all_outputs(const LinearArgs& args) {
+  static_assert(kTileOutputs == 2, "a remainder is one output");
+  const int64_t bytes = args.outputs * args.inputs * static_cast<int64_t>(sizeof(typename Weight::Stored));
+  const int64_t pieces = std::min<int64_t>(4 * args.threads, bytes / kPieceBytes);
+  parallel_for(args.outputs, pieces, args.threads, outputs_between<Weight>, const_cast<LinearArgs*>(&args));
+}
+
+}  // namespace
+
+void window_linear(const LinearArgs& args) {
+  switch (args.dtype) {
+    case DType::kFloat32: return all_outputs<Float32>(args);
+    case DType::kBFloat16: return all_outputs<BFloat16>(args);
+    case DType::kFloat16: return all_outputs<Float16>(args);
+  }
+}
+
+}  // namespace pearl::PEARL_SIMD
