@@ -21,6 +21,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from pearl_decode.builtin import BUILTIN_DRAFT
+from pearl_decode.linear import use_window_linear, uses_window_linear
 from pearl_decode.models import adopt_buffers
 
 FORMAT = 1
@@ -152,6 +153,8 @@ def new_draft(target: PreTrainedModel, layers: Sequence[int], d2t: torch.Tensor 
         draft.d2t = d2t.to(target.device)
     draft.generation_config = target.generation_config
     draft.set_attn_implementation(target.config._attn_implementation)
+    if uses_window_linear(target):
+        use_window_linear(draft)
     return draft  # type: ignore[no-any-return]
 
 

@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from pearl_decode import builtin
 from pearl_decode.cache import WindowCache
+from pearl_decode.linear import use_window_linear, uses_window_linear
 from pearl_decode.masks import ragged_masks
 
 ATTENTION_TYPES = {"full_attention", "sliding_attention", "chunked_attention"}
@@ -106,18 +107,21 @@ class CausalModel:
 def load_model(role: str, spec: str | os.PathLike[str] | PreTrainedModel, dtype: torch.dtype | None) -> PreTrainedModel:
     """A model from a hub id, a path, the built-in name or as it is.
 
-    dtype None: float32 on a machine without a GPU, what the checkpoint says otherwise.
+    dtype None: what the checkpoint says; but without a GPU only the weights, and the model computes in float32.
     Raises ValueError naming the role for a path that does not exist or a model that cannot be loaded.
     """
     if not isinstance(spec, (str, os.PathLike)):
         return spec
-    chosen: torch.dtype | str = dtype or ("auto" if torch.cuda.is_available() else torch.float32)
     source = resolve(role, spec)
     try:
-        model: Any = AutoModelForCausalLM.from_pretrained(source, dtype=chosen)
+        model: Any = AutoModelForCausalLM.from_pretrained(source, dtype=dtype or "auto")
     except (OSError, ValueError) as error:
         raise ValueError(f"{role}: cannot load a causal model from {str(spec)!r}: {error}") from error
-    loaded: PreTrainedModel = model.to("cuda") if torch.cuda.is_available() else model
+    if torch.cuda.is_available():
+        model = model.to("cuda")
+    elif dtype in (None, torch.float32):
+        use_window_linear(model)
+    loaded: PreTrainedModel = model
     return loaded
 
 
@@ -160,6 +164,8 @@ def first_layers(model: PreTrainedModel, count: int) -> PreTrainedModel:
     adopt_buffers(draft, model)
     draft.generation_config = model.generation_config
     draft.set_attn_implementation(model.config._attn_implementation)
+    if uses_window_linear(model):
+        use_window_linear(draft)
     draft.eval()  # type: ignore[no-untyped-call]
     return draft
 

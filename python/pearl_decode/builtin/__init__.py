@@ -28,7 +28,7 @@ BUILTIN_TARGET = "smollm2-135m"
 BUILTIN_DRAFT = "smollm2-135m-draft"
 
 # Part of the folder's name: a release that converts differently never reads what an older one wrote.
-_CONVERSION = 1
+_CONVERSION = 2
 _FILES = (
     "config.json",
     "generation_config.json",
@@ -93,7 +93,7 @@ def ensure_builtin(report: Callable[[str], None] | None = None) -> Path:
 
     report: called with one line of text per step while the model is made (default: print it on stderr); never
     called when the model is there already.
-    Returns a folder with config, float32 safetensors weights and tokenizer, as AutoModelForCausalLM and
+    Returns a folder with config, bfloat16 safetensors weights and tokenizer, as AutoModelForCausalLM and
     AutoTokenizer load it. It appears by one rename: no interrupted or concurrent start leaves half of it.
     Raises BuiltinModelError, with the remedy, if the weights cannot be fetched or converted.
     """
@@ -110,7 +110,7 @@ def ensure_builtin(report: Callable[[str], None] | None = None) -> Path:
             "set PEARL_CACHE to a folder that can be written"
         ) from error
     try:
-        report(f"first start: preparing {BUILTIN_TARGET} in {directory} (once, about 550 MB)")
+        report(f"first start: preparing {BUILTIN_TARGET} in {directory} (once, about 280 MB)")
         _make(scratch, report)
         _publish(scratch / "model", directory)
     except OSError as error:
