@@ -136,7 +136,7 @@ def native_backends(device: str) -> list[str]:
 def arguments(doc: str, default_cases: dict[str, str]) -> argparse.Namespace:
     """default_cases: by device"""
     parser = argparse.ArgumentParser(description=doc.splitlines()[0])
-    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--device", choices=list(default_cases), default="cpu")
     parser.add_argument("--cases", help=f"sizes and dtypes (default: {default_cases})")
     parser.add_argument("--repeats", type=int, default=40)
     parser.add_argument("--plot", type=Path, help="draw time against batch and vocabulary there; needs matplotlib")
