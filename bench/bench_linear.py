@@ -2,9 +2,9 @@
 
     python bench/bench_linear.py [--threads N] [--json FILE]
 
-A case is OUTPUTSxINPUTSxDTYPE, the type the weights are stored in. "transformers" is what its models compute in float32:
-torch's product with weights widened beforehand, so twice the bytes for a 16-bit type. "torch, 16 bit" is torch's product
-where the rows are rounded to the weights' type as well.
+A case is OUTPUTSxINPUTSxDTYPE, the type the weights are stored in. "transformers" is what its models compute in
+float32: torch's product with weights widened beforehand, so twice the bytes for a 16-bit type. "torch, 16 bit" is
+torch's product where the rows are rounded to the weights' type as well.
 """
 
 from __future__ import annotations

@@ -75,7 +75,7 @@ class PearlDecoder:
         also a directory that `pearl-decode distill` made, "smollm2-135m-draft" (the one made for the built-in target),
         or "first-layers:N", the target's own first N layers.
 
-        dtype:   of both models; None is float32 without a GPU, else what the checkpoint says
+        dtype:   of both models; None is what the checkpoint says, but without a GPU they compute in float32
         options: as the constructor's
         Raises ValueError if a model cannot be loaded, the two tokenizers differ, or the draft is another target's.
         """

@@ -18,6 +18,7 @@ NO_DRAFT = "none"
 STRATEGIES = ("pearl", "sequential", "autoregressive")
 RULES = ("token", "block", "coupled", "greedy")
 DTYPES = ("float32", "bfloat16", "float16")
+DTYPE_HELP = "of both models (default: the checkpoint's; without a GPU of the weights only, computed in float32)"
 SAMPLING_FIELDS = ("temperature", "top_k", "top_p", "min_p", "seed", "max_tokens", "ignore_eos")
 
 
@@ -33,7 +34,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="path, hub id, what distill made, first-layers:N (the target's own first N layers) or none; "
         f"default for the built-in target: {BUILTIN_DRAFT}, distilled for it",
     )
-    models.add_argument("--dtype", choices=DTYPES, help="of both models (default: float32 without a GPU)")
+    models.add_argument("--dtype", choices=DTYPES, help=DTYPE_HELP)
 
     decoding = parser.add_argument_group("decoding")
     decoding.add_argument("--strategy", choices=STRATEGIES, default="pearl", help="default: %(default)s")

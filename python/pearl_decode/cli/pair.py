@@ -18,7 +18,7 @@ def add_pair(parser: argparse.ArgumentParser) -> None:
         help="path, hub id, what distill made, first-layers:N or none; "
         f"default for the built-in target: {BUILTIN_DRAFT}, distilled for it",
     )
-    models.add_argument("--dtype", choices=options.DTYPES, help="of both models (default: float32 without a GPU)")
+    models.add_argument("--dtype", choices=options.DTYPES, help=options.DTYPE_HELP)
 
 
 def settle(args: argparse.Namespace) -> None:
