@@ -43,7 +43,8 @@ def use_window_linear(model: PreTrainedModel) -> None:
 
     A model that does not run like this, because its code looks at the type of its weights, becomes float32 throughout.
     """
-    kept, others = set(), set()
+    kept: set[int] = set()
+    others: set[int] = set()
     for module in model.modules():
         module.__class__ = _SWAPS.get(type(module), type(module))
         owner = kept if type(module) in _SWAPS.values() else others
