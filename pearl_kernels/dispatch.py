@@ -172,7 +172,8 @@ def choose(op: str, device: torch.device, backend: str | None, unfit: tuple[str,
     if not forced or (not backend and op in _WITHOUT.get(forced, ())):
         return _pick(op, device.type, unfit)
     if forced not in BACKENDS:
-        raise ValueError(f"{op}: backend must be one of {', '.join(BACKENDS)}, got {forced!r}")
+        those = ", ".join(name for name in BACKENDS if op in _operations(name))
+        raise ValueError(f"{op}: backend must be one of {those}, got {forced!r}")
     refusal = _refusal(forced, op, device.type)
     if refusal is not None:
         raise RuntimeError(f"{op}: {refusal}")
