@@ -77,13 +77,25 @@ class WindowCache(Cache):
             self._columns = first[:, None] + torch.arange(width, device=device)
         return self._columns
 
+    def place_at(self, starts: torch.Tensor, width: int, view: int) -> torch.Tensor:
+        """As `place`, with starts (batch,) int64 that only the device knows: nothing is read back.
+
+        view: cached positions the forward looks at; every start + width is at most that
+        Returns the positions (batch, width) int64.
+        """
+        assert view <= self.capacity, f"cache holds {self.capacity} positions, {view} asked"
+        self.offset, self.view = 0, view
+        columns = starts[:, None] + torch.arange(width, device=starts.device)
+        self._columns = columns
+        return columns
+
     def write(self, buffer: torch.Tensor, states: torch.Tensor) -> None:
         """Store states (batch, heads, width, dim) at the announced positions of buffer."""
         if self._columns is None:
             buffer[:, :, self.offset : self.view] = states
         else:
             rows = torch.arange(buffer.shape[0], device=buffer.device)[:, None]
-            buffer[rows, :, self._columns] = states.transpose(1, 2)
+            buffer[rows, :, self._columns.to(buffer.device)] = states.transpose(1, 2)
 
     def keep(self, rows: list[int]) -> None:
         """Go on with these rows only, in this order."""

@@ -12,11 +12,13 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from pearl_decode import builtin
+from pearl_decode.attention import ATTENTION_NAME
 from pearl_decode.cache import WindowCache
 from pearl_decode.linear import use_window_linear, uses_window_linear
 from pearl_decode.masks import ragged_masks
 
 ATTENTION_TYPES = {"full_attention", "sliding_attention", "chunked_attention"}
+MOST_COMPILED = 256  # shapes, of all models together, before torch refuses to compile more
 
 
 class CausalModel:
@@ -42,7 +44,7 @@ class CausalModel:
                 f"{role}: every layer must be one of {sorted(ATTENTION_TYPES)}, got {sorted(foreign)}: "
                 "a recurrent state cannot be rolled back"
             )
-        if self.config._attn_implementation not in ("eager", "sdpa"):
+        if self.config._attn_implementation not in ("eager", "sdpa", ATTENTION_NAME):
             raise ValueError(
                 f"{role}: attention must be 'sdpa' or 'eager', got {self.config._attn_implementation!r}; "
                 "load it with attn_implementation='sdpa'"
@@ -52,6 +54,7 @@ class CausalModel:
         self.d2t: torch.Tensor | None = getattr(model, "d2t", None)
         self._known_ids: int = self._input_size()
         self.keeps_rows = "logits_to_keep" in parameters
+        self._compiled: Any = None
 
     @property
     def device(self) -> torch.device:
@@ -78,24 +81,62 @@ class CausalModel:
         input_ids: (batch, width) int64; row b's tokens stand at positions starts[b] ... starts[b] + width - 1
         and their keys and values are written there.
         """
-        width = input_ids.shape[1]
+        ragged = cache.place(starts, input_ids.shape[1], input_ids.device)
+        if ragged is not None:
+            mask = ragged_masks(self.config, ragged, cache.view, self.model.dtype)
+            return self._logits(self.model, input_ids, ragged, mask, cache, keep)
+        positions = torch.arange(starts[0], starts[0] + input_ids.shape[1], device=input_ids.device)[None]
+        return self._logits(self.model, input_ids, positions.expand(input_ids.shape[0], -1), None, cache, keep)
+
+    def forward_at(
+        self, input_ids: torch.Tensor, starts: torch.Tensor, cache: WindowCache, view: int, keep: int
+    ) -> torch.Tensor:
+        """As `forward`, with starts (batch,) int64 on the device: nothing is read back, and no shape depends on them.
+
+        view: cached positions looked at, at least each start + width
+        """
+        positions = cache.place_at(starts, input_ids.shape[1], view)
+        if self.reads_lengths:
+            mask = starts[:, None, None, None]
+        else:
+            mask = ragged_masks(self.config, positions, view, self.model.dtype)
+        if self._compiled is None:
+            return self._logits(self.model, input_ids, positions, mask, cache, keep)
+        with torch._dynamo.config.patch(recompile_limit=MOST_COMPILED):
+            return self._logits(self._compiled, input_ids, positions, mask, cache, keep)
+
+    def compile(self, **options: Any) -> None:
+        """Let `forward_at` run the model with its small kernels fused: once for each batch size, width and view.
+
+        Compiling takes up to minutes for each, the first time; torch keeps what it made on disk, for later runs too.
+        options: of torch.compile
+        """
+        self._compiled = torch.compile(self.model, fullgraph=True, dynamic=False, **options)
+
+    @property
+    def reads_lengths(self) -> bool:
+        """Whether attention reads no more of the cache than each row has, however far it looks."""
+        return bool(self.config._attn_implementation == ATTENTION_NAME)
+
+    @property
+    def wants_one_view(self) -> bool:
+        """Whether `forward_at` is better off with one view for all lengths: as every other one is compiled anew, or
+        costs nothing."""
+        return self.reads_lengths or self._compiled is not None
+
+    def _logits(
+        self, run: Any, input_ids: torch.Tensor, positions: torch.Tensor, mask: Any, cache: WindowCache, keep: int
+    ) -> torch.Tensor:
         # A draft may be padded to fewer ids than the target: an id it does not know costs a refusal at most.
         input_ids = input_ids.clamp(max=self._known_ids - 1)
-        ragged = cache.place(starts, width, input_ids.device)
-        if ragged is None:
-            attention_mask = None
-            positions = torch.arange(starts[0], starts[0] + width, device=input_ids.device)[None]
-        else:
-            attention_mask = ragged_masks(self.config, ragged, cache.view, self.model.dtype)
-            positions = ragged
         if self.context is not None:
             # Only tokens past the end of a request reach the limit: drafted, never committed.
             positions = positions.clamp(max=self.context - 1)
         rows = {"logits_to_keep": keep} if self.keeps_rows else {}
-        output = self.model(
+        output = run(
             input_ids=input_ids,
-            attention_mask=attention_mask,
-            position_ids=positions.expand(input_ids.shape[0], -1),
+            attention_mask=mask,
+            position_ids=positions,
             past_key_values=cache,
             use_cache=True,
             **rows,
