@@ -1,0 +1,120 @@
+"""The draft's part of a static round: gamma steps, from a message to drafted tokens and their distributions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+
+from pearl_decode.cache import WindowCache
+from pearl_decode.device.shape import Shape
+from pearl_decode.models import CausalModel
+from pearl_decode.state import PLACEHOLDER
+from pearl_kernels import Purpose, RowStats, SamplingTensors, sample
+
+
+@dataclass(frozen=True, eq=False)
+class Drafted:
+    """A round's drafts, in memory that every round writes again.
+
+    tokens: (batch, gamma) int64, PLACEHOLDER where the draft gave nothing to sample from
+    logits: (batch, width, draft_vocab), the rows they were drawn from; None where verification needs none
+    stats:  RowStats of (batch, width)
+    Columns past gamma are never looked at.
+    """
+
+    tokens: Tensor
+    logits: Tensor | None
+    stats: RowStats
+
+    @classmethod
+    def empty(cls, batch: int, shape: Shape, logits: Tensor | None, device: torch.device) -> Drafted:
+        """logits: (batch, draft_vocab) like those to come"""
+        floats = (torch.zeros(batch, shape.width, device=device) for _ in range(2))
+        rows = None if logits is None else logits.new_zeros(batch, shape.width, logits.shape[1], device=device)
+        return cls(torch.zeros(batch, shape.drafted, dtype=torch.int64, device=device), rows, RowStats(*floats))
+
+    def put(self, step: int, tokens: Tensor, logits: Tensor, stats: RowStats) -> None:
+        self.tokens[:, step] = tokens
+        if self.logits is not None:
+            self.logits[:, step] = logits
+            self.stats.threshold[:, step] = stats.threshold
+            self.stats.lse[:, step] = stats.lse
+
+    def copy_(self, other: Drafted) -> None:
+        """From another device, without waiting for it."""
+        self.tokens.copy_(other.tokens, non_blocking=True)
+        if self.logits is not None and other.logits is not None:
+            self.logits.copy_(other.logits, non_blocking=True)
+            for mine, theirs in zip(self.stats, other.stats, strict=True):
+                mine.copy_(theirs, non_blocking=True)
+
+
+def message_width(shape: Shape) -> int:
+    """Columns of the message (batch, columns) int64 a draft works from: committed, window, and the tokens to read."""
+    return 2 + shape.reread
+
+
+class StaticDraft:
+    """A draft model and its cache of one batch.
+
+    params:       SamplingTensors on the draft's device
+    vocab_size:   the target's; a draft padded beyond it never draws an id the target lacks
+    coupled:      whether it draws with the noise of the target's own draws
+    keeps_logits: whether verification will need the distributions
+    drafted:      what the last `steps` wrote, None before the first
+    """
+
+    def __init__(
+        self,
+        model: CausalModel,
+        params: SamplingTensors,
+        capacity: int,
+        shape: Shape,
+        vocab_size: int,
+        *,
+        coupled: bool,
+        keeps_logits: bool,
+    ) -> None:
+        self.model = model
+        self.params = params
+        self.shape = shape
+        self.vocab_size = vocab_size
+        self.purpose = Purpose.SAMPLE if coupled else Purpose.DRAFT
+        self.keeps_logits = keeps_logits
+        self.cache = WindowCache(capacity)
+        self.drafted: Drafted | None = None
+
+    def prefill(self, prompts: Tensor) -> None:
+        """Cache the prompts (batch, width) int64, from position 0 on."""
+        self.model.forward(prompts, [0] * len(prompts), self.cache, keep=1)
+
+    def steps(self, message: Tensor, view: int) -> None:
+        """Draft past each row's window. message: as `message_width` says; view: cached positions looked at."""
+        committed, window = message[:, 0], message[:, 1]
+        head = committed + window
+        # A position may be drafted again in a later round; its noise must then be new.
+        epochs = None if self.purpose is Purpose.SAMPLE else committed
+        inputs = message[:, 2:]
+        starts = (head - self.shape.reread).clamp(min=0)
+        for step in range(self.shape.drafted):
+            rows = self.model.forward_at(inputs, starts, self.cache, view, keep=inputs.shape[1])
+            # The row of the last token before the head: not the last one where the head is nearer to the beginning.
+            last = (head + step - 1 - starts)[:, None, None].expand(-1, -1, rows.shape[2])
+            logits = rows.gather(1, last).squeeze(1) if rows.shape[1] > 1 else rows[:, 0]
+            if self.model.d2t is None:
+                logits = logits[:, : self.vocab_size]
+            tokens, stats, status = sample(logits, self.params, head + step, purpose=self.purpose, epochs=epochs)
+            if self.model.d2t is not None:
+                tokens = self.model.d2t[tokens]
+            if self.drafted is None:
+                kept = logits if self.keeps_logits else None
+                self.drafted = Drafted.empty(len(head), self.shape, kept, logits.device)
+            self.drafted.put(step, tokens.masked_fill(status != 0, PLACEHOLDER), logits, stats)
+            inputs, starts = tokens[:, None], head + step
+
+
+def params_on(device: torch.device, params: SamplingTensors) -> SamplingTensors:
+    """The same parameters on another device."""
+    return SamplingTensors(**{f.name: getattr(params, f.name).to(device) for f in fields(params)})

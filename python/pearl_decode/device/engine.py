@@ -1,0 +1,172 @@
+"""Decodes one batch of requests with static rounds, the host some rounds behind."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import deque
+from collections.abc import Generator
+from dataclasses import dataclass
+
+from pearl_decode.device.draft import StaticDraft, params_on
+from pearl_decode.device.round import StaticRound
+from pearl_decode.device.shape import shape_of
+from pearl_decode.engine import Plan, Update
+from pearl_decode.lanes.queue import DeviceLane
+from pearl_decode.models import CausalModel
+from pearl_decode.request import Request
+from pearl_decode.ring import Ring
+from pearl_decode.state import Batch
+from pearl_kernels import Finished, Status
+
+LOGGER = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class DeviceOptions:
+    """How the host drives static rounds.
+
+    lateness: rounds queued ahead of the one whose outcome the host reads
+    bucket:   positions: caches, and the part of them that is looked at, grow in steps of so many, as what is captured
+              or compiled holds for one size
+
+    Raises ValueError naming the field, what was expected and what came.
+    """
+
+    lateness: int = 1
+    bucket: int = 512
+
+    def __post_init__(self) -> None:
+        for name, least in (("lateness", 0), ("bucket", 1)):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < least:
+                raise ValueError(f"{name} must be an integer >= {least}, got {value!r}")
+
+
+class DeviceEngine:
+    """One batch in flight, of which the host knows what the ring brought. Rows that have ended stay, and stand still.
+
+    A stop string, which the host alone can see, ends its request when it is read; what the device went on to decode for
+    it is dropped, neither shown nor counted.
+    """
+
+    def __init__(
+        self,
+        requests: list[Request],
+        target: CausalModel,
+        draft: CausalModel | None,
+        lanes: tuple[DeviceLane, DeviceLane],
+        plan: Plan,
+        options: DeviceOptions | None = None,
+    ) -> None:
+        self.requests = requests
+        self.target = target
+        self.draft = draft
+        self.lanes = lanes
+        self.plan = plan
+        self.options = options or DeviceOptions()
+        self.shape = shape_of(plan.strategy, plan.gamma)
+
+    def run(self) -> Generator[list[Update], None, None]:
+        """Decode until every request has ended; what each request got from a round, `lateness` rounds after it.
+
+        A target that fails ends the requests still running with an error; what they had is kept.
+        """
+        try:
+            yield from self._rounds()
+        except Exception as error:
+            LOGGER.exception("the target failed")
+            for request in self._running():
+                request.fail(f"the target failed: {error!r}")
+
+    def _running(self) -> list[Request]:
+        return [request for request in self.requests if request.finish_reason is None]
+
+    def _rounds(self) -> Generator[list[Update], None, None]:
+        begin = time.perf_counter()
+        rounds = self._start()
+        rounds.prefill(max(len(request.prompt_ids) for request in self.requests) - 1)
+        self.lanes[0].record().synchronize()
+        start = time.perf_counter()
+        for lane in self.lanes:
+            lane.reset()
+        for request in self.requests:
+            request.stats.prefill_s = start - begin
+        ring = Ring(tuple(rounds.report.shape), self.options.lateness + 1, self.lanes[0])
+        forwards: deque[int] = deque()  # draft forwards of each round that is on its way
+        try:
+            while self._running():
+                rounds.play(self._view(rounds, len(ring)))
+                ring.push(rounds.report)
+                forwards.append(rounds.draft_forwards)
+                if len(ring) > self.options.lateness:
+                    updates = self._hand_out(ring.read(), forwards.popleft())
+                    self._count_time(updates, time.perf_counter() - start)
+                    yield updates
+        finally:
+            rounds.close()
+
+    def _start(self) -> StaticRound:
+        """Everything a round needs, on its device."""
+        target_lane, draft_lane = self.lanes
+        batch = target_lane.make(self._lay_down)
+        capacity = self._rounded(batch.capacity)
+        draft = None
+        if self.draft is not None and self.shape.drafted:
+            device, params = self.draft.device, batch.params
+            sampled = self.plan.rule != "greedy" and any(r.params.temperature > 0 for r in self.requests)
+            draft = StaticDraft(
+                self.draft,
+                params if device == self.target.device else draft_lane.make(lambda: params_on(device, params)),
+                capacity,
+                self.shape,
+                self.target.vocab_size,
+                coupled=self.plan.rule == "coupled",
+                keeps_logits=sampled and self.plan.rule in ("token", "block"),
+            )
+        return StaticRound(
+            batch.state, batch.params, self.target, draft, self.lanes, self.shape, self.plan.rule, capacity
+        )
+
+    def _lay_down(self) -> Batch:
+        return Batch.start(
+            [request.prompt_ids for request in self.requests],
+            [request.params for request in self.requests],
+            [request.seed for request in self.requests],
+            [request.eos_ids for request in self.requests],
+            self.plan.spare,
+            self.target.device,
+        )
+
+    def _view(self, rounds: StaticRound, in_flight: int) -> int:
+        """Cached positions the next round may look at: no row is further, whatever the rounds on their way gave."""
+        capacity = rounds.cache.capacity
+        models = [self.target, *([rounds.draft.model] if rounds.draft else [])]
+        if all(model.wants_one_view for model in models):
+            return capacity
+        known = max(len(r.prompt_ids) + len(r.token_ids) for r in self.requests)
+        furthest = known + in_flight * self.shape.most_emitted + self.shape.reach
+        return min(capacity, self._rounded(furthest))
+
+    def _rounded(self, positions: int) -> int:
+        return -(-positions // self.options.bucket) * self.options.bucket
+
+    def _hand_out(self, report: list[list[int]], draft_forwards: int) -> list[Update]:
+        updates = []
+        for request, (emitted, accepted, finished, status, *ids) in zip(self.requests, report, strict=True):
+            if request.finish_reason is not None:
+                continue
+            count, text = request.push(ids[:emitted], Finished(finished), Status(status))
+            request.stats.count_round(count, min(accepted, count), draft_forwards)
+            updates.append(Update(request, ids[:count], text))
+        return updates
+
+    def _count_time(self, updates: list[Update], decode_s: float) -> None:
+        for lane in self.lanes:
+            lane.settle()
+        target_s, draft_s = (sum(end - start for start, end in lane.intervals) for lane in self.lanes)
+        for update in updates:
+            stats = update.request.stats
+            stats.decode_s = decode_s
+            stats.target_busy_s, stats.target_idle_s = target_s, decode_s - target_s
+            stats.draft_busy_s, stats.draft_idle_s = draft_s, decode_s - draft_s

@@ -1,0 +1,48 @@
+"""What is fixed about the rounds of a batch, whatever happens in them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Shape:
+    """How a strategy's round looks when no shape may depend on what was accepted.
+
+    drafted:     tokens the draft writes; 0: there is no draft
+    reread:      tokens the draft's first step reads. In a sequential round that is accepted whole, the draft has never
+                 seen its own last token, so it reads two: writing a position again with the same token is harmless
+    width:       rows of the target's window; those past a row's chain are ignored
+    runs_ahead:  whether the draft works while the target does, past the window, or before it
+    next_window: drafted tokens that follow a chain accepted whole
+    """
+
+    drafted: int
+    reread: int
+    width: int
+    runs_ahead: bool
+    next_window: int
+
+    @property
+    def most_emitted(self) -> int:
+        """Tokens a round can commit to one row."""
+        return self.width
+
+    @property
+    def reach(self) -> int:
+        """How far past its committed tokens a row may be read or written in a round."""
+        return max(self.width, self.next_window + self.drafted)
+
+
+ALONE = Shape(drafted=0, reread=0, width=1, runs_ahead=False, next_window=0)
+
+
+def shape_of(strategy: str, gamma: int) -> Shape:
+    """The rounds of a strategy that drafts gamma tokens. Raises ValueError for one that has no static rounds."""
+    if strategy == "autoregressive":
+        return ALONE
+    if strategy == "sequential":
+        return Shape(drafted=gamma, reread=2, width=gamma + 1, runs_ahead=False, next_window=0)
+    if strategy == "pearl":
+        return Shape(drafted=gamma, reread=1, width=gamma, runs_ahead=True, next_window=gamma - 1)
+    raise ValueError(f"strategy must be autoregressive, sequential or pearl for static rounds, got {strategy!r}")

@@ -1,0 +1,169 @@
+"""Static rounds on CPU tensors: a decoder that runs them, and lanes that behave as a GPU's do."""
+
+from __future__ import annotations
+
+import random
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from pearl_decode import PearlDecoder
+from pearl_decode.device.engine import DeviceEngine, DeviceOptions
+from pearl_decode.device.round import StaticRound
+from pearl_decode.lanes.queue import InlineLane
+from pearl_kernels import checks
+
+
+class DeviceDecoder(PearlDecoder):
+    """A PearlDecoder whose requests are decoded by static rounds."""
+
+    def __init__(self, *args, options=None, device_lanes=None, **kwargs) -> None:
+        super().__init__(*args, **kwargs)
+        self.options = options or DeviceOptions(lateness=2, bucket=16)
+        self.device_lanes = device_lanes or (InlineLane(), InlineLane())
+
+    def _engine(self, requests, plan):
+        return DeviceEngine(requests, self.target, self.draft, self.device_lanes, plan, self.options)
+
+
+class Tape(TorchDispatchMode):
+    """Writes down the operations that run under it, with the very tensors they ran on, to be run again on those.
+
+    What a replay does is a function of these tensors' values alone, as in a CUDA graph: numbers are as they were.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[tuple] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        self.calls.append((func, args, kwargs or {}, out))
+        return out
+
+    def replay(self) -> None:
+        for func, args, kwargs, out in self.calls:
+            known = {t.untyped_storage().data_ptr() for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)}
+            again = func(*args, **kwargs)
+            for old, new in zip(tree_leaves(out), tree_leaves(again), strict=True):
+                if isinstance(old, Tensor) and old.untyped_storage().data_ptr() not in known:
+                    old.copy_(new)
+
+
+class TapeLane(InlineLane):
+    """An InlineLane whose work can be captured. What is captured first runs at its first replay."""
+
+    can_capture = True
+
+    def __init__(self, device="cpu") -> None:
+        super().__init__(device)
+        self.captures = 0
+
+    def capture(self, work):
+        self.captures += 1
+        tape = Tape()
+
+        def replay() -> None:
+            if tape.calls:
+                tape.replay()
+                return
+            with tape:
+                work()
+
+        return replay
+
+
+class _Later:
+    def __init__(self, schedule) -> None:
+        self.happened = False
+        self._schedule = schedule
+
+    def synchronize(self) -> None:
+        while not self.happened:
+            self._schedule.step()
+
+
+class Schedule:
+    """Two lanes that run nothing until the host waits; then whatever their events allow, in an order drawn by lot."""
+
+    def __init__(self, seed: int) -> None:
+        self._lot = random.Random(seed)
+        self.lanes = (LateLane(self), LateLane(self))
+
+    def step(self) -> None:
+        self._lot.choice([lane for lane in self.lanes if lane.ready()]).advance()
+
+
+class LateLane(TapeLane):
+    def __init__(self, schedule: Schedule) -> None:
+        super().__init__()
+        self._schedule = schedule
+        self._queue: deque[tuple[str, object]] = deque()
+        self.most_waiting = 0
+
+    def run(self, work) -> None:
+        self._queue.append(("run", work))
+        self.most_waiting = max(self.most_waiting, len(self._queue))
+
+    def record(self):
+        event = _Later(self._schedule)
+        self._queue.append(("record", event))
+        return event
+
+    def wait(self, event) -> None:
+        self._queue.append(("wait", event))
+
+    def ready(self) -> bool:
+        return bool(self._queue) and (self._queue[0][0] != "wait" or self._queue[0][1].happened)
+
+    def advance(self) -> None:
+        kind, what = self._queue.popleft()
+        if kind == "run":
+            super().run(what)
+        elif kind == "record":
+            what.happened = True
+
+
+class HostRead(Exception):
+    """The host asked for a value that a device would have had to be waited for."""
+
+
+class _NoReads(TorchDispatchMode):
+    READS = ("item", "_local_scalar_dense", "nonzero", "masked_select", "equal", "is_nonzero", "unique", "index")
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.overloadpacket.__name__
+        by_mask = any(isinstance(t, Tensor) and t.dtype is torch.bool for t in tree_leaves(args[1:]))
+        if name in self.READS and (name != "index" or by_mask):
+            raise HostRead(name)
+        return func(*args, **(kwargs or {}))
+
+
+@contextmanager
+def no_host_reads(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Rounds that are queued in here raise HostRead where they would read a tensor's value."""
+    play = StaticRound.play
+
+    def refuse(name):
+        def read(self, *_, **__):
+            raise HostRead(name)
+
+        return read
+
+    def guarded(self, view):
+        with monkeypatch.context() as patch, _NoReads():
+            # The doors look at the values of CPU tensors alone.
+            patch.setattr(checks, "readable", lambda value: False)
+            for name in ("item", "tolist", "numpy", "cpu", "__bool__", "__int__", "__float__", "__index__"):
+                patch.setattr(Tensor, name, refuse(name))
+            play(self, view)
+
+    with monkeypatch.context() as outer:
+        outer.setattr(StaticRound, "play", guarded)
+        yield

@@ -1,0 +1,207 @@
+"""Static rounds decode what the other rounds decode, and the host reads nothing in them."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from pearl_decode import PearlDecoder, SamplingParams
+from pearl_decode.attention import use_window_attention
+from pearl_decode.device.engine import DeviceOptions
+from pearl_decode.device.shape import shape_of
+from pearl_decode.lanes.queue import InlineLane
+from pearl_decode.models import first_layers
+from tests.runtime.device import DeviceDecoder, HostRead, Schedule, TapeLane, no_host_reads
+from tests.runtime.scripted import sequence_model
+from tests.runtime.test_law import _exact_law, _p_value, _tables, table_model
+from tests.runtime.tiny import build
+
+STRATEGIES = ("autoregressive", "sequential", "pearl")
+COUNTS = (24, 9, 1, 30, 17)
+PARAMS = [
+    SamplingParams(temperature=0.9, max_tokens=COUNTS[0], seed=1),
+    SamplingParams(temperature=1.3, top_p=0.9, max_tokens=COUNTS[1], seed=2),
+    SamplingParams(temperature=0.7, top_k=12, max_tokens=COUNTS[2], seed=3),
+    SamplingParams(temperature=1.0, min_p=0.02, max_tokens=COUNTS[3], seed=-4),
+    SamplingParams(temperature=0.0, max_tokens=COUNTS[4], seed=5),
+]
+
+
+def answers(decoder, prompts, params, **plan):
+    """All that a request got, and how: not the times."""
+    return [
+        (r.token_ids, r.finish_reason, r.stats.accepted_lengths, r.stats.draft_forwards, r.stats.emitted_tokens)
+        for r in decoder.generate(prompts, params, **plan)
+    ]
+
+
+@pytest.mark.parametrize("strategy", ["sequential", "pearl"])
+def test_static_rounds_decode_what_dynamic_ones_do(target, prompts, strategy):
+    """Not only the text: what was accepted in every round of every row."""
+    draft = first_layers(target, 2)
+    with PearlDecoder(target, draft) as dynamic, DeviceDecoder(target, draft) as static:
+        for gamma, rule in ((1, "token"), (3, "coupled"), (4, "block"), (8, "token")):
+            plan = {"strategy": strategy, "gamma": gamma, "rule": rule}
+            assert answers(static, prompts, PARAMS, **plan) == answers(dynamic, prompts, PARAMS, **plan)
+
+
+def test_a_target_alone_decodes_what_it_does_in_dynamic_rounds(llama, prompts):
+    with PearlDecoder(llama) as dynamic, DeviceDecoder(llama) as static:
+        assert answers(static, prompts, PARAMS) == answers(dynamic, prompts, PARAMS)
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_greedy_static_rounds_are_the_targets_own_text(llama, near_llama, prompts, greedy_reference, strategy):
+    with DeviceDecoder(llama, near_llama, strategy=strategy, gamma=4) as decoder:
+        for lateness in (0, 1, 3):
+            decoder.options = DeviceOptions(lateness=lateness, bucket=8)
+            results = decoder.generate(prompts, SamplingParams(max_tokens=40))
+            assert [r.token_ids for r in results] == [greedy_reference(llama, prompt, 40) for prompt in prompts]
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("rule", ["token", "coupled"])
+def test_host_reads_nothing_in_a_round(llama, near_llama, prompts, strategy, rule, monkeypatch):
+    with DeviceDecoder(llama, near_llama, strategy=strategy, rule=rule) as decoder:
+        wanted = answers(decoder, prompts, PARAMS)
+        with no_host_reads(monkeypatch):
+            assert answers(decoder, prompts, PARAMS) == wanted
+
+
+@pytest.mark.parametrize("read", [lambda t: t.item(), bool, lambda t: t.tolist(), lambda t: t[t > 0]])
+def test_a_read_in_a_round_is_noticed(read, monkeypatch):
+    model = sequence_model(list(range(40)), 64)
+    script = model.script
+
+    def reading(positions, ids):
+        read(positions.flatten()[:1])
+        return script(positions, ids)
+
+    model.script = reading
+    with DeviceDecoder(model) as decoder, no_host_reads(monkeypatch):
+        [result] = decoder.generate([[0]], SamplingParams(max_tokens=4))
+    assert HostRead.__name__ in result.error
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("devices", [("cpu", "cpu"), ("cpu", "cpu:0")], ids=["one device", "two devices"])
+def test_replayed_parts_do_what_they_did_when_captured(llama, near_llama, prompts, strategy, devices):
+    """As CUDA graphs: numbers frozen, tensors read and written in place."""
+    lanes = tuple(map(TapeLane, devices))
+    options = DeviceOptions(lateness=1, bucket=24)
+    plan = {"strategy": strategy, "gamma": 3, "rule": "block"}
+    with (
+        PearlDecoder(llama, near_llama, **plan) as dynamic,
+        DeviceDecoder(llama, near_llama, device_lanes=lanes, options=options, **plan) as static,
+    ):
+        assert answers(static, prompts, PARAMS) == answers(dynamic, prompts, PARAMS)
+    views = 3  # the longest row has 3 + 30 tokens, and is drafted past that
+    assert 0 < lanes[0].captures <= 2 * views
+    assert (lanes[1].captures > 0) is (strategy != "autoregressive")
+
+
+@pytest.mark.parametrize("strategy", ["sequential", "pearl"])
+def test_events_alone_keep_the_lanes_in_order(llama, near_llama, prompts, strategy):
+    """Nothing runs before the host waits for it, and then in any order that the events allow."""
+    plan = {"strategy": strategy, "gamma": 3, "rule": "token"}
+    with PearlDecoder(llama, near_llama, **plan) as dynamic:
+        wanted = answers(dynamic, prompts, PARAMS)
+    for seed in range(4):
+        schedule = Schedule(seed)
+        options = DeviceOptions(lateness=2, bucket=64)
+        with DeviceDecoder(llama, near_llama, device_lanes=schedule.lanes, options=options, **plan) as static:
+            assert answers(static, prompts, PARAMS) == wanted
+        assert schedule.lanes[0].most_waiting > 4, "the host never got ahead of the lanes"
+
+
+@pytest.mark.parametrize("lane", [0, 1], ids=["target", "draft"])
+def test_a_missing_wait_is_noticed(llama, near_llama, prompts, lane):
+    """The test above has power: lanes that do not wait go wrong."""
+    plan = {"strategy": "pearl", "gamma": 3, "rule": "coupled"}
+    with PearlDecoder(llama, near_llama, **plan) as dynamic:
+        wanted = answers(dynamic, prompts, PARAMS)
+
+    def wrong(seed):
+        schedule = Schedule(seed)
+        schedule.lanes[lane].wait = lambda event: None
+        with DeviceDecoder(llama, near_llama, device_lanes=schedule.lanes, **plan) as static:
+            return answers(static, prompts, PARAMS) != wanted
+
+    assert any(wrong(seed) for seed in range(4))
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gemma3"])
+def test_window_attention_takes_lengths_from_the_device(architecture, prompts):
+    model = build(architecture)
+    draft = first_layers(model, 2)
+    with PearlDecoder(model, draft, rule="coupled") as decoder:
+        wanted = answers(decoder, prompts, PARAMS)
+    use_window_attention(model)
+    use_window_attention(draft)
+    with DeviceDecoder(model, draft, rule="coupled") as decoder:
+        assert decoder.target.reads_lengths
+        assert answers(decoder, prompts, PARAMS) == wanted
+
+
+@pytest.mark.parametrize("rule", ["token", "block"])
+@pytest.mark.parametrize("strategy", ["sequential", "pearl"])
+def test_joint_law_of_three_tokens_is_the_targets(strategy, rule):
+    target, draft = _tables()
+    rows, vocab = 20_000, target.shape[1]
+    params = [SamplingParams(temperature=0.8, max_tokens=3, seed=seed) for seed in range(rows)]
+    plan = {"strategy": strategy, "rule": rule, "gamma": 2, "max_batch": rows}
+    with DeviceDecoder(table_model(target), table_model(draft), **plan) as decoder:
+        ids = torch.tensor([result.token_ids for result in decoder.generate([[2]] * rows, params)])
+    cells = (ids * torch.tensor([vocab**2, vocab, 1])).sum(1)
+    counts = torch.bincount(cells, minlength=vocab**3)
+    assert _p_value(counts, _exact_law(target, first=2, temperature=0.8)) > 1e-4
+
+
+@pytest.mark.parametrize("devices", [("cpu", "cpu"), ("cpu", "cpu:0")], ids=["one device", "two devices"])
+def test_reduced_draft_vocabularies_are_mapped(devices):
+    target, draft = _tables()
+    reduced = table_model(draft[:, :, 1:4])
+    reduced.d2t = torch.tensor([0, 2, 3])
+    plan = {"rule": "token", "gamma": 3, "max_batch": 50}
+    prompts = [[i % 5] for i in range(50)]
+    params = [SamplingParams(temperature=0.8, max_tokens=20, seed=seed) for seed in range(50)]
+    with PearlDecoder(table_model(target), reduced, **plan) as dynamic:
+        wanted = answers(dynamic, prompts, params)
+    assert any(lengths[1:] for _, _, lengths, _, _ in wanted)
+    lanes = tuple(map(InlineLane, devices))
+    with DeviceDecoder(table_model(target), reduced, device_lanes=lanes, **plan) as static:
+        assert answers(static, prompts, params) == wanted
+
+
+def test_strategies_without_static_rounds_are_refused():
+    with pytest.raises(ValueError, match="for static rounds, got 'auto'"):
+        shape_of("auto", 4)
+
+
+@pytest.mark.parametrize("bad", [{"lateness": -1}, {"bucket": 0}, {"lateness": 1.0}, {"bucket": True}])
+def test_bad_options_name_the_field(bad):
+    [(name, value)] = bad.items()
+    with pytest.raises(ValueError, match=f"{name} must be an integer >= .*, got {value!r}"):
+        DeviceOptions(**bad)
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "pearl_window"])
+def test_compiled_models_decode_the_same_and_are_compiled_once(prompts, attention):
+    """fullgraph: one piece, so that nothing in a model's forward asks the host. Here with no code made of it."""
+    model, draft = build("llama"), build("llama", seed=0)
+    if attention != "sdpa":
+        use_window_attention(model)
+        use_window_attention(draft)
+    plan = {"rule": "coupled", "gamma": 3, "options": DeviceOptions(bucket=64)}
+    with DeviceDecoder(model, draft, **plan) as decoder:
+        wanted = answers(decoder, prompts, PARAMS)
+        torch.compiler.reset()
+        for part in (decoder.target, decoder.draft):
+            part.compile(backend="eager")
+        made = []
+        for batch in (prompts, prompts, prompts[::-1]):
+            got = answers(decoder, batch, PARAMS)
+            made.append(torch._dynamo.utils.counters["stats"]["unique_graphs"])
+            assert (got == wanted) is (batch is prompts)
+    assert made[0] > 0
+    assert made == made[:1] * 3
