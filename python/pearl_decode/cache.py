@@ -97,6 +97,12 @@ class WindowCache(Cache):
             rows = torch.arange(buffer.shape[0], device=buffer.device)[:, None]
             buffer[rows, :, self._columns.to(buffer.device)] = states.transpose(1, 2)
 
+    def clear(self) -> None:
+        """Make ready for other sequences: what these left behind may be NaN, which even a weight of 0 does not hide."""
+        for layer in self._window_layers:
+            layer.keys.zero_()
+            layer.values.zero_()
+
     def keep(self, rows: list[int]) -> None:
         """Go on with these rows only, in this order."""
         for layer in self._window_layers:

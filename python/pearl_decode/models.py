@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import logging
 import os
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from pearl_decode.cache import WindowCache
 from pearl_decode.linear import use_window_linear, uses_window_linear
 from pearl_decode.masks import ragged_masks
 
+LOGGER = logging.getLogger(__name__)
 ATTENTION_TYPES = {"full_attention", "sliding_attention", "chunked_attention"}
 MOST_COMPILED = 256  # shapes, of all models together, before torch refuses to compile more
 
@@ -102,13 +104,19 @@ class CausalModel:
             mask = ragged_masks(self.config, positions, view, self.model.dtype)
         if self._compiled is None:
             return self._logits(self.model, input_ids, positions, mask, cache, keep)
-        with torch._dynamo.config.patch(recompile_limit=MOST_COMPILED):
-            return self._logits(self._compiled, input_ids, positions, mask, cache, keep)
+        try:
+            with torch._dynamo.config.patch(recompile_limit=MOST_COMPILED):
+                return self._logits(self._compiled, input_ids, positions, mask, cache, keep)
+        except torch._dynamo.exc.TorchDynamoException as error:
+            LOGGER.warning("%s runs as it is, torch cannot compile it here: %s", type(self.model).__name__, error)
+            self._compiled = None
+            return self._logits(self.model, input_ids, positions, mask, cache, keep)
 
     def compile(self, **options: Any) -> None:
         """Let `forward_at` run the model with its small kernels fused: once for each batch size, width and view.
 
         Compiling takes up to minutes for each, the first time; torch keeps what it made on disk, for later runs too.
+        A model that cannot be compiled runs as it is, and the log says why.
         options: of torch.compile
         """
         self._compiled = torch.compile(self.model, fullgraph=True, dynamic=False, **options)
