@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from pearl_decode import PearlDecoder
-from pearl_decode.device.engine import DeviceEngine, DeviceOptions
+from pearl_decode.device.engine import DeviceEngine, DeviceOptions, Kept
 from pearl_decode.device.round import StaticRound
 from pearl_decode.lanes.queue import InlineLane
 from pearl_kernels import checks
@@ -27,9 +27,10 @@ class DeviceDecoder(PearlDecoder):
         super().__init__(*args, **kwargs)
         self.options = options or DeviceOptions(lateness=2, bucket=16)
         self.device_lanes = device_lanes or (InlineLane(), InlineLane())
+        self.kept = Kept()
 
     def _engine(self, requests, plan):
-        return DeviceEngine(requests, self.target, self.draft, self.device_lanes, plan, self.options)
+        return DeviceEngine(requests, self.target, self.draft, self.device_lanes, plan, self.options, self.kept)
 
 
 class Tape(TorchDispatchMode):

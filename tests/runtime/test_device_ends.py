@@ -11,8 +11,11 @@ import torch
 
 from pearl_decode import PearlDecoder, SamplingParams
 from pearl_decode.cache import WindowCache
+from pearl_decode.device import memory
 from pearl_decode.device.engine import DeviceOptions
+from pearl_decode.device.runner import lanes_of
 from pearl_decode.lanes.queue import InlineLane
+from pearl_decode.models import CausalModel
 from pearl_decode.ring import Ring
 from tests.runtime.device import DeviceDecoder, TapeLane
 from tests.runtime.scripted import ScriptedModel, one_hot, sequence_model
@@ -216,3 +219,57 @@ def test_ring_hands_out_in_order_and_never_what_came_later():
     ring.push(source)
     with pytest.raises(AssertionError, match="3 unread rounds and no more"):
         ring.push(source)
+
+
+def test_rounds_of_the_batch_before_are_used_again(llama, near_llama, prompts):
+    """Captured once; and what the batch before left in the caches, NaN even, is not there any more."""
+    lanes = (TapeLane(), TapeLane())
+    plan = {"gamma": 3, "rule": "coupled", "device_lanes": lanes, "options": DeviceOptions(bucket=64)}
+    params = SamplingParams(temperature=0.8, max_tokens=20, seed=1)
+    with PearlDecoder(llama, near_llama, gamma=3, rule="coupled") as dynamic:
+        wanted = [[r.token_ids for r in dynamic.generate(each, params)] for each in (prompts, prompts[::-1])]
+    with DeviceDecoder(llama, near_llama, **plan) as decoder:
+        assert [r.token_ids for r in decoder.generate(prompts, params)] == wanted[0]
+        captures = [lane.captures for lane in lanes]
+        with torch.inference_mode():
+            for cache in (decoder.kept._rounds.cache, decoder.kept._rounds.draft.cache):
+                for layer in cache.layers:
+                    layer.keys.fill_(math.nan)
+                    layer.values.fill_(math.nan)
+        assert [r.token_ids for r in decoder.generate(prompts[::-1], params)] == wanted[1]
+        assert [lane.captures for lane in lanes] == captures
+        decoder.generate(prompts[:2], params)
+        assert [lane.captures for lane in lanes] != captures, "rounds of another size"
+
+
+def test_a_second_stream_does_not_take_the_firsts_memory(llama, near_llama, prompts, greedy_reference):
+    with DeviceDecoder(llama, near_llama, gamma=3) as decoder:
+        both = [decoder.start([prompt], SamplingParams(max_tokens=16)) for prompt in (prompts[0], prompts[0][::-1])]
+        for _ in zip(*(rounds for _, rounds in both), strict=False):
+            pass
+        for _, rounds in both:
+            list(rounds)
+    for (request,), _ in both:
+        assert request.token_ids == greedy_reference(llama, request.prompt_ids, 16)
+
+
+def test_too_little_memory_is_said_before_anything_runs(llama, near_llama, prompts, monkeypatch):
+    monkeypatch.setattr(memory, "free_bytes", lambda device: 100_000)
+    with DeviceDecoder(llama, near_llama) as decoder:
+        [fits] = decoder.generate(prompts[:1], SamplingParams(max_tokens=5))
+        both = decoder.generate(prompts[:2], SamplingParams(max_tokens=100))
+    assert fits.error is None
+    # 2 (keys and values) x 4 layers x 2 heads x 12 x 4 bytes: 768 bytes for each of 2 x 128 positions
+    assert memory.cache_bytes(decoder.target, 2, 128) == 768 * 2 * 128
+    for result in both:
+        assert (result.finish_reason, result.token_ids) == ("error", [])
+        assert "cache of 2 x 128 positions needs 0.0 GiB on cpu" in result.error
+        assert "lower max_batch or max_tokens" in result.error
+
+
+def test_a_pair_on_different_kinds_of_devices_is_refused(llama):
+    target, draft = CausalModel(llama), CausalModel(llama)
+    monkey = type("OnGpu", (CausalModel,), {"device": torch.device("cuda:0")})
+    target.__class__ = monkey
+    with pytest.raises(ValueError, match="draft must be on the target's kind of device, cuda, got cpu"):
+        lanes_of(target, draft)

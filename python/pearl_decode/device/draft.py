@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -87,7 +88,7 @@ class StaticDraft:
         self.drafted: Drafted | None = None
 
     def prefill(self, prompts: Tensor) -> None:
-        """Cache the prompts (batch, width) int64, from position 0 on."""
+        """Cache the prompts (batch, width) int64, from position 0 on. At least one token each."""
         self.model.forward(prompts, [0] * len(prompts), self.cache, keep=1)
 
     def steps(self, message: Tensor, view: int) -> None:
@@ -115,6 +116,7 @@ class StaticDraft:
             inputs, starts = tokens[:, None], head + step
 
 
-def params_on(device: torch.device, params: SamplingTensors) -> SamplingTensors:
-    """The same parameters on another device."""
-    return SamplingTensors(**{f.name: getattr(params, f.name).to(device) for f in fields(params)})
+def copy_fields(into: Any, source: Any) -> None:
+    """Write the tensors of a dataclass into those of another of its kind, maybe on another device, without waiting."""
+    for f in fields(into):
+        getattr(into, f.name).copy_(getattr(source, f.name), non_blocking=True)

@@ -8,7 +8,10 @@ from collections import deque
 from collections.abc import Generator
 from dataclasses import dataclass
 
-from pearl_decode.device.draft import StaticDraft, params_on
+import torch
+
+from pearl_decode.device.draft import StaticDraft
+from pearl_decode.device.memory import NoRoomError, check_room
 from pearl_decode.device.round import StaticRound
 from pearl_decode.device.shape import shape_of
 from pearl_decode.engine import Plan, Update
@@ -17,7 +20,7 @@ from pearl_decode.models import CausalModel
 from pearl_decode.request import Request
 from pearl_decode.ring import Ring
 from pearl_decode.state import Batch
-from pearl_kernels import Finished, Status
+from pearl_kernels import Finished, SamplingTensors, Status
 
 LOGGER = logging.getLogger(__name__)
 
@@ -43,6 +46,22 @@ class DeviceOptions:
                 raise ValueError(f"{name} must be an integer >= {least}, got {value!r}")
 
 
+class Kept:
+    """The rounds of the last batch: their memory, and what was captured of them, for a batch of the same sizes."""
+
+    def __init__(self) -> None:
+        self._key: object = None
+        self._rounds: StaticRound | None = None
+
+    def take(self, key: object) -> StaticRound | None:
+        """The kept rounds if they are of this kind. Others are let go, before there are new ones."""
+        rounds, self._rounds = self._rounds, None
+        return rounds if key == self._key else None
+
+    def give(self, key: object, rounds: StaticRound) -> None:
+        self._key, self._rounds = key, rounds
+
+
 class DeviceEngine:
     """One batch in flight, of which the host knows what the ring brought. Rows that have ended stay, and stand still.
 
@@ -58,6 +77,7 @@ class DeviceEngine:
         lanes: tuple[DeviceLane, DeviceLane],
         plan: Plan,
         options: DeviceOptions | None = None,
+        kept: Kept | None = None,
     ) -> None:
         self.requests = requests
         self.target = target
@@ -65,7 +85,13 @@ class DeviceEngine:
         self.lanes = lanes
         self.plan = plan
         self.options = options or DeviceOptions()
+        self.kept = kept or Kept()
         self.shape = shape_of(plan.strategy, plan.gamma)
+        sampled = plan.rule != "greedy" and any(request.params.temperature > 0 for request in requests)
+        self._keeps_logits = sampled and plan.rule in ("token", "block")
+        longest = max(len(request.prompt_ids) + request.params.max_tokens for request in requests)
+        self._capacity = self._rounded(longest + plan.spare)
+        self._spare = self._capacity - longest
 
     def run(self) -> Generator[list[Update], None, None]:
         """Decode until every request has ended; what each request got from a round, `lateness` rounds after it.
@@ -74,6 +100,9 @@ class DeviceEngine:
         """
         try:
             yield from self._rounds()
+        except NoRoomError as error:
+            for request in self._running():
+                request.fail(str(error))
         except Exception as error:
             LOGGER.exception("the target failed")
             for request in self._running():
@@ -84,7 +113,7 @@ class DeviceEngine:
 
     def _rounds(self) -> Generator[list[Update], None, None]:
         begin = time.perf_counter()
-        rounds = self._start()
+        key, rounds = self._start()
         rounds.prefill(max(len(request.prompt_ids) for request in self.requests) - 1)
         self.lanes[0].record().synchronize()
         start = time.perf_counter()
@@ -105,28 +134,42 @@ class DeviceEngine:
                     yield updates
         finally:
             rounds.close()
+            if rounds.shape == self.shape:
+                self.kept.give(key, rounds)
 
-    def _start(self) -> StaticRound:
-        """Everything a round needs, on its device."""
-        target_lane, draft_lane = self.lanes
-        batch = target_lane.make(self._lay_down)
-        capacity = self._rounded(batch.capacity)
+    def _start(self) -> tuple[object, StaticRound]:
+        """Rounds with the prompts laid down: those of the batch before, if they fit."""
+        batch = self.lanes[0].make(self._lay_down)
+        eos_ids = batch.state.eos_ids.shape[1]
+        key = (len(self.requests), self._capacity, eos_ids, self.shape, self.plan.rule, self._keeps_logits)
+        rounds = self.kept.take(key)
+        if rounds is None:
+            return key, self._build(batch)
+        rounds.load(batch.state, batch.params)
+        return key, rounds
+
+    def _build(self, batch: Batch) -> StaticRound:
+        check_room(self.target, len(self.requests), self._capacity)
         draft = None
         if self.draft is not None and self.shape.drafted:
-            device, params = self.draft.device, batch.params
-            sampled = self.plan.rule != "greedy" and any(r.params.temperature > 0 for r in self.requests)
             draft = StaticDraft(
                 self.draft,
-                params if device == self.target.device else draft_lane.make(lambda: params_on(device, params)),
-                capacity,
+                self._draft_params(self.draft.device, batch.params),
+                self._capacity,
                 self.shape,
                 self.target.vocab_size,
                 coupled=self.plan.rule == "coupled",
-                keeps_logits=sampled and self.plan.rule in ("token", "block"),
+                keeps_logits=self._keeps_logits,
             )
         return StaticRound(
-            batch.state, batch.params, self.target, draft, self.lanes, self.shape, self.plan.rule, capacity
+            batch.state, batch.params, self.target, draft, self.lanes, self.shape, self.plan.rule, self._capacity
         )
+
+    def _draft_params(self, device: torch.device, params: SamplingTensors) -> SamplingTensors:
+        """Where the draft has a device of its own, room for a copy, which prefilling makes."""
+        if self.lanes[0].device == self.lanes[1].device:
+            return params
+        return self.lanes[1].make(lambda: SamplingTensors.make(len(self.requests), device=device))
 
     def _lay_down(self) -> Batch:
         return Batch.start(
@@ -134,7 +177,7 @@ class DeviceEngine:
             [request.params for request in self.requests],
             [request.seed for request in self.requests],
             [request.eos_ids for request in self.requests],
-            self.plan.spare,
+            self._spare,
             self.target.device,
         )
 

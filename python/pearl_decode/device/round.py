@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Callable
 
@@ -9,13 +10,14 @@ import torch
 from torch import Tensor
 
 from pearl_decode.cache import WindowCache
-from pearl_decode.device.draft import Drafted, StaticDraft, message_width
+from pearl_decode.device.draft import Drafted, StaticDraft, copy_fields, message_width
 from pearl_decode.device.shape import ALONE, Shape
 from pearl_decode.lanes.queue import DeviceLane
 from pearl_decode.models import CausalModel
 from pearl_decode.state import PLACEHOLDER
 from pearl_kernels import DecodeState, Finished, SamplingTensors, advance_
 
+LOGGER = logging.getLogger(__name__)
 FACTS = 4  # columns of a report before the ids: tokens emitted, drafted ones among them, Finished, Status
 Work = Callable[[], None]
 
@@ -61,27 +63,44 @@ class StaticRound:
         self._d2t = None if d2t is None else target_lane.make(lambda: d2t.to(target.device))
         self._chain: Drafted | None = None  # the windows' distributions: most were drafted a round earlier
         self._logits: Tensor | None = None
-        self._graphs: dict[str, Work] = {}
-        self._played: set[str] = set()  # parts that have run once in this view, and may be captured
-        self._captured: set[str] = set()
+        self._played: set[tuple[str, int]] = set()  # parts that have run once in a view, and may be captured
+        self._graphs: dict[tuple[str, int], Work] = {}
 
     @property
     def draft_forwards(self) -> int:
         """Draft forwards of a round from now on."""
         return self.shape.drafted
 
+    def load(self, state: DecodeState, params: SamplingTensors) -> None:
+        """Begin again with other sequences, in the same memory."""
+
+        def work() -> None:
+            copy_fields(self.state, state)
+            copy_fields(self.params, params)
+            self.cache.clear()
+
+        self.lanes[0].make(work)
+
     def prefill(self, width: int) -> None:
         """Let both lanes read the first `width` tokens of every row, and tell the draft where to begin."""
         target_lane, draft_lane = self.lanes
         target_lane.run(self._announce)
+        told = target_lane.record()
         prompts = self.state.tokens[:, :width]
-        if self.draft is not None and width:
-            draft = self.draft
-            draft_lane.wait(target_lane.record())
-            self._try_draft(lambda: draft_lane.run(lambda: draft.prefill(prompts.to(draft.model.device))))
         if width:
             starts = [0] * len(prompts)
             target_lane.run(lambda: self.target.forward(prompts, starts, self.cache, keep=1))
+        if self.draft is not None:
+            draft_lane.wait(told)
+            self._try_draft(lambda: draft_lane.run(lambda: self._prefill_draft(prompts)))
+
+    def _prefill_draft(self, prompts: Tensor) -> None:
+        assert self.draft is not None
+        self.draft.cache.clear()
+        if self._apart:
+            copy_fields(self.draft.params, self.params)
+        if prompts.shape[1]:
+            self.draft.prefill(prompts.to(self.draft.model.device))
 
     def play(self, view: int) -> None:
         """Queue one round. view: cached positions it may look at, at most the cache's capacity.
@@ -89,8 +108,7 @@ class StaticRound:
         A draft that fails to queue its part costs speed, never a request: it is dropped with a warning, its memory is
         given back, and from this very round on the target goes on alone.
         """
-        if view != self.view:
-            self.view, self._played, self._captured = view, set(), set()
+        self.view = view
         target_lane, draft_lane = self.lanes
         if self.draft is not None:
             draft_lane.wait(target_lane.record())
@@ -219,14 +237,22 @@ class StaticRound:
 
     def _part(self, name: str, lane: DeviceLane, work: Work) -> None:
         """Run a part the first time in a view, capture it the second time, and replay it from then on."""
-        if not lane.can_capture or name not in self._played:
+        key = (name, self.view)
+        if not lane.can_capture or key not in self._played:
             lane.run(work)
-            self._played.add(name)
+            self._played.add(key)
             return
-        if name not in self._captured:
-            self._graphs[name] = lane.capture(work)  # the one it replaces has ended: capturing waits for the device
-            self._captured.add(name)
-        lane.run(self._graphs[name])
+        if key not in self._graphs:
+            self._graphs[key] = self._captured(name, lane, work)
+        lane.run(self._graphs[key])
+
+    def _captured(self, name: str, lane: DeviceLane, work: Work) -> Work:
+        """As a graph where that can be: some models ask the host in their forward, for a length by which to scale."""
+        try:
+            return lane.capture(work)
+        except Exception as error:
+            LOGGER.warning("%s: queued call by call, as it cannot be captured: %r", name, error)
+            return work
 
     def _try_draft(self, queue: Work) -> None:
         try:

@@ -20,16 +20,18 @@ class CudaLane:
     device:    with or without an index
     priority:  HIGH lets short kernels in between the long ones of another lane on the same GPU
     intervals: seconds since the first lane of the device was made, by the device's own clock
+    can_capture: False for a model that is spread over several devices
     """
 
-    can_capture = True
     _origins: dict[torch.device, torch.cuda.Event] = {}  # noqa: RUF012  one clock for all lanes of a device
 
-    def __init__(self, device: torch.device | str, priority: int = NORMAL) -> None:
+    def __init__(self, device: torch.device | str, priority: int = NORMAL, *, can_capture: bool = True) -> None:
         index = torch.device(device).index
         self.device = torch.device("cuda", torch.cuda.current_device() if index is None else index)
         self.stream = torch.cuda.Stream(self.device, priority=priority)  # type: ignore[no-untyped-call]
+        self.can_capture = can_capture
         self.intervals: list[tuple[float, float]] = []
+        self.busy_s = 0.0
         self._running: deque[tuple[torch.cuda.Event, torch.cuda.Event]] = deque()
         if self.device not in self._origins:
             self._origins[self.device] = self._stamp(torch.cuda.current_stream(self.device))
@@ -55,7 +57,8 @@ class CudaLane:
 
     def record(self) -> Event:
         with torch.cuda.device(self.device):
-            event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            # A host that waits for it sleeps: with rounds queued ahead, it has time to.
+            event = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
             event.record(self.stream)
         return event
 
@@ -72,7 +75,7 @@ class CudaLane:
         graph = torch.cuda.CUDAGraph()
         with (
             torch.inference_mode(),
-            torch.cuda.device(self.device),
+            torch.cuda.stream(self.stream),  # a capture that fails does not put the caller's stream back
             # Threads of the caller's may go on allocating while this one captures.
             torch.cuda.graph(graph, stream=self.stream, capture_error_mode="thread_local"),
         ):
@@ -83,12 +86,14 @@ class CudaLane:
     def settle(self) -> None:
         while self._running and self._running[0][1].query():  # type: ignore[no-untyped-call]
             start, end = self._running.popleft()
-            origin = self._origins[self.device]
-            self.intervals.append((1e-3 * origin.elapsed_time(start), 1e-3 * origin.elapsed_time(end)))
+            since = self._origins[self.device].elapsed_time
+            self.intervals.append((1e-3 * since(start), 1e-3 * since(end)))
+            self.busy_s += 1e-3 * start.elapsed_time(end)
 
     def reset(self) -> None:
         self._running.clear()
         self.intervals.clear()
+        self.busy_s = 0.0
 
     def release(self) -> None:
         with torch.cuda.device(self.device):

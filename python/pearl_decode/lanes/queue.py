@@ -25,11 +25,13 @@ class DeviceLane(Protocol):
 
     can_capture: whether `capture` may be called
     intervals:   (start, end) in seconds, of one clock for all lanes of a device, of the work that `settle` saw ended
+    busy_s:      their sum
     """
 
     device: torch.device
     can_capture: bool
     intervals: list[tuple[float, float]]
+    busy_s: float
 
     def make(self, work: Callable[[], T]) -> T:
         """Do work now, behind all that the caller has queued on the device: it makes tensors for the lane to use."""
@@ -69,6 +71,7 @@ class InlineLane:
     def __init__(self, device: torch.device | str = "cpu") -> None:
         self.device = torch.device(device)
         self.intervals: list[tuple[float, float]] = []
+        self.busy_s = 0.0
 
     def make(self, work: Callable[[], T]) -> T:
         with torch.inference_mode():
@@ -78,7 +81,9 @@ class InlineLane:
         start = time.perf_counter()
         with torch.inference_mode():
             work()
-        self.intervals.append((start, time.perf_counter()))
+        end = time.perf_counter()
+        self.intervals.append((start, end))
+        self.busy_s += end - start
 
     def record(self) -> Event:
         return _Now()
@@ -94,6 +99,7 @@ class InlineLane:
 
     def reset(self) -> None:
         self.intervals.clear()
+        self.busy_s = 0.0
 
     def release(self) -> None:
         pass

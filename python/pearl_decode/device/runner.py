@@ -1,0 +1,82 @@
+"""Static rounds for a decoder: its lanes, what it compiles, and what it keeps from one batch for the next."""
+
+from __future__ import annotations
+
+import logging
+
+import torch
+
+from pearl_decode.attention import use_window_attention
+from pearl_decode.device.engine import DeviceEngine, DeviceOptions, Kept
+from pearl_decode.engine import Plan
+from pearl_decode.lanes.cuda import HIGH, NORMAL, CudaLane
+from pearl_decode.lanes.queue import DeviceLane, InlineLane
+from pearl_decode.models import CausalModel
+from pearl_decode.request import Request
+
+LOGGER = logging.getLogger(__name__)
+
+
+class DeviceRunner:
+    """Makes the engine of each batch of one pair of models.
+
+    compile: fuse the models' small kernels; None: on a GPU
+    Raises ValueError for a target on a GPU whose draft is not on one.
+    """
+
+    def __init__(
+        self,
+        target: CausalModel,
+        draft: CausalModel | None,
+        *,
+        compile: bool | None = None,
+        options: DeviceOptions | None = None,
+    ) -> None:
+        self.target = target
+        self.draft = draft
+        self.options = options or DeviceOptions()
+        self.lanes = lanes_of(target, draft)
+        self._kept = Kept()
+        on_gpu = target.device.type == "cuda"
+        for role, model in (("target", target), ("draft", draft)):
+            if model is None:
+                continue
+            if on_gpu:
+                _read_lengths(role, model)
+            if (on_gpu and not is_spread(model)) if compile is None else compile:
+                model.compile()
+
+    def engine(self, requests: list[Request], plan: Plan) -> DeviceEngine:
+        return DeviceEngine(requests, self.target, self.draft, self.lanes, plan, self.options, self._kept)
+
+
+def lanes_of(target: CausalModel, draft: CausalModel | None) -> tuple[DeviceLane, DeviceLane]:
+    """Target and draft lane. On one GPU the draft's short kernels go first; two GPUs have a lane each."""
+    draft_device = target.device if draft is None else draft.device
+    if target.device.type != draft_device.type:
+        raise ValueError(f"draft must be on the target's kind of device, {target.device.type}, got {draft_device}")
+    if target.device.type != "cuda":
+        return InlineLane(target.device), InlineLane(draft_device)
+    lane = CudaLane(target.device, can_capture=not is_spread(target))
+    shared = draft_device == target.device
+    if not shared and not torch.cuda.can_device_access_peer(target.device, draft_device):
+        LOGGER.warning(
+            "%s and %s cannot see each other: drafts are copied by way of the host", lane.device, draft_device
+        )
+    spread = draft is not None and is_spread(draft)
+    return lane, CudaLane(draft_device, HIGH if shared else NORMAL, can_capture=not spread)
+
+
+def is_spread(model: CausalModel) -> bool:
+    """Whether a model's layers are on several devices."""
+    return len(set(getattr(model.model, "hf_device_map", {}).values())) > 1
+
+
+def _read_lengths(role: str, model: CausalModel) -> None:
+    """Let attention read no more of a cache than each row has, if it was left to transformers' own choice."""
+    if model.config._attn_implementation != "sdpa":
+        return
+    try:
+        use_window_attention(model.model)
+    except ValueError as error:
+        LOGGER.warning("%s: attention looks at the longest row's length for all rows: %s", role, error)
