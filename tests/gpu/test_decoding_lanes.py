@@ -1,0 +1,190 @@
+"""Static rounds on a GPU: streams, graphs and the ring, decoding what the same rounds decode call by call."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+import torch
+
+from pearl_decode import PearlDecoder, SamplingParams
+from pearl_decode.device.engine import DeviceOptions
+from pearl_decode.device.round import StaticRound
+from pearl_decode.device.runner import DeviceRunner
+from pearl_decode.lanes.cuda import HIGH, CudaLane
+from pearl_decode.ring import Ring
+from tests.runtime.tiny import VOCAB, build
+
+pytestmark = pytest.mark.gpu
+
+STRATEGIES = ("autoregressive", "sequential", "pearl")
+PROMPTS = [[(7 * i + 3 * row) % (VOCAB - 1) + 1 for i in range(length)] for row, length in enumerate((6, 1, 19, 3, 11))]
+PARAMS = [
+    SamplingParams(temperature=t, max_tokens=n, seed=seed)
+    for seed, (t, n) in enumerate([(0.9, 24), (1.2, 9), (0.7, 1), (0.0, 60), (0.0, 17)])
+]
+
+
+class DeviceDecoder(PearlDecoder):
+    """A PearlDecoder whose requests are decoded by static rounds; with capture=False, call by call."""
+
+    def __init__(self, *args, capture=True, compile=False, options=None, **kwargs) -> None:
+        super().__init__(*args, **kwargs)
+        self.runner = DeviceRunner(self.target, self.draft, compile=compile, options=options)
+        for lane in self.runner.lanes:
+            lane.can_capture = capture
+
+    def _engine(self, requests, plan):
+        return self.runner.engine(requests, plan)
+
+
+def pair(gpu, draft_device=None):
+    """A target, and a draft that is often right."""
+    target, draft = build("llama"), build("llama")
+    torch.manual_seed(5)
+    with torch.no_grad():
+        for weight in draft.parameters():
+            weight.add_(0.01 * weight.std() * torch.randn_like(weight) if weight.ndim > 1 else 0)
+    return target.to(gpu), draft.to(draft_device or gpu)
+
+
+def texts(decoder):
+    results = decoder.generate(PROMPTS, PARAMS)
+    assert [result.error for result in results] == [None] * len(results)
+    return [result.token_ids for result in results]
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("rule", ["token", "block", "coupled"])
+def test_graphs_on_two_streams_decode_what_calls_do(strategy, rule, gpu):
+    plan = {"strategy": strategy, "rule": rule, "gamma": 3}
+    models = pair(gpu)
+    with DeviceDecoder(*models, capture=False, **plan) as decoder:
+        wanted = texts(decoder)
+    for lateness in (0, 1, 2):
+        with DeviceDecoder(*models, options=DeviceOptions(lateness=lateness), **plan) as decoder:
+            assert [texts(decoder), texts(decoder)] == [wanted] * 2
+            assert (
+                len(decoder.runner._kept._rounds._graphs)
+                == {"autoregressive": 1, "sequential": 2, "pearl": 3}[strategy]
+            )
+
+
+def test_masked_attention_is_captured_anew_as_texts_grow(gpu):
+    models = pair(gpu)
+    for model in models:
+        model.set_attn_implementation("eager")
+    with DeviceDecoder(*models, gamma=3, capture=False) as decoder:
+        wanted = texts(decoder)
+    with DeviceDecoder(*models, gamma=3, options=DeviceOptions(bucket=16)) as decoder:
+        assert texts(decoder) == wanted
+        assert len({view for _, view in decoder.runner._kept._rounds._graphs}) > 2
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("capture", [True, False])
+def test_host_waits_for_nothing_in_a_round(strategy, capture, gpu, monkeypatch):
+    """torch raises where its own code would wait for the device."""
+    play, played = StaticRound.play, []
+
+    def guarded(self, view):
+        played.append(view)
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            play(self, view)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+    with DeviceDecoder(*pair(gpu), strategy=strategy, gamma=3, capture=capture) as decoder:
+        wanted = texts(decoder)  # what is compiled or captured once waits
+        monkeypatch.setattr(StaticRound, "play", guarded)
+        assert texts(decoder) == wanted
+    assert len(played) > 10
+
+
+def test_compiled_models_decode_the_same(gpu):
+    models = pair(gpu)
+    with DeviceDecoder(*models, rule="coupled", gamma=3) as decoder:
+        wanted = texts(decoder)
+    with DeviceDecoder(*models, rule="coupled", gamma=3, compile=True) as decoder:
+        got = texts(decoder)
+        assert decoder.target._compiled is not None
+        assert decoder.draft._compiled is not None
+    # Fused kernels round otherwise; a draw within rounding of a boundary may differ.
+    assert sum(a != b for a, b in zip(got, wanted, strict=True)) <= 1
+
+
+@pytest.mark.parametrize("forward", [0, 1, 4, 5])
+def test_draft_out_of_memory_costs_a_warning_not_a_token(forward, gpu):
+    """In prefilling, in a round that is run, and in one that is being captured."""
+    target, draft = pair(gpu)
+    with DeviceDecoder(target, rule="coupled") as decoder:
+        wanted = texts(decoder)
+    calls = iter(range(1000))
+
+    def fill(module, args, kwargs):
+        if next(calls) >= forward:
+            torch.empty(1 << 50, dtype=torch.uint8, device=gpu)
+
+    hook = draft.register_forward_pre_hook(fill, with_kwargs=True)
+    with DeviceDecoder(target, draft, rule="coupled", gamma=3) as decoder:
+        with pytest.warns(RuntimeWarning, match="the draft failed, the target goes on alone"):
+            assert texts(decoder) == wanted
+        hook.remove()
+        results = decoder.generate(PROMPTS, PARAMS)
+    assert [result.token_ids for result in results] == wanted
+    assert results[3].stats.accepted_tokens > 0, "the next batch has its draft again"
+
+
+def test_lanes_of_one_gpu_work_at_once(gpu):
+    target, draft = CudaLane(gpu), CudaLane(gpu, HIGH)
+    assert draft.stream.priority < target.stream.priority
+    cycles = 100_000_000
+    for lane in (target, draft):
+        lane.run(lambda: torch.cuda._sleep(cycles))
+    torch.cuda.synchronize()
+    for lane in (target, draft):
+        lane.settle()
+    [(a, b)], [(c, d)] = target.intervals, draft.intervals
+    assert min(b, d) - max(a, c) > 0.7 * min(b - a, d - c)
+
+
+def test_lane_waits_for_the_others_event_and_the_host_for_neither(gpu):
+    first, second = CudaLane(gpu), CudaLane(gpu)
+    source = first.make(lambda: torch.zeros(3, dtype=torch.int64, device=gpu))
+    ring = Ring((3,), 2, second)
+    for slot in ring._free:
+        assert slot.is_pinned()
+
+    def slow() -> None:
+        torch.cuda._sleep(1_000_000_000)  # cycles: about half a second
+        source.fill_(7)
+
+    start = time.perf_counter()
+    first.run(slow)
+    second.wait(first.record())
+    ring.push(source)
+    assert time.perf_counter() - start < 0.1
+    assert ring.read() == [7, 7, 7]
+
+
+def test_cancelled_streams_leave_nothing_to_the_next(gpu):
+    with DeviceDecoder(*pair(gpu), gamma=3, rule="coupled") as decoder:
+        wanted = texts(decoder)
+        for _ in range(5):
+            _, rounds = decoder.start(PROMPTS, PARAMS)
+            next(rounds)
+            rounds = None
+        assert texts(decoder) == wanted
+
+
+@pytest.mark.parametrize("rule", ["token", "block", "coupled"])
+def test_two_gpus_decode_what_one_does(rule, gpu):
+    if torch.cuda.device_count() < 2:
+        pytest.skip("needs two CUDA devices")
+    plan = {"rule": rule, "gamma": 3}
+    with DeviceDecoder(*pair(gpu), **plan) as decoder:
+        wanted = texts(decoder)
+    with DeviceDecoder(*pair(gpu, torch.device("cuda", 1)), **plan) as decoder:
+        assert texts(decoder) == wanted
+        assert decoder.runner.lanes[1].device.index == 1
