@@ -1,0 +1,37 @@
+"""Prompt lookup: a draft that needs no model, since much of a text is a repetition of itself (Saxena 2023)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+NGRAMS = (3, 2)  # lengths of the ends that are looked up, the surest first
+
+
+class PromptLookup:
+    """One text, and where each of its short sequences was last continued."""
+
+    def __init__(self, tokens: Sequence[int]) -> None:
+        self._tokens: list[int] = []
+        self._continued: dict[tuple[int, ...], int] = {}  # n-gram -> position of the token after its last occurrence
+        self.extend(tokens)
+
+    def extend(self, tokens: Sequence[int]) -> None:
+        """The text goes on with these tokens."""
+        for token in tokens:
+            end = len(self._tokens)
+            for n in NGRAMS:
+                if n <= end:
+                    self._continued[tuple(self._tokens[end - n :])] = end
+            self._tokens.append(token)
+
+    def continuation(self, count: int) -> list[int]:
+        """What came after the present end the last time, `count` tokens of it; none if the end is new.
+
+        Where the earlier occurrence reaches up to the end itself, the text is taken to repeat with that period.
+        """
+        for n in NGRAMS:
+            start = self._continued.get(tuple(self._tokens[-n:])) if n <= len(self._tokens) else None
+            if start is not None:
+                period = len(self._tokens) - start
+                return [self._tokens[start + i % period] for i in range(count)]
+        return []
