@@ -16,9 +16,9 @@ from pearl_decode.bench import peers
 from pearl_decode.bench.measure import Job, Measurement, Sample, counted, measure
 from pearl_decode.bench.model import (
     pearl_speed,
-    pearl_tokens_per_round,
+    pearl_tokens,
     sequential_speed,
-    sequential_tokens_per_round,
+    sequential_tokens,
 )
 from pearl_decode.bench.peer_models import plain, with_full_vocabulary
 from pearl_decode.bench.peers import Pair, peer_systems
@@ -158,14 +158,10 @@ def test_speed_and_ratio_are_medians_over_repeats():
     assert (fast.ratio.median, fast.ratio.low, fast.ratio.high) == (2, 1, 4)
 
 
-def test_acceptance_counts_a_refusal_once_per_round():
-    # Two rounds of 4 accepted (and a bonus token), six of 2 accepted and one refused.
-    stats = DecodeStats("sequential", 4, "token", rounds=8, draft_forwards=32, emitted_tokens=28, accepted_tokens=20)
-    stats.accepted_lengths = [0, 0, 6, 0, 2]
-    assert acceptance([stats]) == pytest.approx(20 / 26)
-    # Five rounds of 4 accepted and nothing more; five of 1 accepted and one refused.
-    stats = DecodeStats("pearl", 4, "token", rounds=10, draft_forwards=40, emitted_tokens=30, accepted_tokens=25)
-    assert acceptance([stats]) == pytest.approx(25 / 30)
+def test_acceptance_is_of_all_tokens_that_were_judged():
+    sequential = DecodeStats("sequential", 4, "token", accepted_tokens=20, judged_tokens=26)
+    pearl = DecodeStats("pearl", 4, "token", accepted_tokens=25, judged_tokens=30)
+    assert acceptance([sequential, pearl]) == pytest.approx(45 / 56)
     assert acceptance([DecodeStats("autoregressive", 4, "token")]) is None
 
 
@@ -180,8 +176,8 @@ def test_the_model_agrees_with_a_simulated_chain_of_rounds(a: float, gamma: int)
         pearl += min(passed + 1, chain)
         window = gamma - 1 if passed == chain else 0
         sequential += 1 + next((i for i in range(gamma) if not accepts[i]), gamma)
-    assert pearl_tokens_per_round(a, gamma) == pytest.approx(pearl / rounds, rel=0.03)
-    assert sequential_tokens_per_round(a, gamma) == pytest.approx(sequential / rounds, rel=0.03)
+    assert pearl_tokens(a, gamma) == pytest.approx(pearl / rounds, rel=0.03)
+    assert sequential_tokens(a, gamma) == pytest.approx(sequential / rounds, rel=0.03)
 
 
 def test_a_pearl_round_takes_its_longer_lane_and_a_sequential_one_both():
