@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import chain
 from typing import Any, overload
 
 import torch
 from transformers import PreTrainedModel
 
+from pearl_decode.costs import Costs
 from pearl_decode.drafts import draft_directory, load_draft
 from pearl_decode.engine import Engine, Plan, Update
 from pearl_decode.lanes import CpuLane
@@ -19,7 +21,6 @@ from pearl_decode.request import Request
 from pearl_decode.result import GenerationResult
 from pearl_decode.sampling import SamplingParams
 from pearl_decode.stats import DecodeStats
-from pearl_decode.strategies import STRATEGIES
 
 Prompt = str | Sequence[int]
 FIRST_LAYERS = "first-layers:"
@@ -30,8 +31,9 @@ class PearlDecoder:
 
     target, draft: causal models of transformers; draft None leaves only the strategy "autoregressive"
     tokenizer:     the target's; None where prompts are token ids and no text is wanted
-    gamma:         tokens drafted per round
-    strategy:      "pearl", "sequential" or "autoregressive"
+    gamma:         tokens drafted per round, or "auto"
+    strategy:      "pearl", "sequential", "lookup", "autoregressive", or "auto": before each round the one that should
+                   be the fastest, by the time rounds took and by what was accepted
     rule:          "token", "block", "coupled" or "greedy"; requests of temperature 0 are greedy under each
     max_batch:     requests decoded at once; more are taken in turn
     lanes:         target and draft lane to use whatever the strategy; None shares the cores out as it needs
@@ -45,7 +47,7 @@ class PearlDecoder:
         draft: PreTrainedModel | None = None,
         tokenizer: Any | None = None,
         *,
-        gamma: int = 4,
+        gamma: int | str = 4,
         strategy: str = "pearl",
         rule: str = "token",
         max_batch: int = 8,
@@ -56,7 +58,10 @@ class PearlDecoder:
         self.target = CausalModel(target, "target")
         self.draft = CausalModel(draft, "draft") if draft is not None else None
         self.tokenizer = tokenizer
-        self.plan = Plan(strategy if draft is not None else "autoregressive", gamma, rule)
+        self.plan = Plan(strategy, gamma, rule)
+        if draft is None and self.plan.drafts:
+            self.plan = replace(self.plan, strategy="autoregressive")
+        self.costs = Costs()
         self.max_batch = max_batch
         self._given_lanes = lanes
         self._lanes: dict[bool, tuple[CpuLane, CpuLane]] = {}
@@ -170,17 +175,16 @@ class PearlDecoder:
             raise ValueError(f"expected strategy, gamma or rule, got {sorted(unknown)}")
         values: dict[str, Any] = {"strategy": self.plan.strategy, "gamma": self.plan.gamma, "rule": self.plan.rule}
         plan = Plan(**(values | {name: value for name, value in changes.items() if value is not None}))
-        if self.draft is None and STRATEGIES[plan.strategy].drafts:
+        if self.draft is None and plan.drafts:
             raise ValueError(f"strategy {plan.strategy!r} needs a draft model, got draft=None")
         return plan
 
     def _engine(self, requests: list[Request], plan: Plan) -> Engine:
-        return Engine(requests, self.target, self.draft, self._lanes_for(plan), plan)
+        return Engine(requests, self.target, self.draft, self._pair, plan, self.costs)
 
-    def _lanes_for(self, plan: Plan) -> tuple[CpuLane, CpuLane]:
+    def _pair(self, overlaps: bool) -> tuple[CpuLane, CpuLane]:
         if self._given_lanes is not None:
             return self._given_lanes
-        overlaps = STRATEGIES[plan.strategy].overlaps
         if overlaps not in self._lanes:
             self._lanes[overlaps] = lane_pair(concurrent=overlaps)
         return self._lanes[overlaps]

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 
+from pearl_decode.auto import GAMMAS, Choice, Chooser, Timing
+from pearl_decode.costs import Costs
 from pearl_decode.lanes import CpuLane
 from pearl_decode.lanes.draft import DraftLane
 from pearl_decode.lanes.target import TargetLane
+from pearl_decode.lookup import PromptLookup
 from pearl_decode.models import CausalModel
 from pearl_decode.request import Request
 from pearl_decode.round import Outcome, Round
@@ -22,29 +25,53 @@ LOGGER = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Plan:
-    """How to decode: strategy, draft tokens per round, and rule of acceptance.
+    """How to decode: strategy, draft tokens per round, and rule of acceptance; "auto" leaves one of the first two open.
 
     Raises ValueError naming the field, what was expected and what came.
     """
 
     strategy: str
-    gamma: int
+    gamma: int | str
     rule: str
 
     RULES = ("greedy", "token", "block", "coupled")
 
     def __post_init__(self) -> None:
-        if self.strategy not in STRATEGIES:
-            raise ValueError(f"strategy must be one of {sorted(STRATEGIES)}, got {self.strategy!r}")
-        if not isinstance(self.gamma, int) or isinstance(self.gamma, bool) or self.gamma < 1:
-            raise ValueError(f"gamma must be an integer >= 1, got {self.gamma!r}")
+        if self.strategy not in ("auto", *STRATEGIES):
+            raise ValueError(f"strategy must be one of {['auto', *sorted(STRATEGIES)]}, got {self.strategy!r}")
+        number = isinstance(self.gamma, int) and not isinstance(self.gamma, bool) and self.gamma >= 1
+        if not number and self.gamma != "auto":
+            raise ValueError(f"gamma must be an integer >= 1 or 'auto', got {self.gamma!r}")
         if self.rule not in self.RULES:
             raise ValueError(f"rule must be one of {list(self.RULES)}, got {self.rule!r}")
 
     @property
+    def choices(self) -> list[Choice]:
+        """What a round may be, the plainest first."""
+        strategies = list(STRATEGIES) if self.strategy == "auto" else [self.strategy]
+        gammas = GAMMAS if self.gamma == "auto" else (int(self.gamma),)
+        found = []
+        for name in strategies:
+            if name == "autoregressive":
+                found.append(Choice(name, 1))
+                continue
+            # With one token there is nothing to write ahead.
+            found += [Choice(name, gamma) for gamma in gammas if len(gammas) == 1 or gamma > 1 or name != "pearl"]
+        return found
+
+    @property
+    def drafts(self) -> bool:
+        """Whether every choice needs a draft model."""
+        return all(STRATEGIES[choice.strategy].drafts for choice in self.choices)
+
+    @property
+    def most_drafted(self) -> int:
+        return max(choice.gamma for choice in self.choices)
+
+    @property
     def spare(self) -> int:
         """How far past its end a row may be drafted: a window and the tokens written past it."""
-        return 2 * self.gamma + 1
+        return 2 * self.most_drafted + 1
 
 
 @dataclass(frozen=True)
@@ -64,12 +91,16 @@ class Engine:
         requests: list[Request],
         target: CausalModel,
         draft: CausalModel | None,
-        lanes: tuple[CpuLane, CpuLane],
+        lanes: Callable[[bool], tuple[CpuLane, CpuLane]],
         plan: Plan,
+        costs: Costs,
     ) -> None:
+        """lanes: the pair for rounds whose lanes work at once (True) or in turn; costs: what is known of the pair."""
         self.requests = requests
-        self.lanes = lanes
-        self.strategy = STRATEGIES[plan.strategy]
+        choices = [choice for choice in plan.choices if draft is not None or not STRATEGIES[choice.strategy].drafts]
+        self.chooser = Chooser(choices, costs, len(requests))
+        self.pairs = {overlaps: lanes(overlaps) for overlaps in {STRATEGIES[c.strategy].overlaps for c in choices}}
+        self.prompts_draft = plan.drafts
         params = [request.params for request in requests]
         batch = Batch.start(
             [request.prompt_ids for request in requests],
@@ -79,19 +110,25 @@ class Engine:
             plan.spare,
             target.device,
         )
+        target_lane, lane = next(iter(self.pairs.values()))
         draft_lane = None
-        if draft is not None and self.strategy.drafts:
+        if draft is not None and any(STRATEGIES[choice.strategy].drafts for choice in choices):
             sampled = plan.rule != "greedy" and any(p.temperature > 0 for p in params)
             draft_lane = DraftLane(
                 draft,
-                lanes[1],
+                lane,
                 batch,
-                plan.gamma,
+                plan.most_drafted,
                 target.vocab_size,
                 purpose=Purpose.SAMPLE if plan.rule == "coupled" else Purpose.DRAFT,
                 keeps_logits=sampled and plan.rule in ("token", "block"),
             )
-        self.round = Round(batch, TargetLane(target, lanes[0], batch), draft_lane, plan.rule, plan.gamma)
+        lookups = None
+        if any(choice.strategy == "lookup" for choice in choices):
+            lookups = [PromptLookup(request.prompt_ids) for request in requests]
+        self.round = Round(
+            batch, TargetLane(target, target_lane, batch), draft_lane, plan.rule, choices[0].gamma, lookups
+        )
 
     def run(self) -> Generator[list[Update], None, None]:
         """Decode until every request has ended; after each round, what each request got.
@@ -109,22 +146,74 @@ class Engine:
     def _rounds(self, running: list[Request]) -> Generator[list[Update], None, None]:
         """Decode, taking requests out of `running` as they end."""
         begin = time.perf_counter()
-        self.round.prefill()
+        self.round.prefill(self.prompts_draft)
         start = time.perf_counter()
-        for lane in self.lanes:
-            lane.reset()
+        for pair in self._lanes():
+            for lane in pair:
+                lane.reset()
         for request in self.requests:
             request.stats.prefill_s = start - begin
         while running:
-            before = list(self.round.batch.committed)
-            outcome = self.strategy.step(self.round)
+            round_start = time.perf_counter()
+            choice = self._choose(running)
+            target_lane, draft_lane = self.pairs[STRATEGIES[choice.strategy].overlaps]
+            self.round.target.lane = target_lane
+            if self.round.draft is not None:
+                self.round.draft.lane = draft_lane
+            before, pending = list(self.round.batch.committed), max(self.round.batch.window)
+            busy_s, steps = target_lane.busy_s, len(draft_lane.intervals)
+            outcome = STRATEGIES[choice.strategy].step(self.round)
             updates = self._hand_out(running, before, outcome)
-            self._count_time(running, time.perf_counter() - start)
+            end = time.perf_counter()
+            self._count_time(running, end - start)
+            if len(self.chooser.choices) > 1:
+                self._learn(
+                    running,
+                    choice,
+                    outcome,
+                    pending,
+                    end - round_start,
+                    target_lane.busy_s - busy_s,
+                    [stop - go for go, stop in draft_lane.intervals[steps:]],
+                )
             rows = [row for row, request in enumerate(running) if request.finish_reason is None]
             if rows and len(rows) < len(running):
                 self.round.keep(rows)
+                self.chooser.keep(rows)
             running[:] = [running[row] for row in rows]
             yield updates
+
+    def _choose(self, running: list[Request]) -> Choice:
+        if len(self.chooser.choices) == 1:
+            return self.chooser.choices[0]
+        remaining = [request.params.max_tokens - len(request.token_ids) for request in running]
+        found = [bool(guess) for guess in self.round.guesses(1)] or [False] * len(running)
+        choice = self.chooser.choose(remaining, found, self.round.drafting)
+        self.round.gamma = choice.gamma
+        return choice
+
+    def _learn(
+        self,
+        running: list[Request],
+        choice: Choice,
+        outcome: Outcome,
+        pending: int,
+        round_s: float,
+        target_s: float,
+        steps_s: list[float],
+    ) -> None:
+        for request in running:
+            choices = request.stats.choices
+            choices[str(choice)] = choices.get(str(choice), 0) + 1
+            request.stats.reason = self.chooser.reason
+        width = 1 + pending
+        if pending and choice.strategy != "pearl":
+            choice = Choice("autoregressive", 1)  # first the window that was left had to be verified
+        elif choice.strategy in ("sequential", "lookup") and any(outcome.num_judged):
+            width = 1 + choice.gamma
+        self.chooser.observe(
+            choice, Timing(width, round_s, target_s, steps_s), outcome.num_accepted, outcome.num_judged
+        )
 
     def _hand_out(self, running: list[Request], before: list[int], outcome: Outcome) -> list[Update]:
         state = self.round.batch.state
@@ -134,12 +223,16 @@ class Engine:
             new = state.tokens[row, before[row] : self.round.batch.committed[row]].tolist()
             count, text = request.push(new, Finished(finished[row]), Status(status[row]))
             accepted = min(outcome.num_accepted[row], count)
-            request.stats.count_round(count, accepted, outcome.draft_forwards)
+            request.stats.count_round(count, accepted, outcome.num_judged[row], outcome.draft_forwards)
             updates.append(Update(request, new[:count], text))
         return updates
 
+    def _lanes(self) -> list[tuple[CpuLane, CpuLane]]:
+        """The pairs in use, each once: a caller's own may be the pair for all rounds."""
+        return list(dict.fromkeys(self.pairs.values()))
+
     def _count_time(self, running: list[Request], decode_s: float) -> None:
-        target_s, draft_s = (lane.busy_s for lane in self.lanes)
+        target_s, draft_s = (sum(lane.busy_s for lane in lanes) for lanes in zip(*self._lanes(), strict=True))
         for request in running:
             stats = request.stats
             stats.decode_s = decode_s

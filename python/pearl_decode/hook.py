@@ -24,7 +24,7 @@ def generate(
     stopping_criteria: StoppingCriteriaList,
     generation_config: GenerationConfig,
     draft_model: PreTrainedModel | None = None,
-    gamma: int = 4,
+    gamma: int | str = 4,
     strategy: str = "pearl",
     rule: str = "token",
     streamer: Any | None = None,

@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 
 import torch
 
-from pearl_decode.lanes.draft import DraftLane
+from pearl_decode.lanes.draft import ChainLogits, DraftLane
 from pearl_decode.lanes.target import TargetLane
+from pearl_decode.lookup import PromptLookup
 from pearl_decode.state import PLACEHOLDER, Batch
 from pearl_kernels import advance_
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """One round, per row: tokens committed, drafted ones among them; and the draft forwards it took."""
+    """One round, per row: tokens committed, drafted ones among them, drafted ones the target judged, one by one until
+    the first it refused; and the draft forwards it took.
+    """
 
     num_emitted: list[int]
     num_accepted: list[int]
+    num_judged: list[int]
     draft_forwards: int
 
 
@@ -27,23 +32,44 @@ class Round:
     """The parts of a round over one batch. A strategy calls them in its own order.
 
     A draft that fails costs speed, never a request: it is dropped with a warning and the target goes on alone.
+
+    gamma:   tokens to draft, which may be another number every round
+    lookups: prompt lookup of each row, where it is wanted
     """
 
-    def __init__(self, batch: Batch, target: TargetLane, draft: DraftLane | None, rule: str, gamma: int) -> None:
+    def __init__(
+        self,
+        batch: Batch,
+        target: TargetLane,
+        draft: DraftLane | None,
+        rule: str,
+        gamma: int,
+        lookups: list[PromptLookup] | None = None,
+    ) -> None:
         self.batch = batch
         self.target = target
         self.draft = draft
         self.rule = rule
         self.gamma = gamma
+        self.lookups = lookups
         self.drafting = draft is not None
 
-    def prefill(self) -> None:
-        """Both lanes read the prompts, at once."""
-        drafting = self.draft.prefill() if self.draft else None
+    def prefill(self, drafting: bool) -> None:
+        """Both lanes read the prompts, at once; the draft later, when it first drafts, if it is not sure to."""
+        prompting = self.draft.prefill() if self.draft and drafting else None
         reading = self.target.prefill()
-        if drafting is not None:
-            self.drafted(drafting)
+        if prompting is not None:
+            self.drafted(prompting)
         reading.result()
+
+    @property
+    def draft_chain(self) -> ChainLogits | None:
+        """The distributions the drafted chain was drawn from, where verification needs them."""
+        return self.draft.chain if self.draft else None
+
+    def guesses(self, count: int) -> list[list[int]]:
+        """What prompt lookup drafts: per row `count` tokens, or none."""
+        return [lookup.continuation(count) for lookup in self.lookups or ()]
 
     def drafted(self, future: Future[torch.Tensor] | Future[None]) -> torch.Tensor | None:
         """Wait for the draft; None if it failed, and from then on."""
@@ -60,11 +86,22 @@ class Round:
             drafted = self.batch.state.tokens.new_full((len(self.batch.committed), 1), PLACEHOLDER)
         self.batch.write(self.batch.heads, drafted)
 
-    def commit(self, verifying: Future[torch.Tensor], next_window: int) -> Outcome:
-        """Verify the window and the token after it, commit the outcome, and roll both caches back."""
+    def commit(
+        self,
+        verifying: Future[torch.Tensor],
+        next_window: int,
+        drafted: Sequence[int],
+        chain: ChainLogits | None = None,
+    ) -> Outcome:
+        """Verify the window and the token after it, commit the outcome, and roll both caches back.
 
+        drafted: how many tokens of each row's chain are drafted ones, the rest are placeholders
+        chain:   what the draft model drew them from; None for certain guesses, or where the rule does not ask
+        """
         logits = verifying.result()
-        chain = self.draft.chain.first(logits.shape[1]) if self.draft and self.draft.chain else None
+        if chain is not None:
+            chain = chain.first(logits.shape[1])
+        before = self.batch.committed
         output = advance_(
             self.batch.state,
             logits,
@@ -82,11 +119,18 @@ class Round:
             forwards, self.draft.forwards = self.draft.forwards, 0
             if not self.drafting and not any(self.batch.window):
                 self.draft = None  # its last window is verified: free its memory
-        return Outcome(output.num_emitted.tolist(), output.num_accepted.tolist(), forwards)
+        for row, lookup in enumerate(self.lookups or ()):
+            lookup.extend(self.batch.state.tokens[row, before[row] : self.batch.committed[row]].tolist())
+        emitted, accepted = output.num_emitted.tolist(), output.num_accepted.tolist()
+        # A refusal shows by the corrected token after the accepted ones.
+        judged = [a + (a < d and a < e) for a, d, e in zip(accepted, drafted, emitted, strict=True)]
+        return Outcome(emitted, accepted, judged, forwards)
 
     def keep(self, rows: list[int]) -> None:
         """Go on with these rows only."""
         self.batch.keep(rows)
         self.target.keep(rows)
+        if self.lookups is not None:
+            self.lookups = [self.lookups[row] for row in rows]
         if self.draft is not None:
             self.draft.keep(rows)

@@ -15,19 +15,25 @@ class DecodeStats:
     draft_forwards:    draft forwards of those rounds
     emitted_tokens:    tokens returned: verified, up to the end of the text
     accepted_tokens:   drafted tokens among them
+    judged_tokens:     drafted tokens the target judged, one by one until the first it refused
     accepted_lengths:  histogram: entry n counts the rounds in which n drafted tokens were accepted
+    choices:           with strategy or gamma "auto", the rounds of each choice, such as {"pearl 4": 20}
+    reason:            why the last of them was made, in a line
     target_busy_s, draft_busy_s: time each lane computed while decoding; *_idle_s: the rest of decode_s
     """
 
     strategy: str
-    gamma: int
+    gamma: int | str
     rule: str
     rounds: int = 0
     target_forwards: int = 0
     draft_forwards: int = 0
     emitted_tokens: int = 0
     accepted_tokens: int = 0
+    judged_tokens: int = 0
     accepted_lengths: list[int] = field(default_factory=list)
+    choices: dict[str, int] = field(default_factory=dict)
+    reason: str = ""
     prefill_s: float = 0.0
     decode_s: float = 0.0
     target_busy_s: float = 0.0
@@ -43,12 +49,18 @@ class DecodeStats:
     def tokens_per_target_forward(self) -> float:
         return self.emitted_tokens / self.target_forwards if self.target_forwards else 0.0
 
-    def count_round(self, num_emitted: int, num_accepted: int, draft_forwards: int) -> None:
+    @property
+    def acceptance(self) -> float | None:
+        """Share of the judged tokens that were accepted; None where there were none."""
+        return self.accepted_tokens / self.judged_tokens if self.judged_tokens else None
+
+    def count_round(self, num_emitted: int, num_accepted: int, num_judged: int, draft_forwards: int) -> None:
         self.rounds += 1
         self.target_forwards += 1
         self.draft_forwards += draft_forwards
         self.emitted_tokens += num_emitted
         self.accepted_tokens += num_accepted
+        self.judged_tokens += num_judged
         self.accepted_lengths.extend([0] * (num_accepted + 1 - len(self.accepted_lengths)))
         self.accepted_lengths[num_accepted] += 1
 
@@ -56,4 +68,5 @@ class DecodeStats:
         return asdict(self) | {
             "tokens_per_s": self.tokens_per_s,
             "tokens_per_target_forward": self.tokens_per_target_forward,
+            "acceptance": self.acceptance,
         }

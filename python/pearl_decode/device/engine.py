@@ -86,7 +86,7 @@ class DeviceEngine:
         self.plan = plan
         self.options = options or DeviceOptions()
         self.kept = kept or Kept()
-        self.shape = shape_of(plan.strategy, plan.gamma)
+        self.shape = shape_of(plan.strategy, plan.most_drafted)
         sampled = plan.rule != "greedy" and any(request.params.temperature > 0 for request in requests)
         self._keeps_logits = sampled and plan.rule in ("token", "block")
         longest = max(len(request.prompt_ids) + request.params.max_tokens for request in requests)
@@ -200,7 +200,8 @@ class DeviceEngine:
             if request.finish_reason is not None:
                 continue
             count, text = request.push(ids[:emitted], Finished(finished), Status(status))
-            request.stats.count_round(count, min(accepted, count), draft_forwards)
+            refused = draft_forwards > 0 and accepted < self.shape.drafted and accepted < emitted
+            request.stats.count_round(count, min(accepted, count), accepted + refused, draft_forwards)
             updates.append(Update(request, ids[:count], text))
         return updates
 

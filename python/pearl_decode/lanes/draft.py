@@ -47,6 +47,7 @@ class ChainLogits:
 class DraftLane:
     """The draft model, its lane, its cache of one batch, and the distributions its tokens were drawn from.
 
+    most_drafted: the most tokens a round may draft
     vocab_size: the target's; a draft padded beyond it never draws an id the target lacks
     purpose:    the noise drafts are drawn with: Purpose.SAMPLE couples them to the target's own draws
     keeps_logits: whether verification will need the distributions (not when greedy or coupled)
@@ -60,7 +61,7 @@ class DraftLane:
         model: CausalModel,
         lane: CpuLane,
         batch: Batch,
-        gamma: int,
+        most_drafted: int,
         vocab_size: int,
         purpose: Purpose,
         keeps_logits: bool,
@@ -68,7 +69,7 @@ class DraftLane:
         self.model = model
         self.lane = lane
         self.batch = batch
-        self.gamma = gamma
+        self.most_drafted = most_drafted
         self.vocab_size = vocab_size
         self.purpose = purpose
         self.keeps_logits = keeps_logits
@@ -79,16 +80,17 @@ class DraftLane:
         self.forwards = 0
 
     def prefill(self) -> Future[None]:
+        """Read the rows as far as they are committed."""
         self.cached = [committed - 1 for committed in self.batch.committed]
         return self.lane.run(lambda: prefill(self.model, self.lane, self.cache, self.batch))
 
-    def write_ahead(self) -> Future[torch.Tensor]:
+    def write_ahead(self, gamma: int) -> Future[torch.Tensor]:
         """Draft gamma tokens (batch, gamma) past the window, the first of them for the present chain."""
-        return self._draft(run_ahead=True)
+        return self._draft(gamma, run_ahead=True)
 
-    def write_chain(self) -> Future[torch.Tensor]:
+    def write_chain(self, gamma: int) -> Future[torch.Tensor]:
         """Draft the whole chain (batch, gamma) that is to be verified next."""
-        return self._draft(run_ahead=False)
+        return self._draft(gamma, run_ahead=False)
 
     def settle(self) -> None:
         """After a commit: forget the cache of what was refused."""
@@ -105,31 +107,37 @@ class DraftLane:
         self.chain = self.chain.keep(index) if self.chain else None
         self.ahead = self.ahead.keep(index) if self.ahead else None
 
-    def _draft(self, run_ahead: bool) -> Future[torch.Tensor]:
+    def _draft(self, gamma: int, run_ahead: bool) -> Future[torch.Tensor]:
         heads, windows = self.batch.heads, self.batch.window
-        # One token per row as a rule; two after a round that ended in a token the draft never saw.
+        # One token per row as a rule; two after a round that ended in a token the draft never saw; all since it drafted
+        # last where rounds went without it.
         width = max(head - cached for head, cached in zip(heads, self.cached, strict=True))
+        if width > min(heads):  # one row missed more than another one has
+            self.prefill()
+            width = max(windows) + 1
         inputs = self.batch.gather([head - width for head in heads], width)
-        self.cached = [head + self.gamma - 1 for head in heads]
-        return self.lane.run(lambda: self._steps(inputs, heads, windows, run_ahead))
+        self.cached = [head + gamma - 1 for head in heads]
+        return self.lane.run(lambda: self._steps(inputs, heads, windows, gamma, run_ahead))
 
-    def _steps(self, inputs: torch.Tensor, heads: list[int], windows: list[int], run_ahead: bool) -> torch.Tensor:
+    def _steps(
+        self, inputs: torch.Tensor, heads: list[int], windows: list[int], gamma: int, run_ahead: bool
+    ) -> torch.Tensor:
         rows = torch.arange(len(heads), device=inputs.device)
         positions = torch.tensor(heads, device=inputs.device)
         columns = torch.tensor(windows, device=inputs.device)
         # A position may be drafted again in a later round; its noise must then be new.
         epochs = None if self.purpose is Purpose.SAMPLE else positions - columns
-        ahead = torch.arange(self.gamma, device=inputs.device)
+        ahead = torch.arange(gamma, device=inputs.device)
         drafted, bad = [], []
         for step, position in enumerate((positions[:, None] + ahead).unbind(1)):
             logits = self._forward(inputs, [head + step - inputs.shape[1] for head in heads])
             tokens, stats, status = sample(logits, self.batch.params, position, purpose=self.purpose, epochs=epochs)
             if self.keeps_logits:
                 if step == 0 or not run_ahead:
-                    self.chain = self.chain or ChainLogits.empty(logits, self.gamma + 1)
+                    self.chain = self.chain or ChainLogits.empty(logits, self.most_drafted + 1)
                     self.chain.put(rows, columns + step, logits, stats)
                 else:
-                    self.ahead = self.ahead or ChainLogits.empty(logits, self.gamma + 1)
+                    self.ahead = self.ahead or ChainLogits.empty(logits, self.most_drafted + 1)
                     self.ahead.put(rows, step - 1, logits, stats)
             if self.model.d2t is not None:
                 tokens = self.model.d2t[tokens]

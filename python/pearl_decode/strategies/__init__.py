@@ -7,13 +7,14 @@ from dataclasses import dataclass
 
 from pearl_decode.round import Outcome, Round
 from pearl_decode.strategies.autoregressive import autoregressive_round
+from pearl_decode.strategies.lookup import lookup_round
 from pearl_decode.strategies.pearl import pearl_round
 from pearl_decode.strategies.sequential import sequential_round
 
 
 @dataclass(frozen=True)
 class Strategy:
-    """step: one round; drafts: whether it wants a draft; overlaps: whether both lanes work at once."""
+    """step: one round; drafts: whether it wants a draft model; overlaps: whether both lanes work at once."""
 
     step: Callable[[Round], Outcome]
     drafts: bool
@@ -22,6 +23,7 @@ class Strategy:
 
 STRATEGIES = {
     "autoregressive": Strategy(autoregressive_round, drafts=False, overlaps=False),
+    "lookup": Strategy(lookup_round, drafts=False, overlaps=False),
     "sequential": Strategy(sequential_round, drafts=True, overlaps=False),
     "pearl": Strategy(pearl_round, drafts=True, overlaps=True),
 }

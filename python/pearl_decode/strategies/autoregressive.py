@@ -6,6 +6,11 @@ from pearl_decode.round import Outcome, Round
 
 
 def autoregressive_round(round: Round) -> Outcome:
-    """Verify a chain that is only a placeholder: the target draws the token itself."""
+    """Verify a chain that ends in a placeholder, where the target draws the token itself.
+
+    The placeholder is all there is, unless an earlier round has left a window.
+    """
+    windows = list(round.batch.window)
     round.write_drafts(None)
-    return round.commit(round.target.window_logits(width=1), next_window=0)
+    verifying = round.target.window_logits(width=1 + max(windows))
+    return round.commit(verifying, next_window=0, drafted=windows, chain=round.draft_chain if any(windows) else None)

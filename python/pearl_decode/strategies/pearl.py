@@ -11,11 +11,13 @@ def pearl_round(round: Round) -> Outcome:
     The first new token completes the chain being verified. If all of it is accepted, the other gamma - 1 are the
     next window; if not, they are forgotten.
     """
-    drafting = round.draft.write_ahead() if round.draft and round.drafting else None
+    drafting = round.draft.write_ahead(round.gamma) if round.draft and round.drafting else None
     verifying = round.target.window_logits(width=1 + max(round.batch.window))
     drafted = round.drafted(drafting) if drafting else None
+    chain = [window + (drafted is not None) for window in round.batch.window]
     round.write_drafts(drafted)
-    outcome = round.commit(verifying, next_window=0 if drafted is None else round.gamma - 1)
+    next_window = 0 if drafted is None else round.gamma - 1
+    outcome = round.commit(verifying, next_window, drafted=chain, chain=round.draft_chain)
     if round.draft is not None:
         round.draft.turn()
     return outcome

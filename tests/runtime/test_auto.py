@@ -1,0 +1,173 @@
+"""Strategy "auto": what it knows, how it chooses, and that changing one's mind changes no text."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+import torch
+
+from pearl_decode import PearlDecoder, SamplingParams
+from pearl_decode.auto import Choice, Chooser, Timing
+from pearl_decode.costs import Acceptance, Costs, StepTimes, pearl_tokens
+from pearl_decode.lookup import PromptLookup
+from tests.runtime.scripted import scripted_pair, sequence_model, tokens_per_round
+from tests.runtime.test_law import _exact_law, _p_value, _tables, _text_counts
+
+ALL = [Choice("autoregressive", 1)] + [Choice(s, g) for s in ("lookup", "sequential", "pearl") for g in (2, 4, 8)]
+
+
+@pytest.fixture
+def at_random(monkeypatch):
+    """Every round another choice, whatever it costs."""
+    dice = random.Random(7)
+
+    def choose(self, remaining, found, drafting):
+        return dice.choice([c for c in self.choices if c.gamma <= 6])
+
+    monkeypatch.setattr(Chooser, "choose", choose)
+
+
+def _counts(accepted: float, tokens: int, dice: random.Random) -> list[bool]:
+    return [dice.random() < accepted for _ in range(tokens)]
+
+
+@pytest.mark.parametrize(("before", "after"), [(0.9, 0.2), (0.2, 0.9)])
+def test_a_change_of_acceptance_is_seen_within_twenty_tokens(before, after):
+    late = []
+    for seed in range(20):
+        dice, acceptance = random.Random(seed), Acceptance()
+        for hit in _counts(before, 300, dice):
+            acceptance.count(int(hit), 1)
+        assert abs(acceptance.value - before) < 0.2
+        for hit in _counts(after, 20, dice):
+            acceptance.count(int(hit), 1)
+        late.append(abs(acceptance.value - after) > 0.25)
+    assert sum(late) <= 3
+
+
+def test_an_acceptance_that_is_not_seen_is_hoped_to_have_risen():
+    acceptance = Acceptance(start=0.2)
+    for _ in range(50):
+        acceptance.count(0, 0)
+    assert acceptance.value == pytest.approx(0.2)
+    assert 0.3 < acceptance.hoped < 0.5
+
+
+def test_pearl_formula_is_the_one_the_runtime_is_held_to():
+    for a in (0.1, 0.5, 0.9):
+        for gamma in (1, 2, 4, 8):
+            assert pearl_tokens(a, gamma) == pytest.approx(tokens_per_round(a, gamma))
+
+
+def test_times_are_measured_interpolated_or_taken_from_elsewhere():
+    alone = StepTimes()
+    assert alone.window_s(1, 0) is None
+    for width, seconds in ((1, 0.010), (5, 0.014)):
+        alone.add_window(width, 9.0, 0)  # the first one is a warm-up
+        alone.add_window(width, seconds, 0)
+    assert alone.window_s(3, 0) == pytest.approx(0.012)
+    assert alone.window_s(9, 0) == pytest.approx(0.014)
+    assert alone.window_s(1, 100) == pytest.approx(0.009)
+    beside = StepTimes(alone)
+    assert beside.window_s(5, 0) == pytest.approx(0.014)
+    for seconds in (9.0, 0.020):
+        beside.add_window(1, seconds, 0)
+    assert beside.window_s(5, 0) == pytest.approx(0.028)
+
+
+def _settled(target_ms: float, draft_ms: float, acceptance: float) -> Choice:
+    """What is chosen once everything was measured."""
+    chooser = Chooser(ALL, Costs(), 1)
+    dice, choice = random.Random(1), ALL[0]
+    for _ in range(400):
+        choice = chooser.choose([1000], [False], True)
+        gamma, steps = choice.gamma, []
+        hits = 0
+        if choice.strategy != "autoregressive":
+            steps = [draft_ms / 1e3] * gamma
+            while hits < gamma and dice.random() < acceptance:
+                hits += 1
+        overlaps = choice.strategy == "pearl"
+        round_s = max(target_ms / 1e3, sum(steps)) if overlaps else target_ms / 1e3 + sum(steps)
+        judged = [min(hits + 1, gamma) if steps else 0]
+        chooser.observe(
+            choice,
+            Timing(gamma if overlaps else 1 + gamma * bool(steps), round_s, target_ms / 1e3, steps),
+            [hits],
+            judged,
+        )
+    return choice
+
+
+def test_the_choice_follows_cost_and_acceptance():
+    assert _settled(40, 5, 0.9).strategy == "pearl"
+    assert _settled(40, 1, 0.5).strategy == "sequential"
+    assert _settled(40, 20, 0.2).strategy == "autoregressive"
+
+
+def test_lookup_repeats_what_came_after_the_same_words():
+    lookup = PromptLookup([1, 2, 3, 4, 5, 9, 2, 3])
+    assert lookup.continuation(3) == [4, 5, 9]
+    lookup.extend([4, 7])
+    assert lookup.continuation(2) == []
+    lookup.extend([8, 7, 8, 7])
+    assert lookup.continuation(5) == [8, 7, 8, 7, 8]
+
+
+@pytest.mark.parametrize("rule", ["greedy", "coupled"])
+def test_text_is_the_targets_own_whatever_is_chosen(llama, near_llama, prompts, rule, at_random):
+    params = SamplingParams(max_tokens=24, temperature=0.0 if rule == "greedy" else 0.8, seed=3)
+    with PearlDecoder(llama, near_llama, rule=rule) as decoder:
+        alone = decoder.generate(prompts, params, strategy="autoregressive")
+        mixed = decoder.generate(prompts, params, strategy="auto", gamma="auto")
+    assert [r.token_ids for r in mixed] == [r.token_ids for r in alone]
+    assert len(mixed[0].stats.choices) > 3
+
+
+@pytest.mark.parametrize("rule", ["token", "block"])
+def test_joint_law_of_three_tokens_is_the_targets_whatever_is_chosen(rule, at_random):
+    target, draft = _tables()
+    counts = _text_counts(target, draft, 0.8, strategy="auto", gamma="auto", rule=rule)
+    assert _p_value(counts, _exact_law(target, first=2, temperature=0.8)) > 1e-4
+
+
+def test_lookup_needs_no_draft_and_saves_forwards():
+    target = sequence_model([1, 2, 3, 4] * 20, vocab=8)
+    with PearlDecoder(target) as decoder:
+        [alone] = decoder.generate([[1, 2]], SamplingParams(max_tokens=40))
+        [result] = decoder.generate([[1, 2]], SamplingParams(max_tokens=40), strategy="lookup", gamma=4)
+        [auto] = decoder.generate([[1, 2]], SamplingParams(max_tokens=40), strategy="auto", gamma="auto")
+    assert result.token_ids == alone.token_ids == auto.token_ids
+    assert result.stats.target_forwards < 20
+    assert result.stats.acceptance == 1.0
+
+
+@pytest.mark.parametrize("strategy", ["sequential", "pearl", "auto"])
+def test_acceptance_is_the_share_of_tokens_that_were_judged(strategy, at_random):
+    rows = 64
+    target, draft = scripted_pair(0.6, rows)
+    plan = {"strategy": strategy, "gamma": "auto" if strategy == "auto" else 4}
+    with PearlDecoder(target, draft, max_batch=rows) as decoder:
+        results = decoder.generate([[2 * row] for row in range(rows)], SamplingParams(max_tokens=100), **plan)
+    accepted, judged = (sum(getattr(r.stats, n) for r in results) for n in ("accepted_tokens", "judged_tokens"))
+    assert judged > 1000
+    assert 0.0 < accepted / judged < 1.0 if strategy == "auto" else abs(accepted / judged - 0.6) < 0.04
+
+
+def test_statistics_hold_choices_and_reason(llama, near_llama):
+    with PearlDecoder(llama, near_llama) as decoder:
+        [result] = decoder.generate([[5, 6, 7]], SamplingParams(max_tokens=60), strategy="auto", gamma="auto")
+    assert sum(result.stats.choices.values()) == result.stats.rounds
+    assert "autoregressive" in result.stats.choices
+    assert "expected tokens/s" in result.stats.reason
+
+
+@pytest.mark.parametrize("lengths", [(3, 40), (2, 9)])
+def test_a_draft_that_missed_more_than_a_short_row_has_reads_again(llama, near_llama, lengths, at_random):
+    torch.manual_seed(0)
+    prompts = [torch.randint(1, 100, (length,)).tolist() for length in lengths]
+    with PearlDecoder(llama, near_llama) as decoder:
+        alone = decoder.generate(prompts, SamplingParams(max_tokens=30), strategy="autoregressive")
+        mixed = decoder.generate(prompts, SamplingParams(max_tokens=30), strategy="auto", gamma="auto")
+    assert [r.token_ids for r in mixed] == [r.token_ids for r in alone]
