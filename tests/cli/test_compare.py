@@ -36,12 +36,13 @@ def test_sampled_text_is_not_claimed_to_be_the_same(generate: Cli):
 
 
 def run_of(
-    strategy: str, *, seconds: float, forwards: int, accepted_lengths: list[int], emitted: int
+    strategy: str, *, seconds: float, forwards: int, accepted_lengths: list[int], emitted: int, refused: int = 0
 ) -> GenerationResult:
     stats = DecodeStats(strategy, 4, "token", rounds=forwards, target_forwards=forwards, emitted_tokens=emitted)
     stats.draft_forwards = 0 if strategy == "autoregressive" else 4 * forwards
     stats.accepted_lengths = accepted_lengths
     stats.accepted_tokens = sum(length * rounds for length, rounds in enumerate(accepted_lengths))
+    stats.judged_tokens = stats.accepted_tokens + refused
     stats.decode_s = seconds
     return GenerationResult("", [], "length", None, 0, stats)
 
@@ -49,9 +50,9 @@ def run_of(
 def test_ratio_and_acceptance_are_computed_from_the_statistics():
     alone = [run_of("autoregressive", seconds=s, forwards=40, accepted_lengths=[40], emitted=40) for s in (1, 2, 4)]
     # Two rounds of 4 accepted (and a bonus token), six of 2 accepted and one refused.
-    sequential = run_of("sequential", seconds=1, forwards=8, accepted_lengths=[0, 0, 6, 0, 2], emitted=28)
+    sequential = run_of("sequential", seconds=1, forwards=8, accepted_lengths=[0, 0, 6, 0, 2], emitted=28, refused=6)
     # Five rounds of 4 accepted and nothing more; five of 1 accepted and one refused.
-    pearl = run_of("pearl", seconds=0.5, forwards=10, accepted_lengths=[0, 5, 0, 0, 5], emitted=30)
+    pearl = run_of("pearl", seconds=0.5, forwards=10, accepted_lengths=[0, 5, 0, 0, 5], emitted=30, refused=5)
     runs = {"autoregressive": alone, "sequential": [sequential], "pearl": [pearl]}
     rows = {row.strategy: row for row in summarise(runs)}
     assert rows["autoregressive"].acceptance is None

@@ -125,7 +125,7 @@ def test_dtype_reaches_the_models(generate: Cli):
 
 
 def test_offered_choices_are_the_decoders():
-    assert set(options.STRATEGIES) == set(STRATEGIES)
+    assert set(options.STRATEGIES) == {"auto", *STRATEGIES}
     assert set(options.RULES) == set(Plan.RULES)
 
 

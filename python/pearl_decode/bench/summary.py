@@ -92,22 +92,9 @@ def _same_text(samples: list[Sample], baseline: list[Sample]) -> tuple[int, int]
 
 
 def acceptance(stats: Sequence[DecodeStats]) -> float | None:
-    """Of the drafted tokens that were judged one by one, the share that was accepted; None if nothing was drafted.
-
-    Only for rounds of a set gamma, strategies "sequential" and "pearl".
-    """
-    accepted = refused = 0
-    for entry in stats:
-        if not entry.draft_forwards or entry.strategy not in ("sequential", "pearl"):
-            continue
-        accepted += entry.accepted_tokens
-        # A sequential round ends with a refusal or with gamma tokens accepted; a pearl round emits nothing but
-        # accepted tokens and the corrected one of a refusal.
-        full = entry.accepted_lengths[entry.gamma] if len(entry.accepted_lengths) > entry.gamma else 0
-        refused += (
-            entry.rounds - full if entry.strategy == "sequential" else entry.emitted_tokens - entry.accepted_tokens
-        )
-    return accepted / (accepted + refused) if accepted + refused else None
+    """Of the drafted tokens that were judged one by one, the share that was accepted; None if there were none."""
+    judged = sum(entry.judged_tokens for entry in stats)
+    return sum(entry.accepted_tokens for entry in stats) / judged if judged else None
 
 
 def accepted_lengths(measurement: Measurement) -> dict[str, list[int]]:

@@ -146,8 +146,8 @@ def _measure(
 
     torch.set_num_threads(len(available_cores()))  # of this thread, where peers run: as many as our lanes have
     eos_ids = _eos_ids(decoder)
-    # "auto" chooses its gamma as it goes, unless one is asked for.
-    gammas: dict[str, int | str] = {"auto": "auto"} if args.own_gamma else {}
+    # These choose their gamma as they go, unless one is asked for.
+    gammas: dict[str, int | str] = {"auto": "auto", "lookup": "auto"} if args.own_gamma else {}
     systems = own_systems(decoder, strategies, args.temperature, args.seed, gammas)
     systems += _peers(decoder, args, eos_ids)
     timing = {"max_tokens": args.tokens, "repeat": args.repeat, "eos_ids": eos_ids}

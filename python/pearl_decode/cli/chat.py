@@ -39,7 +39,7 @@ def run(args: argparse.Namespace) -> int:
     from pearl_decode.cli.generate import load
 
     pair.settle(args)
-    if args.draft is None:
+    if args.draft is None and args.strategy not in options.DRAFTLESS:
         args.strategy = "autoregressive"
     params = options.sampling_params(args)
     with load(args) as decoder:

@@ -17,7 +17,7 @@ from pearl_decode.result import GenerationResult
 from pearl_decode.sampling import SamplingParams
 
 BASELINE = "autoregressive"
-MEASURED = (BASELINE, "sequential", "pearl")
+MEASURED = (BASELINE, "sequential", "pearl", "auto")
 WARM_UP_TOKENS = 8
 
 
@@ -70,15 +70,19 @@ def measure(
     """Run every strategy `repeat` times, in turns, after a short warm-up of each."""
     for strategy in MEASURED:
         short = replace(params, max_tokens=min(WARM_UP_TOKENS, params.max_tokens))
-        _checked(decoder.generate([ids], short, strategy=strategy)[0])
+        _checked(decoder.generate([ids], short, **_plan(strategy))[0])
     runs: dict[str, list[GenerationResult]] = {strategy: [] for strategy in MEASURED}
     for turn in range(repeat):
         report(f"measuring {', '.join(MEASURED)}: run {turn + 1} of {repeat}")
         # Another one begins each turn, so that a machine that warms up or slows down favours none.
         first = turn % len(MEASURED)
         for strategy in MEASURED[first:] + MEASURED[:first]:
-            runs[strategy].append(_checked(decoder.generate([ids], params, strategy=strategy)[0]))
+            runs[strategy].append(_checked(decoder.generate([ids], params, **_plan(strategy))[0]))
     return runs
+
+
+def _plan(strategy: str) -> dict[str, str]:
+    return {"strategy": strategy, "gamma": "auto"} if strategy == "auto" else {"strategy": strategy}
 
 
 def summarise(runs: dict[str, list[GenerationResult]]) -> list[Row]:
@@ -95,21 +99,8 @@ def summarise(runs: dict[str, list[GenerationResult]]) -> list[Row]:
 
 def _acceptance(results: Sequence[GenerationResult]) -> float | None:
     """Of the drafted tokens that were judged one by one, the share that was accepted."""
-    accepted = sum(result.stats.accepted_tokens for result in results)
-    refused = 0
-    for result in results:
-        stats = result.stats
-        if not stats.draft_forwards:
-            return None
-        full_rounds = stats.accepted_lengths[stats.gamma] if len(stats.accepted_lengths) > stats.gamma else 0
-        # A round ends with a refusal, or with its whole chain accepted. In sequential rounds that is gamma tokens; in
-        # pearl rounds it emits nothing but accepted tokens.
-        refused += (
-            stats.rounds - full_rounds
-            if stats.strategy == "sequential"
-            else stats.emitted_tokens - stats.accepted_tokens
-        )
-    return accepted / (accepted + refused) if accepted + refused else None
+    judged = sum(result.stats.judged_tokens for result in results)
+    return sum(result.stats.accepted_tokens for result in results) / judged if judged else None
 
 
 def same_text(runs: dict[str, list[GenerationResult]], params: SamplingParams, rule: str) -> bool | None:

@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 BUILTIN_GAMMA = 2
 DEFAULT_GAMMA = 4
 NO_DRAFT = "none"
-STRATEGIES = ("pearl", "sequential", "autoregressive")
+STRATEGIES = ("auto", "pearl", "sequential", "lookup", "autoregressive")
+DRAFTLESS = ("auto", "lookup", "autoregressive")
 RULES = ("token", "block", "coupled", "greedy")
 DTYPES = ("float32", "bfloat16", "float16")
 DTYPE_HELP = "of both models (default: the checkpoint's; without a GPU of the weights only, computed in float32)"
@@ -98,12 +99,16 @@ def check(args: argparse.Namespace) -> None:
         raise CliError(f"--compare measures one prompt, got {len(args.prompt)}", BAD_ARGUMENTS)
     if args.draft is None and args.target == BUILTIN_TARGET:
         args.draft = BUILTIN_DRAFT
+    chosen_gamma = args.gamma
     if args.gamma is None:
         args.gamma = BUILTIN_GAMMA if (args.target, args.draft) == (BUILTIN_TARGET, BUILTIN_DRAFT) else DEFAULT_GAMMA
-    if args.strategy == "autoregressive" and not args.compare:
+    if args.strategy in ("lookup", "autoregressive") and not args.compare:
         args.draft = None
         return
-    if args.draft in (None, NO_DRAFT):
+    if args.strategy == "auto":
+        args.draft = None if args.draft == NO_DRAFT else args.draft
+        args.gamma = chosen_gamma or "auto"
+    if args.draft in (None, NO_DRAFT) and (args.strategy not in DRAFTLESS or args.compare):
         raise CliError(
             f"strategy {args.strategy} needs a draft: give --draft a path, a hub id or first-layers:N, "
             "or use --strategy autoregressive",

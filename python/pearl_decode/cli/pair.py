@@ -27,6 +27,8 @@ def settle(args: argparse.Namespace) -> None:
         args.draft = BUILTIN_DRAFT
     if args.draft == options.NO_DRAFT:
         args.draft = None
+    if args.gamma is None and args.strategy == "auto":
+        args.gamma = "auto"
     if args.gamma is None:
         builtin = (args.target, args.draft) == (BUILTIN_TARGET, BUILTIN_DRAFT)
         args.gamma = options.BUILTIN_GAMMA if builtin else options.DEFAULT_GAMMA
