@@ -82,7 +82,7 @@ def test_sampling_follows_torchs_seed(llama, near_llama, prompts):
         ({"repetition_penalty": 1.3}, "logits_processor: expected only .* got \\['RepetitionPenalty"),
         ({"max_time": 3.0}, "stopping_criteria: expected only .* got \\['MaxTimeCriteria"),
         ({"output_scores": True, "return_dict_in_generate": True}, "output_scores: this decoder returns token ids"),
-        ({"gamma": 0}, "gamma must be an integer >= 1, got 0"),
+        ({"gamma": 0}, "gamma must be an integer >= 1 or 'auto', got 0"),
     ],
 )
 def test_what_would_be_ignored_is_refused(llama, near_llama, prompts, options, message):
