@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from itertools import chain
 from typing import Any, overload
 
@@ -24,17 +23,22 @@ from pearl_decode.stats import DecodeStats
 
 Prompt = str | Sequence[int]
 FIRST_LAYERS = "first-layers:"
+DEFAULT_RULE = "block"
+REPRODUCIBLE_RULES = ("coupled", "greedy")
 
 
 class PearlDecoder:
     """Decodes with a target model and a draft that guesses for it; the output is the target's own.
 
-    target, draft: causal models of transformers; draft None leaves only the strategy "autoregressive"
+    target, draft: causal models of transformers; draft None leaves "autoregressive", "lookup", and "auto" of the two
     tokenizer:     the target's; None where prompts are token ids and no text is wanted
     gamma:         tokens drafted per round, or "auto"
     strategy:      "pearl", "sequential", "lookup", "autoregressive", or "auto": before each round the one that should
                    be the fastest, by the time rounds took and by what was accepted
-    rule:          "token", "block", "coupled" or "greedy"; requests of temperature 0 are greedy under each
+    rule:          "token", "block", "coupled" or "greedy"; requests of temperature 0 are greedy under each. None is
+                   DEFAULT_RULE, or "coupled" where reproducible
+    reproducible:  whether a sampled text must be the same for the same seed, whatever the draft, the strategy and the
+                   other requests: that takes the rule "coupled"
     max_batch:     requests decoded at once; more are taken in turn
     lanes:         target and draft lane to use whatever the strategy; None shares the cores out as it needs
 
@@ -47,9 +51,10 @@ class PearlDecoder:
         draft: PreTrainedModel | None = None,
         tokenizer: Any | None = None,
         *,
-        gamma: int | str = 4,
-        strategy: str = "pearl",
-        rule: str = "token",
+        gamma: int | str = "auto",
+        strategy: str = "auto",
+        rule: str | None = None,
+        reproducible: bool = False,
         max_batch: int = 8,
         lanes: tuple[CpuLane, CpuLane] | None = None,
     ) -> None:
@@ -58,9 +63,8 @@ class PearlDecoder:
         self.target = CausalModel(target, "target")
         self.draft = CausalModel(draft, "draft") if draft is not None else None
         self.tokenizer = tokenizer
-        self.plan = Plan(strategy, gamma, rule)
-        if draft is None and self.plan.drafts:
-            self.plan = replace(self.plan, strategy="autoregressive")
+        self.reproducible = reproducible
+        self.plan = self._checked(Plan(strategy, gamma, rule or ("coupled" if reproducible else DEFAULT_RULE)))
         self.costs = Costs()
         self.max_batch = max_batch
         self._given_lanes = lanes
@@ -174,9 +178,13 @@ class PearlDecoder:
         if unknown:
             raise ValueError(f"expected strategy, gamma or rule, got {sorted(unknown)}")
         values: dict[str, Any] = {"strategy": self.plan.strategy, "gamma": self.plan.gamma, "rule": self.plan.rule}
-        plan = Plan(**(values | {name: value for name, value in changes.items() if value is not None}))
+        return self._checked(Plan(**(values | {name: value for name, value in changes.items() if value is not None})))
+
+    def _checked(self, plan: Plan) -> Plan:
         if self.draft is None and plan.drafts:
             raise ValueError(f"strategy {plan.strategy!r} needs a draft model, got draft=None")
+        if self.reproducible and plan.rule not in REPRODUCIBLE_RULES:
+            raise ValueError(f"rule must be one of {list(REPRODUCIBLE_RULES)} where reproducible, got {plan.rule!r}")
         return plan
 
     def _engine(self, requests: list[Request], plan: Plan) -> Engine:

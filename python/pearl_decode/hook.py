@@ -24,9 +24,9 @@ def generate(
     stopping_criteria: StoppingCriteriaList,
     generation_config: GenerationConfig,
     draft_model: PreTrainedModel | None = None,
-    gamma: int | str = 4,
-    strategy: str = "pearl",
-    rule: str = "token",
+    gamma: int | str = "auto",
+    strategy: str = "auto",
+    rule: str | None = None,
     streamer: Any | None = None,
     **model_kwargs: Any,
 ) -> torch.Tensor | GenerateDecoderOnlyOutput:
@@ -35,7 +35,8 @@ def generate(
         model.generate(**inputs, custom_generate=pearl_decode.generate, draft_model=draft, do_sample=True)
 
     input_ids: (batch, length) int64, left-padded as attention_mask says
-    Seeds come from torch's generator, so torch.manual_seed makes the text reproducible.
+    Seeds come from torch's generator, and the rule is "coupled" if none is given, so that torch.manual_seed makes the
+    text reproducible.
     Returns what generate returns: (batch, length + new) int64 ids, prompts included, padded at the end; or a
     GenerateDecoderOnlyOutput with them where the config asks for a dict.
     Raises ValueError for what this decoder would otherwise ignore: other logits processors or stopping criteria,
@@ -50,7 +51,9 @@ def generate(
         raise ValueError(f"streamer: expected a batch of 1, got {input_ids.shape[0]}")
     prompts = _without_padding(input_ids, model_kwargs.get("attention_mask"))
     params = [_params(generation_config, input_ids.shape[1]) for _ in prompts]
-    with PearlDecoder(model, draft_model, gamma=gamma, strategy=strategy, rule=rule) as decoder:
+    with PearlDecoder(
+        model, draft_model, gamma=gamma, strategy=strategy, rule=rule, reproducible=rule is None
+    ) as decoder:
         requests, rounds = decoder.start(prompts, params)
         for updates in rounds:
             for update in updates:

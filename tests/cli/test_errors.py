@@ -34,12 +34,12 @@ def one_line(err: str) -> str:
         (("--min-p", "2"), "min_p must be in [0, 1], got 2.0"),
         (("--max-tokens", "0"), "max_tokens must be an integer >= 1, got 0"),
         (("--gamma", "0"), "argument --gamma: must be an integer >= 1, got 0"),
-        (("--gamma", "two"), "argument --gamma: invalid positive value: 'two'"),
+        (("--gamma", "two"), "argument --gamma: expected an integer >= 1 or auto, got 'two'"),
         (("--rule", "majority"), "invalid choice: 'majority'"),
         (("--strategy", "tree"), "invalid choice: 'tree'"),
         (("--dtype", "int8"), "invalid choice: 'int8'"),
         (("--stop", ""), "stop must hold non-empty strings, got ''"),
-        (("--draft", "none"), "strategy pearl needs a draft"),
+        (("--draft", "none", "--strategy", "pearl"), "strategy pearl needs a draft"),
         (
             ("--draft", "./no/such/draft"),
             "draft: expected a model directory or a hub id, but there is no './no/such/draft'",
@@ -58,7 +58,7 @@ def test_bad_argument_is_named_and_exits_2(generate: Cli, arguments, message: st
 
 
 def test_target_without_a_draft_says_what_to_give(cli: Cli, target: str):
-    outcome = cli("generate", "--target", target, "a prompt")
+    outcome = cli("generate", "--target", target, "--strategy", "sequential", "a prompt")
     assert outcome.status == 2
     assert "give --draft a path, a hub id or first-layers:N" in one_line(outcome.err)
 

@@ -11,6 +11,7 @@ import pytest
 
 from pearl_decode import GenerationResult, PearlDecoder, SamplingParams
 from pearl_decode.cli import build_parser, options
+from pearl_decode.decoder import DEFAULT_RULE
 from pearl_decode.engine import Plan
 from pearl_decode.strategies import STRATEGIES
 from tests.cli.conftest import Cli, make_model, make_tokenizer, save
@@ -60,7 +61,7 @@ def test_json_has_the_result_and_its_statistics(generate: Cli):
     assert answer["error"] is None
     assert answer["finish_reason"] in ("stop", "length")
     assert answer["stats"]["emitted_tokens"] == len(answer["token_ids"])
-    assert answer["stats"]["strategy"] == "pearl"
+    assert answer["stats"]["strategy"] == "auto"
     assert answer["stats"]["tokens_per_target_forward"] >= 1
 
 
@@ -75,6 +76,7 @@ def test_strategy_and_gamma_reach_the_decoder_and_do_not_change_greedy_text(gene
 @pytest.mark.parametrize("rule", options.RULES)
 def test_seed_makes_sampled_text_repeatable(generate: Cli, rule: str):
     sampled = ("--json", "--temperature", "0.9", "--top-k", "40", "--top-p", "0.95", "--min-p", "0.01", "--rule", rule)
+    sampled += ("--strategy", "pearl", "--gamma", "4")
     first, again = (generate(*sampled, "--seed", "-7", PROMPT).json() for _ in range(2))
     assert first["stats"]["rule"] == rule
     assert first["token_ids"] == again["token_ids"]
@@ -120,6 +122,13 @@ def test_autoregressive_needs_no_draft(cli: Cli, generate: Cli, target: str):
     assert (alone.status, alone.out) == (0, generate(PROMPT).out)
 
 
+def test_a_seed_alone_makes_the_text_repeatable_whatever_is_chosen(generate: Cli):
+    first, again = (generate("--json", "--temperature", "1.2", "--seed", "7", PROMPT).json() for _ in range(2))
+    plain = generate("--json", "--temperature", "1.2", "--seed", "7", "--strategy", "autoregressive", PROMPT).json()
+    assert first["stats"]["rule"] == "coupled"
+    assert first["token_ids"] == again["token_ids"] == plain["token_ids"]
+
+
 def test_dtype_reaches_the_models(generate: Cli):
     assert generate("--dtype", "bfloat16", "--json", PROMPT).status == 0
 
@@ -127,20 +136,22 @@ def test_dtype_reaches_the_models(generate: Cli):
 def test_offered_choices_are_the_decoders():
     assert set(options.STRATEGIES) == {"auto", *STRATEGIES}
     assert set(options.RULES) == set(Plan.RULES)
+    assert options.DEFAULT_RULE == DEFAULT_RULE
 
 
 @pytest.mark.parametrize(
     ("arguments", "draft", "gamma"),
     [
-        ([], options.BUILTIN_DRAFT, options.BUILTIN_GAMMA),
+        ([], options.BUILTIN_DRAFT, "auto"),
         (["--gamma", "7"], options.BUILTIN_DRAFT, 7),
-        (["--draft", "first-layers:3"], "first-layers:3", options.DEFAULT_GAMMA),
-        (["--target", "a", "--draft", "b"], "b", options.DEFAULT_GAMMA),
-        (["--strategy", "autoregressive"], None, options.BUILTIN_GAMMA),
-        (["--strategy", "autoregressive", "--compare"], options.BUILTIN_DRAFT, options.BUILTIN_GAMMA),
+        (["--draft", "first-layers:3"], "first-layers:3", "auto"),
+        (["--target", "a", "--draft", "b"], "b", "auto"),
+        (["--target", "a"], None, "auto"),
+        (["--strategy", "autoregressive"], None, "auto"),
+        (["--strategy", "autoregressive", "--compare"], options.BUILTIN_DRAFT, "auto"),
     ],
 )
-def test_only_the_builtin_pair_has_a_draft_and_a_gamma_of_its_own(arguments, draft: str | None, gamma: int):
+def test_only_the_builtin_target_has_a_draft_of_its_own(arguments, draft: str | None, gamma: int | str):
     args = build_parser().parse_args(["generate", *arguments])
     options.check(args)
     assert (args.draft, args.gamma) == (draft, gamma)

@@ -21,7 +21,7 @@ PARAMS = [
 @pytest.fixture(scope="module")
 def plain(llama, prompts):
     """Autoregressive sampling, one request at a time."""
-    with PearlDecoder(llama) as decoder:
+    with PearlDecoder(llama, strategy="autoregressive") as decoder:
         return [decoder.generate([prompt], params)[0].token_ids for prompt, params in zip(prompts, PARAMS, strict=True)]
 
 
@@ -38,14 +38,23 @@ def test_coupled_text_equals_autoregressive_text(llama, near_llama, prompts, pla
 
 
 def test_coupled_good_draft_is_accepted(llama, near_llama, prompts, plain):
-    with PearlDecoder(llama, near_llama, rule="coupled") as decoder:
+    with PearlDecoder(llama, near_llama, rule="coupled", strategy="pearl", gamma=4) as decoder:
         results = decoder.generate(prompts, PARAMS)
     assert sum(r.stats.accepted_tokens for r in results) > 0.4 * sum(r.stats.emitted_tokens for r in results)
 
 
-@pytest.mark.parametrize("rule", ["token", "block", "coupled"])
-def test_same_seed_gives_the_same_text_again(llama, near_llama, prompts, rule):
-    with PearlDecoder(llama, near_llama, rule=rule) as decoder:
+@pytest.mark.parametrize("options", [{"reproducible": True}] + [
+    {"rule": rule, "strategy": "pearl", "gamma": 4} for rule in ("token", "block", "coupled")
+])  # fmt: skip
+def test_same_seed_gives_the_same_text_again(llama, near_llama, prompts, options):
+    with PearlDecoder(llama, near_llama, **options) as decoder:
         first = decoder.generate(prompts, SamplingParams(temperature=1.0, max_tokens=20))
         again = [SamplingParams(temperature=1.0, max_tokens=20, seed=result.seed) for result in first]
         assert [r.token_ids for r in decoder.generate(prompts, again)] == [r.token_ids for r in first]
+
+
+def test_reproducible_refuses_a_rule_that_is_not(llama, near_llama):
+    with pytest.raises(
+        ValueError, match=r"rule must be one of .*'coupled', 'greedy'.* where reproducible, got 'block'"
+    ):
+        PearlDecoder(llama, near_llama, reproducible=True, rule="block")

@@ -69,7 +69,7 @@ def test_sampling_follows_torchs_seed(llama, near_llama, prompts):
         torch.manual_seed(seed)
         return llama.generate(
             **_inputs(prompts[:1]), max_new_tokens=20, do_sample=True, temperature=1.5, top_k=40, pad_token_id=0,
-            custom_generate=pearl_decode.generate, draft_model=near_llama, rule="block",
+            custom_generate=pearl_decode.generate, draft_model=near_llama,
         ).tolist()  # fmt: skip
 
     assert sample(1) == sample(1) != sample(2)

@@ -28,7 +28,7 @@ def pair():
 
 def test_busy_intervals_of_the_two_lanes_intersect(pair):
     lanes = _paced(0.040, 0.010)
-    with PearlDecoder(*pair, gamma=4, lanes=lanes) as decoder:
+    with PearlDecoder(*pair, strategy="pearl", gamma=4, lanes=lanes) as decoder:
         [result] = decoder.generate([[0]], SamplingParams(max_tokens=24))
         overlap = _overlap(lanes[0].intervals, lanes[1].intervals)
     stats = result.stats
@@ -47,7 +47,7 @@ def test_sequential_strategy_never_overlaps(pair):
 
 def test_statistics_count_forwards_and_tokens(pair):
     target, draft = pair
-    with PearlDecoder(target, draft, gamma=4) as decoder:
+    with PearlDecoder(target, draft, strategy="pearl", gamma=4) as decoder:
         [result] = decoder.generate([[0]], SamplingParams(max_tokens=50))
     stats = result.stats
     assert stats.target_forwards == stats.rounds == target.forwards

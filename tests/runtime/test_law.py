@@ -70,7 +70,7 @@ def test_law_check_notices_a_draft_that_was_not_the_one_sampled_from():
 def test_mean_tokens_per_round_follow_the_formula(acceptance, gamma):
     rows, count = 64, 256
     target, draft = scripted_pair(acceptance, rows)
-    with PearlDecoder(target, draft, max_batch=rows, gamma=gamma) as decoder:
+    with PearlDecoder(target, draft, max_batch=rows, strategy="pearl", gamma=gamma) as decoder:
         results = decoder.generate([[2 * row] for row in range(rows)], SamplingParams(max_tokens=count))
     rounds = sum(result.stats.rounds for result in results)
     # A request's last round is cut short; half a round on average is put back.

@@ -56,7 +56,7 @@ def test_draft_padded_beyond_the_target_keeps_the_targets_law():
     """The draft puts half its mass on ids the target lacks: they are cut before it samples, so nothing is refused."""
     target = ScriptedModel(8, lambda positions, ids: torch.zeros(*ids.shape, 8))
     draft = ScriptedModel(16, lambda positions, ids: torch.zeros(*ids.shape, 16))
-    with PearlDecoder(target, draft) as decoder:
+    with PearlDecoder(target, draft, strategy="pearl", gamma=4) as decoder:
         [result] = decoder.generate([[1]], SamplingParams(temperature=1.0, max_tokens=200, seed=3))
     # Equal distributions: every drafted token of every chain is accepted.
     assert result.stats.accepted_tokens == result.stats.emitted_tokens == 200

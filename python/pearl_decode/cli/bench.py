@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pearl_decode.builtin import BUILTIN_DRAFT, BUILTIN_TARGET
 from pearl_decode.cli import bench_output, options, pair
 from pearl_decode.cli.console import BAD_ARGUMENTS, FAILED, CliError, note
 from pearl_decode.cli.timed import countdown
@@ -24,6 +25,9 @@ With no options: the built-in pair on the prompts that ship with it."""
 PEERS = ("transformers", "flashspec", "economize")
 PEER_MODELS = ("shared", "plain")
 GAMMAS = range(1, 9)  # of --gamma-sweep
+DEFAULT_GAMMA = 4
+# The draft that ships is right a third of the time at best: of a longer chain little would be accepted.
+BUILTIN_GAMMA = 2
 
 
 def add_command(commands: Any) -> None:
@@ -40,8 +44,14 @@ def add_command(commands: Any) -> None:
         default="shared",
         help="give peers the models as we run them (default), or plain float32 copies with torch's own layers",
     )
-    what.add_argument("--gamma", type=options.positive, metavar="N", help="tokens drafted per round, by peers too")
-    what.add_argument("--rule", choices=options.RULES, default="token", help="rule of acceptance (default: token)")
+    what.add_argument(
+        "--gamma",
+        type=options.positive,
+        metavar="N",
+        help="tokens drafted per round, by peers too "
+        f"(default: {DEFAULT_GAMMA}, {BUILTIN_GAMMA} for the built-in pair; auto and lookup choose their own)",
+    )
+    what.add_argument("--rule", choices=options.RULES, default=options.DEFAULT_RULE, help="default: %(default)s")
     what.add_argument("--temperature", type=float, default=0.0, metavar="T", help="0 is greedy (default)")
     what.add_argument("--seed", type=int, default=1, help="of sampled texts (default: %(default)s)")
     what.add_argument("--batch", type=options.positive, default=1, metavar="N", help="prompts per call (default: 1)")
@@ -52,7 +62,7 @@ def add_command(commands: Any) -> None:
     output = parser.add_argument_group("output")
     output.add_argument("--json", action="store_true", help="print one JSON object instead of the table")
     output.add_argument("--plot", metavar="DIR", help="write plots, bench.json and a trace for Perfetto here")
-    parser.set_defaults(run=run, strategy="pearl")
+    parser.set_defaults(run=run, strategy=bench_output.BASELINE)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -105,8 +115,10 @@ def _names(known: Sequence[str]) -> Any:
 
 def _settle(args: argparse.Namespace) -> list[str]:
     """Fill in what was left open. Returns the strategies to measure, the one they are compared with first."""
-    args.own_gamma = args.gamma is None
     pair.settle(args)
+    args.own_gamma = args.gamma is None
+    if args.gamma is None:
+        args.gamma = BUILTIN_GAMMA if (args.target, args.draft) == (BUILTIN_TARGET, BUILTIN_DRAFT) else DEFAULT_GAMMA
     if args.temperature < 0:
         raise CliError(f"--temperature must be >= 0, got {args.temperature:g}", BAD_ARGUMENTS)
     chosen: list[str] = args.strategies or list(options.STRATEGIES)
@@ -115,7 +127,6 @@ def _settle(args: argparse.Namespace) -> list[str]:
     ):
         raise CliError("drafting needs a draft: give --draft a path, a hub id or first-layers:N", BAD_ARGUMENTS)
     if args.draft is None:
-        args.strategy = bench_output.BASELINE
         return [bench_output.BASELINE]
     return [bench_output.BASELINE, *(name for name in chosen if name != bench_output.BASELINE)]
 

@@ -23,9 +23,7 @@ def add_command(commands: Any) -> None:
     parser = commands.add_parser("chat", help="talk with a pair of models", description=DESCRIPTION)
     pair.add_pair(parser)
     decoding = parser.add_argument_group("decoding")
-    decoding.add_argument("--strategy", choices=options.STRATEGIES, default="pearl", help="default: %(default)s")
-    decoding.add_argument("--gamma", type=options.positive, metavar="N", help="tokens drafted per round")
-    decoding.add_argument("--rule", choices=options.RULES, default="token", help="rule of acceptance (default: token)")
+    options.add_decoding(decoding)
     sampling = parser.add_argument_group("sampling")
     sampling.add_argument("--temperature", type=float, default=0.0, metavar="T", help="0 is greedy (default)")
     sampling.add_argument("--top-p", type=float, default=1.0, metavar="P", help="keep this much mass (default: 1, all)")
@@ -39,6 +37,7 @@ def run(args: argparse.Namespace) -> int:
     from pearl_decode.cli.generate import load
 
     pair.settle(args)
+    options.settle_rule(args)
     if args.draft is None and args.strategy not in options.DRAFTLESS:
         args.strategy = "autoregressive"
     params = options.sampling_params(args)

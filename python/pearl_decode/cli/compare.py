@@ -70,19 +70,15 @@ def measure(
     """Run every strategy `repeat` times, in turns, after a short warm-up of each."""
     for strategy in MEASURED:
         short = replace(params, max_tokens=min(WARM_UP_TOKENS, params.max_tokens))
-        _checked(decoder.generate([ids], short, **_plan(strategy))[0])
+        _checked(decoder.generate([ids], short, strategy=strategy)[0])
     runs: dict[str, list[GenerationResult]] = {strategy: [] for strategy in MEASURED}
     for turn in range(repeat):
         report(f"measuring {', '.join(MEASURED)}: run {turn + 1} of {repeat}")
         # Another one begins each turn, so that a machine that warms up or slows down favours none.
         first = turn % len(MEASURED)
         for strategy in MEASURED[first:] + MEASURED[:first]:
-            runs[strategy].append(_checked(decoder.generate([ids], params, **_plan(strategy))[0]))
+            runs[strategy].append(_checked(decoder.generate([ids], params, strategy=strategy)[0]))
     return runs
-
-
-def _plan(strategy: str) -> dict[str, str]:
-    return {"strategy": strategy, "gamma": "auto"} if strategy == "auto" else {"strategy": strategy}
 
 
 def summarise(runs: dict[str, list[GenerationResult]]) -> list[Row]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pearl_decode.builtin import BUILTIN_DRAFT, BUILTIN_TARGET
 from pearl_decode.cli.console import BAD_ARGUMENTS, CliError
@@ -11,13 +11,11 @@ from pearl_decode.cli.console import BAD_ARGUMENTS, CliError
 if TYPE_CHECKING:
     from pearl_decode.sampling import SamplingParams
 
-# The draft that ships is right a third of the time at best: of a longer chain little would be accepted.
-BUILTIN_GAMMA = 2
-DEFAULT_GAMMA = 4
 NO_DRAFT = "none"
 STRATEGIES = ("auto", "pearl", "sequential", "lookup", "autoregressive")
 DRAFTLESS = ("auto", "lookup", "autoregressive")
 RULES = ("token", "block", "coupled", "greedy")
+DEFAULT_RULE = "block"
 DTYPES = ("float32", "bfloat16", "float16")
 DTYPE_HELP = "of both models (default: the checkpoint's; without a GPU of the weights only, computed in float32)"
 SAMPLING_FIELDS = ("temperature", "top_k", "top_p", "min_p", "seed", "max_tokens", "ignore_eos")
@@ -38,14 +36,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     models.add_argument("--dtype", choices=DTYPES, help=DTYPE_HELP)
 
     decoding = parser.add_argument_group("decoding")
-    decoding.add_argument("--strategy", choices=STRATEGIES, default="pearl", help="default: %(default)s")
-    decoding.add_argument(
-        "--gamma",
-        type=positive,
-        metavar="N",
-        help=f"tokens drafted per round (default: {DEFAULT_GAMMA}; {BUILTIN_GAMMA} for the built-in pair)",
-    )
-    decoding.add_argument("--rule", choices=RULES, default="token", help="rule of acceptance (default: token)")
+    add_decoding(decoding)
 
     sampling = parser.add_argument_group("sampling")
     sampling.add_argument("--temperature", type=float, default=0.0, metavar="T", help="0 is greedy (default)")
@@ -82,6 +73,23 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_decoding(group: Any) -> None:
+    """How to decode: strategy, gamma and rule."""
+    group.add_argument("--strategy", choices=STRATEGIES, default="auto", help="default: %(default)s")
+    group.add_argument(
+        "--gamma",
+        type=positive_or_auto,
+        default="auto",
+        metavar="N",
+        help="tokens drafted per round (default: %(default)s)",
+    )
+    group.add_argument(
+        "--rule",
+        choices=RULES,
+        help=f"rule of acceptance (default: {DEFAULT_RULE}; coupled with --seed, which then always gives one text)",
+    )
+
+
 def positive(text: str) -> int:
     value = int(text)
     if value < 1:
@@ -89,8 +97,18 @@ def positive(text: str) -> int:
     return value
 
 
+def positive_or_auto(text: str) -> int | str:
+    if text == "auto":
+        return text
+    try:
+        return positive(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected an integer >= 1 or auto, got {text!r}") from None
+
+
 def check(args: argparse.Namespace) -> None:
-    """Refuse options that contradict each other, and fill in the draft and the gamma that were left open."""
+    """Refuse options that contradict each other, and fill in the rule and the draft that were left open."""
+    settle_rule(args)
     if args.batch is not None and args.prompt:
         raise CliError("--batch reads its prompts from the file: give no other prompt", BAD_ARGUMENTS)
     if args.batch is not None and args.compare:
@@ -99,21 +117,22 @@ def check(args: argparse.Namespace) -> None:
         raise CliError(f"--compare measures one prompt, got {len(args.prompt)}", BAD_ARGUMENTS)
     if args.draft is None and args.target == BUILTIN_TARGET:
         args.draft = BUILTIN_DRAFT
-    chosen_gamma = args.gamma
-    if args.gamma is None:
-        args.gamma = BUILTIN_GAMMA if (args.target, args.draft) == (BUILTIN_TARGET, BUILTIN_DRAFT) else DEFAULT_GAMMA
     if args.strategy in ("lookup", "autoregressive") and not args.compare:
         args.draft = None
         return
-    if args.strategy == "auto":
-        args.draft = None if args.draft == NO_DRAFT else args.draft
-        args.gamma = chosen_gamma or "auto"
-    if args.draft in (None, NO_DRAFT) and (args.strategy not in DRAFTLESS or args.compare):
+    args.draft = None if args.draft == NO_DRAFT else args.draft
+    if args.draft is None and (args.strategy not in DRAFTLESS or args.compare):
         raise CliError(
             f"strategy {args.strategy} needs a draft: give --draft a path, a hub id or first-layers:N, "
             "or use --strategy autoregressive",
             BAD_ARGUMENTS,
         )
+
+
+def settle_rule(args: argparse.Namespace) -> None:
+    """Only a coupled text is the seed's alone: the others also depend on who drafted what, and so on time."""
+    if args.rule is None:
+        args.rule = DEFAULT_RULE if args.seed is None else "coupled"
 
 
 def sampling_params(args: argparse.Namespace) -> SamplingParams:

@@ -1,4 +1,4 @@
-"""The options that name a pair of models and how it decodes, for the commands that take a pair but no prompt."""
+"""The options that name a pair of models, for the commands that take a pair but no prompt."""
 
 from __future__ import annotations
 
@@ -22,13 +22,8 @@ def add_pair(parser: argparse.ArgumentParser) -> None:
 
 
 def settle(args: argparse.Namespace) -> None:
-    """Fill in the draft and the gamma that were left open."""
+    """Fill in the draft that was left open."""
     if args.draft is None and args.target == BUILTIN_TARGET:
         args.draft = BUILTIN_DRAFT
     if args.draft == options.NO_DRAFT:
         args.draft = None
-    if args.gamma is None and args.strategy == "auto":
-        args.gamma = "auto"
-    if args.gamma is None:
-        builtin = (args.target, args.draft) == (BUILTIN_TARGET, BUILTIN_DRAFT)
-        args.gamma = options.BUILTIN_GAMMA if builtin else options.DEFAULT_GAMMA
