@@ -9,7 +9,7 @@ import torch
 
 from pearl_decode import PearlDecoder, SamplingParams
 from pearl_decode.auto import Choice, Chooser, Timing
-from pearl_decode.costs import Acceptance, Costs, StepTimes, pearl_tokens
+from pearl_decode.costs import Acceptance, Costs, StepTimes, pearl_tokens, sequential_tokens
 from pearl_decode.lookup import PromptLookup
 from tests.runtime.scripted import scripted_pair, sequence_model, tokens_per_round
 from tests.runtime.test_law import _exact_law, _p_value, _tables, _text_counts
@@ -76,11 +76,11 @@ def test_times_are_measured_interpolated_or_taken_from_elsewhere():
     assert beside.window_s(5, 0) == pytest.approx(0.028)
 
 
-def _settled(target_ms: float, draft_ms: float, acceptance: float) -> Choice:
-    """What is chosen once everything was measured."""
+def _chosen(target_ms: float, draft_ms: float, acceptances: list[float], seed: int = 1) -> list[Choice]:
+    """What is chosen in rounds of such times whose drafted tokens are accepted so often."""
     chooser = Chooser(ALL, Costs(), 1)
-    dice, choice = random.Random(1), ALL[0]
-    for _ in range(400):
+    dice, chosen = random.Random(seed), []
+    for acceptance in acceptances:
         choice = chooser.choose([1000], [False], True)
         gamma, steps = choice.gamma, []
         hits = 0
@@ -97,13 +97,31 @@ def _settled(target_ms: float, draft_ms: float, acceptance: float) -> Choice:
             [hits],
             judged,
         )
-    return choice
+        chosen.append(choice)
+    return chosen
 
 
 def test_the_choice_follows_cost_and_acceptance():
-    assert _settled(40, 5, 0.9).strategy == "pearl"
-    assert _settled(40, 1, 0.5).strategy == "sequential"
-    assert _settled(40, 20, 0.2).strategy == "autoregressive"
+    assert _chosen(40, 5, [0.9] * 400)[-1].strategy == "pearl"
+    assert _chosen(40, 1, [0.5] * 400)[-1].strategy == "sequential"
+    assert _chosen(40, 20, [0.2] * 400)[-1].strategy == "autoregressive"
+
+
+def _speed(choice: Choice, acceptance: float, target_ms: float, draft_ms: float) -> float:
+    if choice.strategy == "pearl":
+        return pearl_tokens(acceptance, choice.gamma) / max(target_ms, choice.gamma * draft_ms)
+    gamma = choice.gamma if choice.strategy == "sequential" else 0
+    return sequential_tokens(acceptance, gamma) / (target_ms + gamma * draft_ms)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_change_of_acceptance_is_followed_within_twenty_rounds(seed):
+    chosen = _chosen(40, 1, [0.9] * 200 + [0.2] * 60, seed)
+    for acceptance, rounds in ((0.9, slice(180, 200)), (0.2, slice(220, 260))):
+        best = max(_speed(choice, acceptance, 40, 1) for choice in ALL)
+        reached = [_speed(choice, acceptance, 40, 1) / best for choice in chosen[rounds]]
+        assert sum(reached) / len(reached) > 0.93
+    assert _speed(chosen[199], 0.2, 40, 1) < 0.9 * best  # going on as before would have been a mistake
 
 
 def test_lookup_repeats_what_came_after_the_same_words():
