@@ -13,6 +13,7 @@ from pearl_decode.device.round import StaticRound
 from pearl_decode.device.runner import DeviceRunner
 from pearl_decode.lanes.cuda import HIGH, CudaLane
 from pearl_decode.ring import Ring
+from tests.runtime.device import static_plan
 from tests.runtime.tiny import VOCAB, build
 
 pytestmark = pytest.mark.gpu
@@ -28,8 +29,8 @@ PARAMS = [
 class DeviceDecoder(PearlDecoder):
     """A PearlDecoder whose requests are decoded by static rounds; with capture=False, call by call."""
 
-    def __init__(self, *args, capture=True, compile=False, options=None, **kwargs) -> None:
-        super().__init__(*args, **kwargs)
+    def __init__(self, target, draft=None, *, capture=True, compile=False, options=None, **plan) -> None:
+        super().__init__(target, draft, **(static_plan(draft) | plan))
         self.runner = DeviceRunner(self.target, self.draft, compile=compile, options=options)
         for lane in self.runner.lanes:
             lane.can_capture = capture

@@ -20,11 +20,16 @@ from pearl_decode.lanes.queue import InlineLane
 from pearl_kernels import checks
 
 
+def static_plan(draft) -> dict:
+    """Static rounds are of one kind, which has to be said."""
+    return {"strategy": "autoregressive" if draft is None else "pearl", "gamma": 4, "rule": "token"}
+
+
 class DeviceDecoder(PearlDecoder):
     """A PearlDecoder whose requests are decoded by static rounds."""
 
-    def __init__(self, *args, options=None, device_lanes=None, **kwargs) -> None:
-        super().__init__(*args, **kwargs)
+    def __init__(self, target, draft=None, *args, options=None, device_lanes=None, **plan) -> None:
+        super().__init__(target, draft, *args, **(static_plan(draft) | plan))
         self.options = options or DeviceOptions(lateness=2, bucket=16)
         self.device_lanes = device_lanes or (InlineLane(), InlineLane())
         self.kept = Kept()

@@ -11,7 +11,7 @@ from pearl_decode.device.engine import DeviceOptions, Kept
 from pearl_decode.device.shape import shape_of
 from pearl_decode.lanes.queue import InlineLane
 from pearl_decode.models import first_layers
-from tests.runtime.device import DeviceDecoder, HostRead, Schedule, TapeLane, no_host_reads
+from tests.runtime.device import DeviceDecoder, HostRead, Schedule, TapeLane, no_host_reads, static_plan
 from tests.runtime.scripted import sequence_model
 from tests.runtime.test_law import _exact_law, _p_value, _tables, table_model
 from tests.runtime.tiny import build
@@ -148,7 +148,7 @@ def test_a_missing_wait_is_noticed(llama, near_llama, prompts, lane):
 def test_window_attention_takes_lengths_from_the_device(architecture, prompts):
     model = build(architecture)
     draft = first_layers(model, 2)
-    with PearlDecoder(model, draft, rule="coupled") as decoder:
+    with PearlDecoder(model, draft, strategy="pearl", gamma=4, rule="coupled") as decoder:
         wanted = answers(decoder, prompts, PARAMS)
     use_window_attention(model)
     use_window_attention(draft)
@@ -178,7 +178,7 @@ def test_reduced_draft_vocabularies_are_mapped(devices):
     plan = {"rule": "token", "gamma": 3, "max_batch": 50}
     prompts = [[i % 5] for i in range(50)]
     params = [SamplingParams(temperature=0.8, max_tokens=20, seed=seed) for seed in range(50)]
-    with PearlDecoder(table_model(target), reduced, **plan) as dynamic:
+    with PearlDecoder(table_model(target), reduced, **(static_plan(reduced) | plan)) as dynamic:
         wanted = answers(dynamic, prompts, params)
     assert any(lengths[1:] for _, _, lengths, _, _ in wanted)
     lanes = tuple(map(InlineLane, devices))
