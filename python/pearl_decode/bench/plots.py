@@ -17,7 +17,7 @@ mpl.use("Agg")
 from matplotlib import pyplot as plt
 
 # Colours that stay apart for colour-blind readers (Okabe and Ito 2008); peers are grey to sand.
-OWN = {"autoregressive": "#555555", "sequential": "#56B4E9", "pearl": "#0072B2", "auto": "#009E73"}
+OWN = {"autoregressive": "#555555", "sequential": "#56B4E9", "pearl": "#0072B2", "auto": "#009E73", "lookup": "#7FCDB4"}
 PEERS = ("#E69F00", "#F0C470", "#D55E00", "#CC79A7", "#E3B5CF", "#A58B6F", "#C9B79C")
 TARGET, DRAFT = "#0072B2", "#E69F00"
 SHOWN_S = 1.0  # of a timeline
