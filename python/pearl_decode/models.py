@@ -20,6 +20,7 @@ from pearl_decode.masks import ragged_masks
 
 LOGGER = logging.getLogger(__name__)
 ATTENTION_TYPES = {"full_attention", "sliding_attention", "chunked_attention"}
+CACHE_ARGUMENTS = ("cache", "past_key_values")  # transformers names it so from 5.24 on, and so before
 MOST_COMPILED = 256  # shapes, of all models together, before torch refuses to compile more
 
 
@@ -35,11 +36,13 @@ class CausalModel:
         self.config: Any = model.config
         text_config = self.config.get_text_config()
         parameters = inspect.signature(model.forward).parameters
-        if "position_ids" not in parameters or "past_key_values" not in parameters:
+        cache_arguments = [name for name in CACHE_ARGUMENTS if name in parameters]
+        if "position_ids" not in parameters or not cache_arguments:
             raise ValueError(
-                f"{role}: {type(model).__name__}.forward must take position_ids and past_key_values, "
+                f"{role}: {type(model).__name__}.forward must take position_ids and {' or '.join(CACHE_ARGUMENTS)}, "
                 f"got {sorted(parameters)}"
             )
+        self._cache_argument = cache_arguments[0]
         foreign = set(getattr(text_config, "layer_types", None) or ()) - ATTENTION_TYPES
         if foreign:
             raise ValueError(
@@ -55,7 +58,7 @@ class CausalModel:
         self.context: int | None = getattr(text_config, "max_position_embeddings", None)
         self.d2t: torch.Tensor | None = getattr(model, "d2t", None)
         self._known_ids: int = self._input_size()
-        self.keeps_rows = "logits_to_keep" in parameters
+        self._keeps_rows = "logits_to_keep" in parameters
         self._compiled: Any = None
 
     @property
@@ -140,15 +143,14 @@ class CausalModel:
         if self.context is not None:
             # Only tokens past the end of a request reach the limit: drafted, never committed.
             positions = positions.clamp(max=self.context - 1)
-        rows = {"logits_to_keep": keep} if self.keeps_rows else {}
-        output = run(
-            input_ids=input_ids,
-            attention_mask=mask,
-            position_ids=positions,
-            past_key_values=cache,
-            use_cache=True,
-            **rows,
-        )
+        return self.call(run, input_ids, positions, mask, cache, keep)
+
+    def call(
+        self, run: Any, input_ids: torch.Tensor, positions: torch.Tensor, mask: Any, cache: WindowCache, keep: int
+    ) -> torch.Tensor:
+        """What `run`, the model or the model compiled, gives for the last `keep` columns, with these very arguments."""
+        named = {self._cache_argument: cache, **({"logits_to_keep": keep} if self._keeps_rows else {})}
+        output = run(input_ids=input_ids, attention_mask=mask, position_ids=positions, use_cache=True, **named)
         logits: torch.Tensor = output.logits
         return logits[:, -keep:]
 

@@ -16,6 +16,7 @@ from transformers import (
 from pearl_decode import attention
 from pearl_decode.attention import ATTENTION_NAME, use_window_attention
 from pearl_decode.cache import WindowCache
+from pearl_decode.models import CausalModel
 from tests.runtime.tiny import SIZES, VOCAB
 
 STARTS = [21, 9, 14]
@@ -80,20 +81,14 @@ def test_several_rows_over_a_ragged_cache_give_the_logits_of_each_whole_text(
     operation = attention.window_attention
     monkeypatch.setattr(attention, "window_attention", lambda *a, **k: calls.append(k) or operation(*a, **k))
     cache = WindowCache(64)
-    cache.place([0] * len(STARTS), max(STARTS), ids.device)
-    model(ids[:, : max(STARTS)], past_key_values=cache, use_cache=True)
+    windows = CausalModel(model)
+    windows.forward(ids[:, : max(STARTS)], [0] * len(STARTS), cache, keep=1)
     assert not calls
     starts = torch.tensor(STARTS)
     positions = starts[:, None] + torch.arange(WIDTH)
     window = ids.gather(1, positions)
     cache.place(STARTS, WIDTH, ids.device)
-    got = model(
-        window,
-        attention_mask=starts[:, None, None, None],
-        position_ids=positions,
-        past_key_values=cache,
-        use_cache=True,
-    ).logits
+    got = windows.call(model, window, positions, starts[:, None, None, None], cache, keep=WIDTH)
     assert len(calls) == SIZES["num_hidden_layers"]
     for row, start in enumerate(STARTS):
         wanted = judge(ids[row : row + 1, : start + WIDTH]).logits[0, start:]

@@ -106,24 +106,41 @@ def test_models_that_cannot_decode_windows_are_refused(llama):
         CausalModel(recurrent, "draft")
 
 
+class _Wrapped(torch.nn.Module):
+    def __init__(self, inner) -> None:
+        super().__init__()
+        self.inner, self.config, self.device, self.dtype = inner, inner.config, inner.device, inner.dtype
+
+
+class _WithCache(_Wrapped):
+    def forward(self, input_ids, attention_mask=None, position_ids=None, cache=None, **kwargs):
+        return self.inner(input_ids, attention_mask, position_ids, cache, **kwargs)
+
+
+class _WithPastKeyValues(_Wrapped):
+    def forward(self, input_ids, attention_mask=None, position_ids=None, past_key_values=None, **kwargs):
+        return self.inner(input_ids, attention_mask, position_ids, past_key_values, **kwargs)
+
+
+@pytest.mark.parametrize("kind", [_WithCache, _WithPastKeyValues])
+def test_the_cache_goes_by_either_name_that_models_give_it(kind, llama, prompts, greedy_reference):
+    with PearlDecoder(kind(llama)) as decoder:
+        results = decoder.generate(prompts, SamplingParams(max_tokens=10))
+    assert [r.token_ids for r in results] == [greedy_reference(llama, prompt, 10) for prompt in prompts]
+
+
 def test_draft_with_a_reduced_vocabulary_maps_its_ids(llama, prompts, greedy_reference):
     """d2t: the draft speaks 20 of the target's ids, and is right whenever the target's token is one of them."""
     expected = [greedy_reference(llama, prompt, 30) for prompt in prompts]
     spoken = torch.tensor(sorted({token for ids in expected for token in ids})[::2])
-    draft = build("llama")
 
-    class Reduced(torch.nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.inner, self.config, self.d2t = draft, draft.config, spoken
-            self.device, self.dtype = draft.device, draft.dtype
+    def speak_few(module, inputs, output):
+        output.logits = output.logits[..., spoken]
 
-        def forward(self, input_ids, attention_mask=None, position_ids=None, past_key_values=None, **kwargs):
-            output = self.inner(input_ids, attention_mask, position_ids, past_key_values, **kwargs)
-            output.logits = output.logits[..., spoken]
-            return output
-
-    with PearlDecoder(llama, Reduced(), gamma=3) as decoder:
+    draft = _WithPastKeyValues(build("llama"))
+    draft.d2t = spoken
+    draft.register_forward_hook(speak_few)
+    with PearlDecoder(llama, draft, gamma=3) as decoder:
         results = decoder.generate(prompts, SamplingParams(max_tokens=30))
         sampled = decoder.generate(prompts, SamplingParams(max_tokens=30, temperature=0.6, seed=1), rule="block")
     assert [r.token_ids for r in results] == expected

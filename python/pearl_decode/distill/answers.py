@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -153,16 +152,8 @@ def _forward(
     width = inputs.shape[1]
     cache.place([end - width] * inputs.shape[0], width, inputs.device)
     columns = torch.arange(end - width, end, device=inputs.device)
-    output: Any = target.model(
-        input_ids=inputs,
-        attention_mask=seen[:, :end].long(),
-        position_ids=(columns - pads[:, None]).clamp(min=0),
-        past_key_values=cache,
-        use_cache=True,
-        **({"logits_to_keep": 1} if target.keeps_rows else {}),
-    )
-    logits: torch.Tensor = output.logits
-    return logits[:, -1]
+    positions = (columns - pads[:, None]).clamp(min=0)
+    return target.call(target.model, inputs, positions, seen[:, :end].long(), cache, keep=1)[:, -1]
 
 
 def _params(jobs: Sequence[Job], device: torch.device) -> SamplingTensors:
