@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
-from statistics import median
+from statistics import fmean
 
 from pearl_decode.costs import Costs, open_share, pearl_tokens, sequential_tokens
 
@@ -96,12 +96,12 @@ class Chooser:
         if overlapping and steps:
             beside = timing.round_s - max(timing.target_s, sum(steps))
             times.add_window(timing.width, timing.target_s + beside, costs.round)
-            times.add_step(median(steps) + beside / len(steps), costs.round)
+            times.add_step(fmean(steps) + beside / len(steps), costs.round)
         elif not overlapping:
             times.add_window(timing.width, timing.round_s - sum(steps), costs.round)
             # A first step may also read what the draft had missed.
             if len(steps) > 1 or (steps and not times.knows_step):
-                times.add_step(median(steps), costs.round)
+                times.add_step(fmean(steps), costs.round)
 
     def keep(self, rows: Sequence[int]) -> None:
         """Go on with these rows only."""

@@ -40,8 +40,8 @@ class Acceptance:
     when the text changes. What is known at the start counts as `weight` tokens.
     """
 
-    LONG, SHORT = 0.985, 0.92  # what a token's weight falls to with each one after it
-    CLEAR = 3.0  # standard deviations
+    LONG, SHORT = 0.992, 0.92  # what a token's weight falls to with each one after it
+    CLEAR = 3.5  # standard deviations
 
     def __init__(self, start: float = 0.5, weight: float = 6.0) -> None:
         self._accepted, self._judged = start * weight, weight
