@@ -100,7 +100,6 @@ class Engine:
         choices = [choice for choice in plan.choices if draft is not None or not STRATEGIES[choice.strategy].drafts]
         self.chooser = Chooser(choices, costs, len(requests))
         self.pairs = {overlaps: lanes(overlaps) for overlaps in {STRATEGIES[c.strategy].overlaps for c in choices}}
-        self.prompts_draft = plan.drafts
         params = [request.params for request in requests]
         batch = Batch.start(
             [request.prompt_ids for request in requests],
@@ -146,7 +145,8 @@ class Engine:
     def _rounds(self, running: list[Request]) -> Generator[list[Update], None, None]:
         """Decode, taking requests out of `running` as they end."""
         begin = time.perf_counter()
-        self.round.prefill(self.prompts_draft)
+        # A draft that is not sure to be needed reads the prompts when it first drafts.
+        self.round.prefill(STRATEGIES[self._choose(running).strategy].drafts)
         start = time.perf_counter()
         for pair in self._lanes():
             for lane in pair:

@@ -10,7 +10,10 @@ import torch
 from pearl_decode import PearlDecoder, SamplingParams
 from pearl_decode.auto import Choice, Chooser, Timing
 from pearl_decode.costs import Acceptance, Costs, StepTimes, pearl_tokens, sequential_tokens
+from pearl_decode.lanes import PacedLane
+from pearl_decode.lanes.cpu import available_cores
 from pearl_decode.lookup import PromptLookup
+from pearl_decode.round import Round
 from tests.runtime.scripted import scripted_pair, sequence_model, tokens_per_round
 from tests.runtime.test_law import _exact_law, _p_value, _tables, _text_counts
 
@@ -148,6 +151,24 @@ def test_joint_law_of_three_tokens_is_the_targets_whatever_is_chosen(rule, at_ra
     target, draft = _tables()
     counts = _text_counts(target, draft, 0.8, strategy="auto", gamma="auto", rule=rule)
     assert _p_value(counts, _exact_law(target, first=2, temperature=0.8)) > 1e-4
+
+
+def test_a_draft_that_begins_reads_the_prompt_beside_the_target(monkeypatch):
+    """The first request knows no times and begins alone; what it learns is that the draft pays."""
+    prefill, drafting = Round.prefill, []
+
+    def noted(self, with_draft):
+        drafting.append(with_draft)
+        prefill(self, with_draft)
+
+    monkeypatch.setattr(Round, "prefill", noted)
+    line = list(range(200))
+    models = sequence_model(line, 256), sequence_model(line, 256)
+    lanes = PacedLane("target", available_cores()[:1], 0.01), PacedLane("draft", available_cores()[-1:], 0.0005)
+    with PearlDecoder(*models, lanes=lanes) as decoder:
+        for _ in range(2):
+            decoder.generate([[0]], SamplingParams(max_tokens=100))
+    assert drafting == [False, True]
 
 
 def test_lookup_needs_no_draft_and_saves_forwards():
