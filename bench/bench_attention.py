@@ -24,9 +24,9 @@ from harness import (
     compare,
     num_inputs,
     read_once,
-    report,
     time_us,
 )
+from report import report
 from torch import Tensor
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 

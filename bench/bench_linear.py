@@ -23,9 +23,9 @@ from harness import (
     compare,
     num_inputs,
     read_once,
-    report,
     time_us,
 )
+from report import report
 from torch import Tensor
 from torch.nn.functional import linear
 

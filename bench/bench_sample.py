@@ -25,9 +25,9 @@ from harness import (
     num_inputs,
     peaked_logits,
     read_once,
-    report,
     time_us,
 )
+from report import report
 from torch import Tensor
 from transformers.generation.logits_process import (
     LogitsProcessorList,

@@ -30,9 +30,9 @@ from harness import (
     num_inputs,
     peaked_logits,
     read_once,
-    report,
     time_us,
 )
+from report import report
 from torch import Tensor
 from transformers.generation.utils import _speculative_sampling
 

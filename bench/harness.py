@@ -6,21 +6,17 @@ What is particular to GPUs is in gpu.py.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import platform
-import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.table import Table
 from torch import Tensor
 
 import pearl_kernels
@@ -152,49 +148,6 @@ def arguments(doc: str, default_cases: dict[str, str]) -> argparse.Namespace:
     return parsed
 
 
-def report(title: str, rows: Sequence[Row], parsed: argparse.Namespace, device: dict[str, Any] | None = None) -> None:
-    """Print the table, and write the files that were asked for. device: what is to be said of a GPU."""
-    machine = {**describe_machine(), **(device or {})}
-    where = machine.get("gpu") or f"{machine['processor']}, {parsed.threads} thread(s) for torch"
-    table = Table(title=f"{title} on {where}", caption=machine.get("rates"))
-    for name in (
-        "case",
-        "work",
-        "",
-        "p50 us",
-        "p20-p80 us",
-        "GB/s",
-        "x read floor",
-        "x faster: transformers",
-        "reference",
-    ):
-        table.add_column(name, justify="left" if name in ("case", "work", "") else "right")
-    last, digits = None, 1 if parsed.device == "cuda" else 0
-    for row in rows:
-        if (row.case, row.work) != last:
-            table.add_section()
-        shown = (row.case, row.work) if (row.case, row.work) != last else ("", "")
-        last = (row.case, row.work)
-        table.add_row(
-            *shown,
-            row.contender,
-            f"{row.p50_us:.{digits}f}",
-            f"{row.p20_us:.{digits}f}-{row.p80_us:.{digits}f}",
-            f"{row.gb_per_s:.1f}",
-            _ratio(row.times_read_floor),
-            _ratio(row.faster_than_transformers),
-            _ratio(row.faster_than_reference),
-        )
-    Console(width=None if sys.stdout.isatty() else 140).print(table)
-    if parsed.json:
-        content = {"title": title, "threads": parsed.threads, "machine": machine, "rows": [asdict(row) for row in rows]}
-        parsed.json.write_text(json.dumps(content, indent=1) + "\n")
-    if parsed.plot:
-        from plot import draw  # matplotlib is not needed by those who do not ask for it
-
-        draw(f"{title} on {where}", rows, parsed.plot)
-
-
 def describe_machine() -> dict[str, Any]:
     """Processor and versions, for the file of results."""
     state = pearl_kernels.backends()["cpu"]
@@ -214,7 +167,3 @@ def _processor() -> str:
     lines = info.read_text().splitlines() if info.exists() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.machine()
-
-
-def _ratio(value: float | None) -> str:
-    return "" if value is None else f"{value:.2f}"
