@@ -26,7 +26,7 @@ from pearl_decode.bench.prompts import SHIPPED, BenchPrompt, read_prompts
 from pearl_decode.bench.report import markdown
 from pearl_decode.bench.summary import OVERALL, acceptance, summarise
 from pearl_decode.bench.systems import Output, System
-from pearl_decode.bench.trace import Timeline, chrome_trace, record
+from pearl_decode.bench.trace import Timeline, chrome_trace, record, record_static
 from pearl_decode.cli.bench import PEERS
 from pearl_decode.drafts import new_draft
 from tests.cli.conftest import Cli, make_model, make_tokenizer
@@ -298,6 +298,17 @@ def test_a_timeline_has_every_forward_and_every_commit(decoder: PearlDecoder):
     assert len(timeline.draft) == 2 * len(timeline.target)
     assert sum(timeline.emitted) == 12
     assert timeline.commits == sorted(timeline.commits)
+
+
+@pytest.mark.parametrize(("strategy", "parts"), [("pearl", 3), ("sequential", 2), ("autoregressive", 2)])
+def test_a_timeline_of_static_rounds_has_every_part_and_every_commit(decoder: PearlDecoder, strategy: str, parts: int):
+    timeline = record_static(decoder, strategy, 2, [7, 8, 9], SamplingParams(max_tokens=12, ignore_eos=True))
+    assert sum(timeline.emitted) == 12
+    assert timeline.commits == [end for _, end in timeline.target[parts - 1 :: parts]][: len(timeline.emitted)]
+    rounds, left = divmod(len(timeline.target), parts)
+    assert left == 0
+    assert rounds >= len(timeline.commits)
+    assert len(timeline.draft) == (0 if strategy == "autoregressive" else rounds)
 
 
 def test_overlap_is_the_time_both_lanes_compute():

@@ -8,17 +8,22 @@ from dataclasses import dataclass
 from typing import Any
 
 from pearl_decode.decoder import PearlDecoder
+from pearl_decode.device.runner import DeviceRunner
+from pearl_decode.engine import Plan
 from pearl_decode.lanes.cpu import lane_pair
+from pearl_decode.request import Request
 from pearl_decode.sampling import SamplingParams
+from pearl_decode.stats import DecodeStats
 
 Interval = tuple[float, float]
 
 
 @dataclass(frozen=True)
 class Timeline:
-    """One text. Seconds since decoding began: the forwards of each lane, and when each round was committed.
+    """One text. Seconds since decoding began: the work of each lane, and when each round was committed.
 
-    emitted: tokens each round gave
+    target, draft: forwards; on a GPU all forwards of a round that a lane queues as one
+    emitted:       tokens each round gave
     """
 
     strategy: str
@@ -43,10 +48,13 @@ class Timeline:
 
 
 def record(decoder: PearlDecoder, strategy: str, gamma: int, prompt: Sequence[int], params: SamplingParams) -> Timeline:
-    """Decode one prompt on lanes of its own, as that strategy would share the cores out, and note the times.
+    """Decode one prompt on lanes of its own, as that strategy would share the cores out, and note the times. On a GPU
+    the rounds are static ones.
 
     Raises RuntimeError if it fails.
     """
+    if decoder.target.device.type == "cuda":
+        return record_static(decoder, strategy, gamma, prompt, params)
     lanes = lane_pair(concurrent=strategy == "pearl")
     draft = decoder.draft.model if decoder.draft else None
     with PearlDecoder(
@@ -60,6 +68,49 @@ def record(decoder: PearlDecoder, strategy: str, gamma: int, prompt: Sequence[in
     if requests[0].error is not None:
         raise RuntimeError(requests[0].error)
     target, drafting = (list(lane.intervals) for lane in lanes)
+    return _timeline(strategy, gamma, target, drafting, commits, emitted)
+
+
+def record_static(
+    decoder: PearlDecoder, strategy: str, gamma: int, prompt: Sequence[int], params: SamplingParams
+) -> Timeline:
+    """As `record`, of static rounds, timed by their device. It decodes twice: graphs that the first run captures are
+    replayed in the second, which is the one that is shown.
+    """
+    plan = Plan(strategy, gamma, decoder.plan.rule)
+    runner = DeviceRunner(decoder.target, decoder.draft, compile=False)
+
+    def decode() -> list[int]:
+        stats = DecodeStats(strategy, gamma, plan.rule)
+        request = Request(list(prompt), params, decoder.target.eos_ids(), decoder.tokenizer, stats)
+        rounds = runner.engine([request], plan).run()
+        emitted = [sum(len(update.token_ids) for update in updates) for updates in rounds]
+        if request.error is not None:
+            raise RuntimeError(request.error)
+        return emitted
+
+    decode()
+    emitted = decode()
+    for lane in runner.lanes:
+        lane.record().synchronize()
+        lane.settle()
+    target, drafting = (list(lane.intervals) for lane in runner.lanes)
+    # The target's lane: the window, which is verified at once unless drafts come meanwhile; what came from another
+    # device; and the copy for the host.
+    apart = decoder.draft is not None and plan.drafts and runner.lanes[0].device != runner.lanes[1].device
+    parts = 2 + (strategy == "pearl") + apart
+    commits = [target[parts * (round + 1) - 1][1] for round in range(len(emitted))]
+    return _timeline(strategy, gamma, target, drafting, commits, emitted)
+
+
+def _timeline(
+    strategy: str,
+    gamma: int,
+    target: Sequence[Interval],
+    drafting: Sequence[Interval],
+    commits: Sequence[float],
+    emitted: list[int],
+) -> Timeline:
     begin = min((start for start, _ in [*target, *drafting]), default=0.0)
     return Timeline(
         strategy,
