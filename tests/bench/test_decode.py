@@ -1,0 +1,192 @@
+"""bench_decode on a CPU, with tiny models: what it reports, and that drafts are accepted as often as was asked."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from bench.agreement import Agreement
+from pearl_decode.costs import pearl_tokens, sequential_tokens
+from tests.runtime.tiny import VOCAB, build
+
+BENCH = Path(__file__).parent.parent.parent / "bench"
+FIELDS = {
+    "pair", "target", "draft", "context", "batch", "acceptance_asked", "strategy", "gamma", "best", "tokens_per_s",
+    "ratio", "tokens_per_target_forward", "acceptance", "round_ms", "round_over_longer_lane", "host_ms_per_round",
+    "target_idle", "draft_idle", "target_window_ms", "draft_step_ms", "target_window_over_weights",
+    "target_window_over_weights_and_cache", "draft_step_over_weights", "peak_gb", "same_text", "choices",
+    "counted_rounds",
+}  # fmt: skip
+OWN = {"autoregressive", "sequential", "pearl", "auto"}
+
+
+@pytest.fixture(scope="module")
+def plots(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("plots")
+
+
+@pytest.fixture(scope="module")
+def report(plots) -> dict:
+    sizes = ("--shapes", "tiny", "--batches", "1,3", "--contexts", "24", "--acceptances", "0.6,0.9")
+    effort = ("--tokens", "128", "--repeats", "1", "--candidates", "1", "--budget-s", "900")
+    path = plots / "decode.json"
+    command = [sys.executable, BENCH / "bench_decode.py", "--synthetic", "--device", "cpu", *sizes, *effort]
+    subprocess.run([*command, "--json", path, "--plot", plots], check=True, timeout=900)
+    return json.loads(path.read_text())
+
+
+@pytest.mark.slow
+def test_every_cell_has_a_row_of_every_system_with_every_field(report):
+    found = {(row["context"], row["batch"], row["acceptance_asked"], row["strategy"]) for row in report["rows"]}
+    assert found == {
+        (24, batch, asked, strategy)
+        for batch in (1, 3)
+        for asked in (0.6, 0.9)
+        for strategy in OWN | ({"assisted"} if batch == 1 else set())
+    }
+    assert report["errors"] == report["skipped"] == []
+    assert report["settings"]["dtype"] == "float32"
+    assert report["machine"]["read_gb_per_s"] > 0
+    for row in report["rows"]:
+        assert row.keys() == FIELDS
+        assert row["best"]
+        assert 0 < row["tokens_per_s"]["low"] <= row["tokens_per_s"]["median"] <= row["tokens_per_s"]["high"]
+        assert row["round_ms"] > 0
+        assert row["peak_gb"] > 0
+        if row["strategy"] in OWN:
+            assert 0 <= row["target_idle"] < 1
+            assert row["target_window_over_weights"] > row["target_window_over_weights_and_cache"] > 0
+            assert (row["round_over_longer_lane"] is None) == (row["strategy"] == "auto")
+        if row["strategy"] in ("sequential", "pearl"):
+            assert row["draft_step_over_weights"] > 0
+            assert row["round_ms"] >= row["target_window_ms"]
+
+
+@pytest.mark.slow
+def test_every_text_is_the_targets_own(report):
+    assert all(row["same_text"] == [row["batch"], row["batch"]] for row in report["rows"])
+
+
+@pytest.mark.slow
+def test_acceptance_is_what_was_asked(report):
+    drafted = [row for row in report["rows"] if row["strategy"] in ("sequential", "pearl")]
+    assert drafted
+    for row in drafted:
+        assert row["acceptance"] == pytest.approx(row["acceptance_asked"], abs=0.08), row
+
+
+@pytest.mark.slow
+def test_tokens_per_forward_follow_from_the_acceptance(report):
+    for row in report["rows"]:
+        a, gamma = row["acceptance_asked"], row["gamma"]
+        if row["strategy"] == "autoregressive":
+            assert row["tokens_per_target_forward"] == 1
+            assert row["ratio"] == {"median": 1, "low": 1, "high": 1}
+        if row["strategy"] in ("sequential", "assisted"):
+            wanted = sequential_tokens(a, gamma)
+            assert row["tokens_per_target_forward"] == pytest.approx(wanted, rel=0.25), row
+        if row["strategy"] == "pearl":
+            assert row["tokens_per_target_forward"] == pytest.approx(pearl_tokens(a, gamma), rel=0.25), row
+
+
+@pytest.mark.slow
+def test_speeds_lanes_and_a_trace_are_drawn(report, plots):
+    for name in ("speed-tiny", "timeline-tiny"):
+        assert (plots / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+    events = json.loads((plots / "trace-tiny.json").read_text())["traceEvents"]
+    assert {event["args"]["name"].partition(",")[0] for event in events if event["name"] == "process_name"} == {
+        "autoregressive", "sequential", "pearl",
+    }  # fmt: skip
+
+
+@pytest.fixture
+def bench_decode(monkeypatch):
+    """Its main, to be called with arguments, in this process."""
+    monkeypatch.syspath_prepend(BENCH)
+    module = importlib.import_module("bench_decode")
+
+    def call(*arguments: str) -> None:
+        monkeypatch.setattr(sys, "argv", ["bench_decode.py", *arguments])
+        module.main()
+
+    return call
+
+
+def test_what_the_budget_has_no_time_for_is_named(bench_decode, tmp_path):
+    path = tmp_path / "decode.json"
+    sizes = ("--synthetic", "--shapes", "tiny", "--batches", "1", "--acceptances", "0.9,0.8", "--budget-s", "0")
+    with pytest.raises(SystemExit, match="nothing was measured"):
+        bench_decode(*sizes, "--json", str(path))
+    skipped = json.loads(path.read_text())["skipped"]
+    assert [cell["acceptance"] for cell in skipped] == [0.8, 0.9]
+    assert all("left for this pair" in cell["reason"] for cell in skipped)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((), "--pairs must be of 8b+1b, 8b+160m, smollm2-135m, 32b+0.6b, tiny, got none: give --synthetic"),
+        (("--pairs", "9b"), "--pairs must be of 8b+1b, 8b+160m, smollm2-135m, 32b+0.6b, tiny, got 9b"),
+        (("--batches", "1,x"), "argument --batches: invalid list of int value: '1,x'"),
+    ],
+)
+def test_bad_arguments_say_what_was_expected(bench_decode, capsys, arguments, message):
+    with pytest.raises(SystemExit, match="2"):
+        bench_decode("--shapes", "tiny", *arguments)
+    assert message in capsys.readouterr().err
+
+
+def _texts(rows: int, length: int) -> list[list[int]]:
+    starts = torch.arange(rows)[:, None] * (VOCAB // rows)
+    return ((starts + 7 * torch.arange(length)) % VOCAB).tolist()
+
+
+def _guesses(model, texts: list[list[int]], rows: list[int], positions: list[int]) -> list[int]:
+    """The draft's greedy guess of the token after texts[row][position], for each of them a row of a batch."""
+    ids = torch.tensor([[texts[row][position]] for row, position in zip(rows, positions, strict=True)])
+    with torch.inference_mode():
+        logits = model(input_ids=ids, position_ids=torch.tensor(positions)[:, None], use_cache=False).logits
+    return logits[:, -1].argmax(-1).tolist()
+
+
+def _hits(model, texts: list[list[int]], acceptance: float, begin: int, agreement: Agreement) -> list[list[bool]]:
+    agreement.follow(texts, begin, acceptance, VOCAB, "cpu")
+    found = []
+    for row, text in enumerate(texts):
+        positions = list(range(begin - 1, len(text) - 1))
+        guesses = _guesses(model, texts, [row] * len(positions), positions)
+        found.append([guess == text[p + 1] for guess, p in zip(guesses, positions, strict=True)])
+    return found
+
+
+def test_a_set_share_of_guesses_is_right_and_more_of_them_at_a_higher_acceptance():
+    model, texts, begin = build("llama"), _texts(3, 105), 5
+    agreement = Agreement.of(model)
+    low, high = (_hits(model, texts, asked, begin, agreement) for asked in (0.6, 0.9))
+    assert [sum(row) for row in low] == [60] * 3
+    assert [sum(row) for row in high] == [90] * 3
+    assert low[0] != low[1]
+    assert all(b or not a for row in range(3) for a, b in zip(low[row], high[row], strict=True))
+
+
+def test_a_row_keeps_its_guesses_wherever_it_is_in_the_batch_and_after_a_wrong_token():
+    model, texts = build("llama"), _texts(4, 60)
+    Agreement.of(model).follow(texts, 10, 0.5, VOCAB, "cpu")
+    alone = [_guesses(model, texts, [row], [row + 20])[0] for row in range(4)]
+    assert _guesses(model, texts, [3, 1, 2], [23, 21, 22]) == [alone[3], alone[1], alone[2]]
+    wrong = [[(token + 1) % VOCAB for token in text] for text in texts]
+    assert _guesses(model, wrong, [3, 1, 2], [23, 21, 22]) == [alone[3], alone[1], alone[2]]
+
+
+def test_rows_that_cannot_be_told_apart_are_refused():
+    texts = _texts(2, 20)
+    with pytest.raises(ValueError, match="two alike at 12"):
+        Agreement().follow([texts[0], [*texts[1][:12], texts[0][12] + 1, *texts[1][13:]]], 5, 0.5, VOCAB, "cpu")
+    with pytest.raises(ValueError, match=r"acceptance must be in \[0, 1\], got 1.5"):
+        Agreement().follow(texts, 5, 1.5, VOCAB, "cpu")
