@@ -1,0 +1,63 @@
+"""Models whose every answer is written down: a draft that is right with a set probability, at no cost to speak of."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+Answer = Callable[[Tensor, Tensor], Tensor]
+
+
+class ScriptedModel(nn.Module):
+    """A causal model of the decoder's kind, without weights or cache.
+
+    answer: (positions, ids of the inputs), both (batch, width) int64 -> the likeliest token after each, likewise
+    """
+
+    def __init__(self, vocab: int, answer: Answer) -> None:
+        super().__init__()
+        self.answer = answer
+        config = SimpleNamespace(
+            vocab_size=vocab, max_position_embeddings=None, eos_token_id=None, _attn_implementation="sdpa"
+        )
+        config.get_text_config = lambda: config
+        self.config = config
+        self.device, self.dtype = torch.device("cpu"), torch.float32
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Any = None,
+        position_ids: Any = None,
+        past_key_values: Any = None,
+        use_cache: Any = None,
+    ) -> Any:
+        tokens = self.answer(position_ids, input_ids)
+        return SimpleNamespace(logits=nn.functional.one_hot(tokens, self.config.vocab_size).float())
+
+
+def lucky_pair(acceptance: float, rows: int, length: int, seed: int) -> tuple[ScriptedModel, ScriptedModel, Tensor]:
+    """Target, draft, and the first token of each row, (rows,) int64, which says which row it is.
+
+    In each row the draft is right at a share `acceptance` of `length` positions: the share is exact, the order random,
+    so that short texts tell what long ones would.
+    """
+    dice = torch.Generator().manual_seed(seed)
+    order = torch.rand(rows, length, generator=dice).argsort(1).argsort(1)
+    wrong = (order >= acceptance * length).long()
+
+    def draft(positions: Tensor, ids: Tensor) -> Tensor:
+        row = ids // 2
+        return 2 * row + wrong[row, (positions + 1).clamp(max=length - 1)]
+
+    # Row r's tokens are 2 r where the draft is right and 2 r + 1 where it is not.
+    vocab = 2 * rows
+    return (
+        ScriptedModel(vocab, lambda positions, ids: ids // 2 * 2),
+        ScriptedModel(vocab, draft),
+        2 * torch.arange(rows),
+    )
