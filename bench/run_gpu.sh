@@ -5,7 +5,8 @@
 #
 # Builds into this checkout with whatever the current Python (PYTHON=python3) has installed, and writes nowhere else. Each
 # step has a time limit, all together TOTAL_S, and a log in OUT_DIR (default: build/gpu); one that fails does not stop the
-# others. The last lines say how each step ended, and the exit status is 1 if any failed.
+# others. The last lines say how each step ended, and the exit status is 1 if any failed. STEPS="build decode" runs these
+# alone: whole decoding comes last, and takes what time the others left.
 set -uo pipefail
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 1
@@ -18,10 +19,14 @@ failed=0
 
 total=${TOTAL_S:-530}
 
+# chosen NAME: whether STEPS, where it is set, has this step
+chosen() { [[ -z ${STEPS:-} || " $STEPS " == *" $1 "* ]]; }
+
 # step NAME LIMIT_S COMMAND...: runs it, its output in OUT_DIR/NAME.log; no longer than what is left of TOTAL_S
 step() {
   local name=$1 limit=$2 began=$SECONDS left=$((total - SECONDS)) status
   shift 2
+  chosen "$name" || return 0
   if [ "$left" -le 0 ]; then
     skip "$name" "no time left of $total s"
     return 1
@@ -37,8 +42,9 @@ step() {
   return "$status"
 }
 
-# skip NAME REASON: a step that cannot run here has failed
+# skip NAME REASON: a step that cannot run here has failed; with no device, none can
 skip() {
+  [ "$1" = device ] || chosen "$1" || return 0
   echo "== $1: $2"
   summary+=("$(printf '%-12s not run: %s' "$1" "$2")")
   failed=1
@@ -111,4 +117,15 @@ for name in verify sample attention; do
   has matplotlib && plot=(--plot "$out/$name.png")
   step "$name" 130 "$python" "bench/bench_$name.py" --device cuda --json "$out/$name.json" "${plot[@]}"
 done
+
+budget=$((total - SECONDS - 30)) # it stops by itself between two cells, not in the middle of one
+[ "$budget" -le 220 ] || budget=220
+if [ "$budget" -ge 60 ]; then
+  plot=()
+  has matplotlib && plot=(--plot "$out/decode")
+  step decode $((budget + 30)) "$python" bench/bench_decode.py --synthetic --device cuda --budget-s "$budget" \
+    --json "$out/decode.json" "${plot[@]}"
+else
+  skip decode "too little time left of $total s: STEPS=\"build decode\" runs it alone"
+fi
 finish
