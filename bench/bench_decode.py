@@ -36,7 +36,7 @@ from pearl_decode.builtin import BUILTIN_TARGET
 DTYPES = {"cuda": torch.bfloat16, "cpu": torch.float32}
 PRIMARY = 0.8  # the acceptance whose cells come first
 GRIDS = {
-    "full": {"batches": (1, 4, 16), "contexts": (512, 8192), "acceptances": (0.8, 0.95, 0.6, 0.9), "tokens": 96},
+    "full": {"batches": (1, 4, 16), "contexts": (512, 8192), "acceptances": (0.8, 0.95, 0.6, 0.9), "tokens": 128},
     "tiny": {"batches": (1, 4), "contexts": (24,), "acceptances": (0.8, 0.6, 0.9), "tokens": 96},
 }
 
@@ -145,8 +145,14 @@ class Bench:
             self._save(self.report)
             self._free()
             if last is None and args.plot:
-                draw_lanes(pair, cell, outcome.rows, args.plot)
+                self._draw_lanes(pair, cell, outcome.rows)
             last = cell, outcome
+
+    def _draw_lanes(self, pair: ModelPair, cell: Cell, rows: list[dict[str, Any]]) -> None:
+        try:
+            draw_lanes(pair, cell, rows, self.args.plot)
+        except Exception as error:  # whatever it is, the other cells are measured
+            self.report["errors"].append(vars(cell) | {"error": f"lanes: {type(error).__name__}: {error}"})
 
     def _skip(self, what: dict[str, Any], reason: str) -> None:
         print(f"not measured: {', '.join(f'{key} {value}' for key, value in what.items())}: {reason}")

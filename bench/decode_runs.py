@@ -17,7 +17,7 @@ from pearl_decode import PearlDecoder, SamplingParams
 from pearl_decode.bench.peer_models import with_full_vocabulary
 from pearl_decode.stats import DecodeStats
 
-WARM_ROUNDS = 3  # of each run: in these a GPU's graphs are captured
+WARM_ROUNDS = 2  # of each run: the first runs call by call on a GPU, in the second graphs are captured
 FEWEST_ROUNDS = 4
 
 

@@ -12,7 +12,9 @@ import pytest
 import torch
 
 from bench.agreement import Agreement
+from pearl_decode import SamplingParams
 from pearl_decode.costs import pearl_tokens, sequential_tokens
+from tests.runtime.device import DeviceDecoder, TapeLane, no_host_reads
 from tests.runtime.tiny import VOCAB, build
 
 BENCH = Path(__file__).parent.parent.parent / "bench"
@@ -190,3 +192,41 @@ def test_rows_that_cannot_be_told_apart_are_refused():
         Agreement().follow([texts[0], [*texts[1][:12], texts[0][12] + 1, *texts[1][13:]]], 5, 0.5, VOCAB, "cpu")
     with pytest.raises(ValueError, match=r"acceptance must be in \[0, 1\], got 1.5"):
         Agreement().follow(texts, 5, 1.5, VOCAB, "cpu")
+
+
+def test_cells_near_the_first_come_first_and_cost_what_their_prompts_are_long(bench_decode):
+    module = sys.modules["bench_decode"]
+    cells = module.cells_of("8b+1b", (1, 4), (512, 8192), (0.8, 0.9))
+    assert len(set(cells)) == 8
+    order = [(cell.context, cell.batch, cell.acceptance) for cell in cells]
+    assert order[:4] == [(512, 1, 0.8), (512, 1, 0.9), (512, 4, 0.8), (8192, 1, 0.8)]
+    assert order[-1] == (8192, 4, 0.9)
+    assert {cell.acceptance for cell in module.cells_of("smollm2-135m", (1,), (512,), (0.8, 0.9))} == {None}
+    outcome = module.Outcome(seconds=10.0, prefill_s=2.0)
+    assert module.expected_s(cells[3], (cells[0], outcome)) == pytest.approx(8 + 2 * 16)
+
+
+def test_set_acceptance_holds_in_static_rounds_that_are_replayed(monkeypatch):
+    """Nothing is read on the host, and what was captured goes on to follow the positions."""
+    target, draft = build("llama"), build("llama", seed=4)
+    with torch.no_grad():  # each token is followed by the one 7 ids further, so that rows never meet
+        embedding = target.get_input_embeddings().weight.normal_()
+        target.lm_head.weight.copy_(embedding.roll(7, 0))
+        for layer in target.model.layers:
+            for weight in (layer.self_attn.o_proj.weight, layer.mlp.down_proj.weight):
+                weight.mul_(0.001)
+    prompts = [[11, 1], [22, 41], [33, 81]]
+    texts = [[first, *((last + 7 * n) % VOCAB for n in range(41))] for first, last in prompts]
+    Agreement.of(draft).follow(texts, 2, 0.8, VOCAB, "cpu")
+    params = SamplingParams(max_tokens=40, ignore_eos=True)
+    for strategy in ("pearl", "sequential"):
+        lanes = TapeLane(), TapeLane()
+        decoder = DeviceDecoder(target, draft, device_lanes=lanes, strategy=strategy, gamma=3)
+        with decoder, no_host_reads(monkeypatch):
+            results = decoder.generate(prompts, params)
+        assert [result.token_ids for result in results] == [text[2:] for text in texts]
+        assert all(lane.captures for lane in lanes)
+        accepted, judged = (
+            sum(getattr(result.stats, f"{name}_tokens") for result in results) for name in ("accepted", "judged")
+        )
+        assert accepted / judged == pytest.approx(0.8, abs=0.05)
