@@ -83,7 +83,7 @@ def measure_cell(pair: ModelPair, cell: Cell, effort: Effort, texts: Texts, read
         wanted = texts[cell.context, cell.batch]
         if pair.agreement is not None:
             whole = [prompt + text for prompt, text in zip(prompts, wanted, strict=True)]
-            vocab, device = pair.target.config.vocab_size, pair.target.device
+            vocab, device = pair.target.config.vocab_size, pair.draft.device
             assert cell.acceptance is not None, "a draft that was never trained needs one"
             pair.agreement.follow(whole, cell.context, cell.acceptance, vocab, device)
         probes = {strategy: own(strategy, PROBE_GAMMA, PROBE_TOKENS) for strategy in SPEEDS}
@@ -95,8 +95,13 @@ def measure_cell(pair: ModelPair, cell: Cell, effort: Effort, texts: Texts, read
     }
     floors = Floors.of(decoder, cell, effort.tokens, read_bytes_per_s)
     for system in systems:
-        if system.name not in outcome.errors:
-            outcome.rows.append(_row(pair, cell, system, samples, alone, floors, wanted))
+        if system.name in outcome.errors:
+            continue
+        outcome.rows.append(row := _row(pair, cell, system, samples, alone, floors, wanted))
+        same, rows = row["same_text"]
+        if pair.agreement is not None and same < rows:
+            # No rounding explains it, and a draft that guesses another text is not accepted as was asked.
+            outcome.errors[system.name] = f"{rows - same} of {rows} texts are not the target's own"
     _mark_best(outcome.rows)
     outcome.seconds = time.perf_counter() - start
     outcome.prefill_s = sum(run.prefill_s for run in runs)
@@ -177,6 +182,19 @@ def _row(
     floors: Floors,
     wanted: Sequence[list[int]],
 ) -> dict[str, Any]:
+    """A system's line of the report, medians of the repeats.
+
+    ratio:                  speed over autoregressive in the same repeat
+    round_over_longer_lane: round time over that of the longer lane, had it been alone
+    host_ms_per_round:      processor time of the thread that drives the rounds
+    target_idle, draft_idle: shares of the time in which the lane did nothing
+    target_window_ms, draft_step_ms: busy time of a target's forward and of one draft forward, the other lane's load
+                            included; over the time in which their weights, or these and the cached keys and values,
+                            are read once
+    same_text:              rows with the target's own greedy text, of all, in the worst repeat
+    choices:                of auto, in its last run
+    None where a system keeps no such times, or a round is of several kinds.
+    """
     runs, own = samples[system.name], system.strategy != ASSISTED
     speeds = [run.tokens_per_s for run in runs]
     ratios = [speed / run.tokens_per_s for speed, run in zip(speeds, samples[BASELINE], strict=False)]

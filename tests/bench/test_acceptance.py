@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import pytest
 import torch
 
 from bench.scripted import lucky_pair
+from pearl_decode import PearlDecoder
 from pearl_decode.costs import pearl_tokens, sequential_tokens
 
 BENCH = Path(__file__).parent.parent.parent / "bench"
@@ -47,3 +49,21 @@ def test_tokens_and_speeds_are_the_formulas(tmp_path):
     gamma, other = row["pearl_gamma"], row["sequential_gamma"]
     said = pearl_tokens(0.8, gamma) / max(1, gamma / 4) * (1 + other / 4) / sequential_tokens(0.8, other)
     assert row["pearl_over_sequential"]["formula"] == pytest.approx(said)
+
+
+def test_rounds_count_once_warm_and_until_a_row_ends(monkeypatch):
+    monkeypatch.syspath_prepend(BENCH)
+    runs = importlib.import_module("decode_runs")
+    target, draft, firsts = lucky_pair(0.5, rows=2, length=40, seed=2)
+    prompts = [[token] for token in firsts.tolist()]
+    with PearlDecoder(target, draft, max_batch=2) as decoder:
+        alone = runs.run_own(decoder, prompts, 20, "autoregressive", 1)
+        drafted = runs.run_own(decoder, prompts, 30, "sequential", 2)
+        with pytest.raises(RuntimeError, match="needs 6 rounds before a text ends, got 4: ask for more tokens"):
+            runs.run_own(decoder, prompts, 5, "autoregressive", 1)
+    assert (alone.rounds, alone.tokens) == (20 - 1 - runs.WARM_ROUNDS, 2 * (20 - 1 - runs.WARM_ROUNDS))
+    assert [len(text) for text in alone.texts] == [20, 20]
+    fewest = min(each.rounds for each in drafted.stats)
+    assert drafted.rounds == fewest - 1 - runs.WARM_ROUNDS
+    assert drafted.draft_forwards == 2 * drafted.rounds
+    assert 0 < drafted.target_busy_s < drafted.seconds
