@@ -23,12 +23,12 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from bench.scripted import sequence_model
 from pearl_decode import PearlDecoder, SamplingParams
 from pearl_decode.auto import GAMMAS
 from pearl_decode.costs import pearl_tokens, sequential_tokens
 from pearl_decode.lanes import PacedLane
 from pearl_decode.lanes.cpu import available_cores
-from tests.runtime.scripted import sequence_model
 
 ACCEPTANCES = (0.3, 0.5, 0.7, 0.8, 0.9, 0.95)
 COST_RATIOS = (2, 4, 8, 20)  # target forward over draft step
