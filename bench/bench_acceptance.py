@@ -5,6 +5,8 @@
 The lanes sleep for a set time per forward, whatever the window and the batch; the draft is right at a set share of the
 positions. Rows of a batch are decoded together, each with luck of its own: many rounds in little time. Of each strategy
 those gammas are measured that the formula thinks best, and the fastest is taken, on both sides of the comparison.
+
+Lanes have to wake in time: on a machine with other work, run it with `chrt -f 5`.
 """
 
 from __future__ import annotations
@@ -153,7 +155,9 @@ def main() -> None:
     show(rows)
     if args.json:
         settings = {name: getattr(args, name) for name in ("target_ms", "rows", "tokens", "candidates", "repeat")}
-        content = {"machine": describe_machine() | {"load": os.getloadavg()[0]}, "settings": settings, "rows": rows}
+        realtime = os.sched_getscheduler(0) == os.SCHED_FIFO
+        machine = describe_machine() | {"load": os.getloadavg()[0], "realtime": realtime}
+        content = {"machine": machine, "settings": settings, "rows": rows}
         args.json.write_text(json.dumps(content, indent=1) + "\n")
 
 
