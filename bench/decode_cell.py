@@ -87,12 +87,10 @@ def measure_cell(pair: ModelPair, cell: Cell, effort: Effort, texts: Texts, read
             assert cell.acceptance is not None, "a draft that was never trained needs one"
             pair.agreement.follow(whole, cell.context, cell.acceptance, vocab, device)
         probes = {strategy: own(strategy, PROBE_GAMMA, PROBE_TOKENS) for strategy in SPEEDS}
-        own("auto", "auto")  # it finds out what is fast in a text that does not count, as in a decoder long in use
         systems = _systems(pair, cell, effort, prompts, own, probes)
         samples = _take_turns(systems, effort.repeats, outcome)
-    alone = {PROBE_GAMMA: [probes["sequential"]]} | {
-        int(system.gamma): samples[system.name] for system in systems if system.strategy == "sequential"
-    }
+    alone = {int(s.gamma): samples[s.name] for s in systems if s.strategy == "sequential" and samples[s.name]}
+    alone = alone or {PROBE_GAMMA: [probes["sequential"]]}
     floors = Floors.of(decoder, cell, effort.tokens, read_bytes_per_s)
     for system in systems:
         if system.name in outcome.errors:
@@ -143,15 +141,24 @@ def _systems(
 def _take_turns(systems: Sequence[System], repeats: int, outcome: Outcome) -> dict[str, list[Run]]:
     """Runs by system, another one first in each repeat. One that fails is out, with its reason."""
     samples: dict[str, list[Run]] = {system.name: [] for system in systems}
+
+    def attempt(system: System) -> list[Run]:
+        if system.name in outcome.errors:
+            return []
+        try:
+            return [system.run()]
+        except Exception as error:  # whatever it is, the other systems are measured
+            outcome.errors[system.name] = " ".join(f"{type(error).__name__}: {error}".split())
+            return []
+
+    for system in systems:
+        if system.strategy == "auto":
+            attempt(system)  # it finds out what is fast in a text that does not count, as in a decoder long in use
     for turn in range(repeats):
         first = turn % len(systems)
         for system in (*systems[first:], *systems[:first]):
-            if system.name in outcome.errors or (system.turns is not None and turn >= system.turns):
-                continue
-            try:
-                samples[system.name].append(system.run())
-            except Exception as error:  # whatever it is, the other systems are measured
-                outcome.errors[system.name] = " ".join(f"{type(error).__name__}: {error}".split())
+            if system.turns is None or turn < system.turns:
+                samples[system.name] += attempt(system)
     if BASELINE in outcome.errors:
         raise RuntimeError(f"{BASELINE}: {outcome.errors[BASELINE]}")
     return samples
@@ -231,7 +238,7 @@ def _over_longer_lane(system: System, runs: Sequence[Run], alone: dict[int, list
     if system.strategy == BASELINE:
         return _median([run.round_s / run.window_s for run in runs])
     gamma = int(system.gamma)
-    nearest = alone[min((g for g in alone if alone[g]), key=lambda known: abs(known - gamma))]
+    nearest = alone[min(alone, key=lambda known: abs(known - gamma))]
     window_s = _median([run.window_s for run in nearest]) or 0.0
     step_s = _median([run.step_s for run in nearest if run.step_s is not None]) or 0.0
     return (_median([run.round_s for run in runs]) or 0.0) / max(window_s, gamma * step_s)

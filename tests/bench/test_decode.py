@@ -230,3 +230,23 @@ def test_set_acceptance_holds_in_static_rounds_that_are_replayed(monkeypatch):
             sum(getattr(result.stats, f"{name}_tokens") for result in results) for name in ("accepted", "judged")
         )
         assert accepted / judged == pytest.approx(0.8, abs=0.05)
+
+
+def test_a_system_that_fails_is_named_and_the_others_are_measured(bench_decode, monkeypatch, tmp_path):
+    cell = importlib.import_module("decode_cell")
+    run_own = cell.run_own
+
+    def failing(decoder, prompts, tokens, strategy, gamma):
+        if strategy == "auto":
+            raise RuntimeError("no way")
+        return run_own(decoder, prompts, tokens, strategy, gamma)
+
+    monkeypatch.setattr(cell, "run_own", failing)
+    path = tmp_path / "decode.json"
+    sizes = ("--synthetic", "--shapes", "tiny", "--batches", "2", "--acceptances", "0.8", "--tokens", "64")
+    with pytest.raises(SystemExit, match="RuntimeError: no way"):
+        bench_decode(*sizes, "--repeats", "1", "--candidates", "1", "--json", str(path))
+    report = json.loads(path.read_text())
+    assert [row["strategy"] for row in report["rows"]] == ["autoregressive", "sequential", "pearl"]
+    [error] = report["errors"]
+    assert (error["system"], error["batch"], error["acceptance"]) == ("auto", 2, 0.8)
