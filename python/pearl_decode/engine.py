@@ -13,6 +13,7 @@ from pearl_decode.lanes import CpuLane
 from pearl_decode.lanes.draft import DraftLane
 from pearl_decode.lanes.target import TargetLane
 from pearl_decode.lookup import PromptLookup
+from pearl_decode.memory import NoRoomError, check_room, has_room
 from pearl_decode.models import CausalModel
 from pearl_decode.request import Request
 from pearl_decode.round import Outcome, Round
@@ -136,11 +137,23 @@ class Engine:
         """
         running = list(self.requests)
         try:
+            self._check_room()
             yield from self._rounds(running)
+        except NoRoomError as error:
+            for request in running:
+                request.fail(str(error))
         except Exception as error:
             LOGGER.exception("the target failed")
             for request in running:
                 request.fail(f"the target failed: {error!r}")
+
+    def _check_room(self) -> None:
+        """Before anything runs, as caches grow into memory that they only seem to have."""
+        rows, capacity = len(self.requests), self.round.batch.capacity
+        target, draft = self.round.target.model, self.round.draft
+        check_room(target, rows, capacity)
+        if draft is not None and not has_room(draft.model, rows, capacity, beside=target):
+            self.round.leave_draft()
 
     def _rounds(self, running: list[Request]) -> Generator[list[Update], None, None]:
         """Decode, taking requests out of `running` as they end."""
@@ -203,9 +216,7 @@ class Engine:
         steps_s: list[float],
     ) -> None:
         for request in running:
-            choices = request.stats.choices
-            choices[str(choice)] = choices.get(str(choice), 0) + 1
-            request.stats.reason = self.chooser.reason
+            request.stats.count_choice(choice, self.chooser.reason)
         width = 1 + pending
         if pending and choice.strategy != "pearl":
             choice = Choice("autoregressive", 1)  # first the window that was left had to be verified
@@ -234,7 +245,4 @@ class Engine:
     def _count_time(self, running: list[Request], decode_s: float) -> None:
         target_s, draft_s = (sum(lane.busy_s for lane in lanes) for lanes in zip(*self._lanes(), strict=True))
         for request in running:
-            stats = request.stats
-            stats.decode_s = decode_s
-            stats.target_busy_s, stats.target_idle_s = target_s, decode_s - target_s
-            stats.draft_busy_s, stats.draft_idle_s = draft_s, decode_s - draft_s
+            request.stats.count_time(decode_s, target_s, draft_s)

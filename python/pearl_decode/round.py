@@ -67,6 +67,10 @@ class Round:
         """The distributions the drafted chain was drawn from, where verification needs them."""
         return self.draft.chain if self.draft else None
 
+    def leave_draft(self) -> None:
+        """Go on without the draft, before it has drafted anything."""
+        self.drafting, self.draft = False, None
+
     def guesses(self, count: int) -> list[list[int]]:
         """What prompt lookup drafts: per row `count` tokens, or none."""
         return [lookup.continuation(count) for lookup in self.lookups or ()]

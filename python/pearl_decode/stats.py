@@ -64,6 +64,17 @@ class DecodeStats:
         self.accepted_lengths.extend([0] * (num_accepted + 1 - len(self.accepted_lengths)))
         self.accepted_lengths[num_accepted] += 1
 
+    def count_choice(self, choice: object, reason: str) -> None:
+        """Of the round just counted: what was chosen for it, and why."""
+        self.choices[str(choice)] = self.choices.get(str(choice), 0) + 1
+        self.reason = reason
+
+    def count_time(self, decode_s: float, target_s: float, draft_s: float) -> None:
+        """So far: in all, and of it what each lane computed."""
+        self.decode_s = decode_s
+        self.target_busy_s, self.target_idle_s = target_s, decode_s - target_s
+        self.draft_busy_s, self.draft_idle_s = draft_s, decode_s - draft_s
+
     def to_dict(self) -> dict[str, Any]:
         return asdict(self) | {
             "tokens_per_s": self.tokens_per_s,

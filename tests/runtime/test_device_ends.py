@@ -9,9 +9,8 @@ import weakref
 import pytest
 import torch
 
-from pearl_decode import PearlDecoder, SamplingParams
+from pearl_decode import PearlDecoder, SamplingParams, memory
 from pearl_decode.cache import WindowCache
-from pearl_decode.device import memory
 from pearl_decode.device.engine import DeviceOptions
 from pearl_decode.device.runner import lanes_of
 from pearl_decode.lanes.queue import InlineLane

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 import torch
 
 from pearl_decode.device.draft import StaticDraft
-from pearl_decode.device.memory import NoRoomError, check_room
 from pearl_decode.device.round import StaticRound
 from pearl_decode.device.shape import shape_of
 from pearl_decode.engine import Plan, Update
 from pearl_decode.lanes.queue import DeviceLane
+from pearl_decode.memory import NoRoomError, check_room
 from pearl_decode.models import CausalModel
 from pearl_decode.request import Request
 from pearl_decode.ring import Ring

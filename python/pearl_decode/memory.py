@@ -1,0 +1,104 @@
+"""What caches need, and whether a device has it, before a request starts."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+
+import torch
+
+from pearl_decode.models import CausalModel
+
+GIB = 1 << 30
+LOWERS = "lower max_batch or max_tokens, or shorten the prompts"
+MEMINFO = Path("/proc/meminfo")
+# Where a container's own limit shows: limit, use, and the statistics that say how much of it is files.
+CGROUPS = (
+    (Path("/sys/fs/cgroup"), "memory.max", "memory.current", "inactive_file"),
+    (Path("/sys/fs/cgroup/memory"), "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+)
+
+
+class NoRoomError(MemoryError):
+    """A batch does not fit on its device."""
+
+
+def cache_bytes(model: CausalModel, batch: int, capacity: int) -> int:
+    """Of the keys and values of `batch` rows of `capacity` positions, by the model's config; 0 if that has no heads."""
+    config = model.config.get_text_config()
+    heads: int = getattr(config, "num_attention_heads", None) or 0
+    if not heads:
+        return 0
+    kv_heads: int = getattr(config, "num_key_value_heads", None) or heads
+    head_dim: int = getattr(config, "head_dim", None) or config.hidden_size // heads
+    layers: int = config.num_hidden_layers
+    return 2 * layers * kv_heads * head_dim * batch * capacity * int(model.model.dtype.itemsize)
+
+
+def free_bytes(device: torch.device) -> int | None:
+    """What a device has for more tensors; None where nobody keeps count.
+
+    On a GPU also what torch holds without using it. On a CPU what the machine can give without swapping, or the rest of
+    the limit of the container where that is less.
+    """
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        return int(free) + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    if device.type != "cpu":
+        return None
+    known = [left for left in (_available(), *map(_left, CGROUPS)) if left is not None]
+    return min(known, default=None)
+
+
+def check_room(target: CausalModel, batch: int, capacity: int) -> None:
+    """Raise NoRoomError where the target's cache does not fit, with what is missing and what lowers it."""
+    problem = _problem("target", target, batch, capacity, 0)
+    if problem is not None:
+        raise NoRoomError(f"{problem}; {LOWERS}")
+
+
+def has_room(draft: CausalModel, batch: int, capacity: int, beside: CausalModel | None = None) -> bool:
+    """Whether the draft's cache fits too, and a warning where it does not: the target goes on alone.
+
+    beside: the target, where its cache has yet to be made
+    """
+    shared = beside is not None and beside.device == draft.device
+    reserved = cache_bytes(beside, batch, capacity) if beside is not None and shared else 0
+    problem = _problem("draft", draft, batch, capacity, reserved)
+    if problem is not None:
+        warnings.warn(f"{problem}; the target goes on alone; {LOWERS}", RuntimeWarning, stacklevel=2)
+    return problem is None
+
+
+def _problem(role: str, model: CausalModel, batch: int, capacity: int, reserved: int) -> str | None:
+    free = free_bytes(model.device)
+    if free is None:
+        return None
+    free = max(0, free - reserved)
+    needed = cache_bytes(model, batch, capacity)
+    if needed <= free:
+        return None
+    return (
+        f"the {role}'s cache of {batch} x {capacity} positions needs {needed / GIB:.1f} GiB on {model.device}, where "
+        f"{free / GIB:.1f} GiB are free: {(needed - free) / GIB:.1f} GiB are missing"
+    )
+
+
+def _available() -> int | None:
+    try:
+        lines = MEMINFO.read_text().splitlines()
+    except OSError:
+        return None
+    return next((1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")), None)
+
+
+def _left(cgroup: tuple[Path, str, str, str]) -> int | None:
+    """Of the limit set at the mount, which is a container's own; None without one."""
+    root, limit, usage, files = cgroup
+    try:
+        most, used = (root / limit).read_text(), int((root / usage).read_text())
+        fields = dict(line.split() for line in (root / "memory.stat").read_text().splitlines())
+    except (OSError, ValueError):
+        return None
+    # What only caches files is given back before anything is refused.
+    return None if most.strip() == "max" else max(0, int(most) - used + int(fields.get(files, 0)))
