@@ -12,11 +12,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from pearl_decode.decoder import PearlDecoder, TextStream
+    from pearl_decode.decoder import PearlDecoder
     from pearl_decode.hook import generate
     from pearl_decode.result import GenerationResult
     from pearl_decode.sampling import SamplingParams
     from pearl_decode.stats import DecodeStats
+    from pearl_decode.stream import TextStream
 
 __all__ = ["DecodeStats", "GenerationResult", "PearlDecoder", "SamplingParams", "TextStream", "generate"]
 
@@ -26,7 +27,7 @@ _HOMES = {
     "GenerationResult": "result",
     "PearlDecoder": "decoder",
     "SamplingParams": "sampling",
-    "TextStream": "decoder",
+    "TextStream": "stream",
     "generate": "hook",
 }
 

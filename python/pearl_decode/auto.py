@@ -46,12 +46,14 @@ class Chooser:
     law is that of the rounds, whichever they are.
 
     choices: those there are, the first of them for as long as nothing was measured
+    whole_windows: whether a round of PEARL reads a whole window even where none is open, as static ones do
     reason:  why the present choice was made, in a line
     """
 
-    def __init__(self, choices: Sequence[Choice], costs: Costs, rows: int) -> None:
+    def __init__(self, choices: Sequence[Choice], costs: Costs, rows: int, *, whole_windows: bool = False) -> None:
         self.choices = list(choices)
         self.costs = costs
+        self.whole_windows = whole_windows
         self.reason = ""
         self._acceptances = {
             drafter: [costs.acceptance(drafter) for _ in range(rows)] for drafter in ("draft", "lookup")
@@ -61,7 +63,8 @@ class Chooser:
     def choose(self, remaining: Sequence[int], found: Sequence[bool], drafting: bool) -> Choice:
         """The choice for the next round.
 
-        remaining: tokens each row may still get; found: whether prompt lookup has a guess for it
+        remaining: tokens each row may still get, 0 for one that has ended but is still computed; found: whether prompt
+                   lookup has a guess for it
         drafting:  whether there is a draft model at work
         """
         speeds = {}
@@ -81,8 +84,11 @@ class Chooser:
             self.reason = self._explain(speeds)
         return self._present
 
-    def observe(self, choice: Choice, timing: Timing, accepted: Sequence[int], judged: Sequence[int]) -> None:
-        """Learn from a round. choice: what was done; accepted, judged: drafted tokens of each row."""
+    def observe(self, choice: Choice, timing: Timing | None, accepted: Sequence[int], judged: Sequence[int]) -> None:
+        """Learn from a round. choice: what was done; accepted, judged: drafted tokens of each row.
+
+        timing: None for a round that took longer than such rounds will again
+        """
         costs, rows = self.costs, len(judged)
         costs.round += 1
         for drafter, acceptances in self._acceptances.items():
@@ -90,8 +96,11 @@ class Chooser:
             for acceptance, a, j in zip(acceptances, accepted, theirs, strict=True):
                 acceptance.count(a, j)
         costs.count(choice.drafter, zip(accepted, judged, strict=True))
-        steps = timing.steps_s
-        overlapping = choice.strategy == "pearl"
+        if timing is not None:
+            self._observe_time(choice.strategy == "pearl", timing, rows)
+
+    def _observe_time(self, overlapping: bool, timing: Timing, rows: int) -> None:
+        costs, steps = self.costs, timing.steps_s
         times = costs.times(rows, overlapping)
         if overlapping and steps:
             beside = timing.round_s - max(timing.target_s, sum(steps))
@@ -116,11 +125,11 @@ class Chooser:
             return None
         rates = [acceptance.hoped for acceptance in self._acceptances[choice.drafter]]
         if choice.strategy == "autoregressive":
-            return len(remaining) / window_s
+            return sum(min(1, left) for left in remaining) / window_s
         wide_s = times.window_s(gamma if choice.strategy == "pearl" else gamma + 1, now) or window_s
         if choice.strategy == "pearl":
             tokens = [pearl_tokens(a, gamma) for a in rates]
-            share = 1 - prod(1 - open_share(a, gamma) for a in rates)
+            share = 1.0 if self.whole_windows else 1 - prod(1 - open_share(a, gamma) for a in rates)
             round_s = (1 - share) * max(window_s, gamma * step_s) + share * max(wide_s, gamma * step_s)
         elif choice.strategy == "lookup":
             tokens = [sequential_tokens(a, gamma) if guess else 1.0 for a, guess in zip(rates, found, strict=True)]

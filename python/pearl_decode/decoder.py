@@ -11,18 +11,19 @@ import torch
 from transformers import PreTrainedModel
 
 from pearl_decode.costs import Costs
-from pearl_decode.drafts import draft_directory, load_draft
-from pearl_decode.engine import Engine, Plan, Update
+from pearl_decode.device.runner import DeviceRunner
+from pearl_decode.engine import Plan, Update
 from pearl_decode.lanes import CpuLane
-from pearl_decode.lanes.cpu import lane_pair
-from pearl_decode.models import CausalModel, check_same_tokens, first_layers, load_model, load_tokenizer
+from pearl_decode.loading import load_pair
+from pearl_decode.models import CausalModel
 from pearl_decode.request import Request
 from pearl_decode.result import GenerationResult
+from pearl_decode.runner import CpuRunner, Runner, check_devices
 from pearl_decode.sampling import SamplingParams
 from pearl_decode.stats import DecodeStats
+from pearl_decode.stream import TextStream
 
 Prompt = str | Sequence[int]
-FIRST_LAYERS = "first-layers:"
 DEFAULT_RULE = "block"
 REPRODUCIBLE_RULES = ("coupled", "greedy")
 
@@ -34,14 +35,18 @@ class PearlDecoder:
     tokenizer:     the target's; None where prompts are token ids and no text is wanted
     gamma:         tokens drafted per round, or "auto"
     strategy:      "pearl", "sequential", "lookup", "autoregressive", or "auto": before each round the one that should
-                   be the fastest, by the time rounds took and by what was accepted
+                   be the fastest, by the time rounds took and by what was accepted. On a GPU there is no "lookup"
     rule:          "token", "block", "coupled" or "greedy"; requests of temperature 0 are greedy under each. None is
                    DEFAULT_RULE, or "coupled" where reproducible
     reproducible:  whether a sampled text must be the same for the same seed, whatever the draft, the strategy and the
                    other requests: that takes the rule "coupled"
     max_batch:     requests decoded at once; more are taken in turn
+    compile:       on a GPU, whether torch fuses the models' small kernels, which takes minutes the first time: up to
+                   one for each number of rows, tokens per forward and length (in steps of 512) that comes up, and
+                   torch keeps the result on disk. None: yes, unless a model is spread over several GPUs
     lanes:         target and draft lane to use whatever the strategy; None shares the cores out as it needs
 
+    A target on a GPU is decoded by captured rounds on streams of its own, any other by threads that have cores each.
     Close it, or use it as a context manager, to end its threads.
     """
 
@@ -56,6 +61,7 @@ class PearlDecoder:
         rule: str | None = None,
         reproducible: bool = False,
         max_batch: int = 8,
+        compile: bool | None = None,
         lanes: tuple[CpuLane, CpuLane] | None = None,
     ) -> None:
         if max_batch < 1:
@@ -64,11 +70,13 @@ class PearlDecoder:
         self.draft = CausalModel(draft, "draft") if draft is not None else None
         self.tokenizer = tokenizer
         self.reproducible = reproducible
-        self.plan = self._checked(Plan(strategy, gamma, rule or ("coupled" if reproducible else DEFAULT_RULE)))
+        check_devices(self.target, self.draft)
         self.costs = Costs()
+        self.runner: Runner = CpuRunner(self.target, self.draft, self.costs, lanes)
+        if lanes is None and has_static_rounds(self.target):
+            self.runner = DeviceRunner(self.target, self.draft, compile=compile, costs=self.costs)
+        self.plan = self._checked(Plan(strategy, gamma, rule or ("coupled" if reproducible else DEFAULT_RULE)))
         self.max_batch = max_batch
-        self._given_lanes = lanes
-        self._lanes: dict[bool, tuple[CpuLane, CpuLane]] = {}
 
     @classmethod
     def from_pretrained(
@@ -78,30 +86,34 @@ class PearlDecoder:
         *,
         tokenizer: Any | None = None,
         dtype: torch.dtype | None = None,
+        target_device: torch.device | str | None = None,
+        draft_device: torch.device | str | None = None,
+        device_map: Any | None = None,
         **options: Any,
     ) -> PearlDecoder:
         """Load a pair. Each may be a hub id, a path, "smollm2-135m" (the built-in target) or a loaded model; the draft
         also a directory that `pearl-decode distill` made, "smollm2-135m-draft" (the one made for the built-in target),
         or "first-layers:N", the target's own first N layers.
 
-        dtype:   of both models; None is what the checkpoint says, but without a GPU they compute in float32
-        options: as the constructor's
-        Raises ValueError if a model cannot be loaded, the two tokenizers differ, or the draft is another target's.
+        dtype:         of both models; None is what the checkpoint says, but on a CPU they compute in float32
+        target_device: such as "cpu" or "cuda:1"; None: the GPU if there is one; "auto" spreads the target over all
+                       GPUs. A loaded model stays where it is
+        draft_device:  None: the target's. A GPU of its own lets both models work at full speed
+        device_map:    as transformers', for the target, instead of target_device
+        options:       as the constructor's
+        Raises ValueError if a model cannot be loaded, the two tokenizers differ, the draft is another target's, or the
+        devices are not there or of different kinds.
         """
-        target_model = load_model("target", target, dtype)
-        if tokenizer is None and isinstance(target, (str, os.PathLike)):
-            tokenizer = load_tokenizer("target", target)
-        if isinstance(draft, str) and draft.startswith(FIRST_LAYERS):
-            draft_model: PreTrainedModel | None = first_layers(target_model, _layer_count(draft))
-        elif draft is None:
-            draft_model = None
-        elif isinstance(draft, (str, os.PathLike)) and (directory := draft_directory(draft)) is not None:
-            draft_model = load_draft(directory, target_model)
-        else:
-            draft_model = load_model("draft", draft, dtype)
-            if tokenizer is not None and isinstance(draft, (str, os.PathLike)):
-                check_same_tokens(tokenizer, load_tokenizer("draft", draft))
-        return cls(target_model, draft_model, tokenizer, **options)
+        pair = load_pair(
+            target,
+            draft,
+            tokenizer,
+            dtype,
+            target_device=target_device,
+            draft_device=draft_device,
+            device_map=device_map,
+        )
+        return cls(pair.target, pair.draft, pair.tokenizer, **options)
 
     @overload
     def generate(self, prompts: str, params: SamplingParams | None = None, **plan: Any) -> GenerationResult: ...
@@ -152,20 +164,17 @@ class PearlDecoder:
         requests = [self._try_request(prompt, p, chosen) for prompt, p in zip(prompts, each, strict=True)]
         good = [request for request in requests if request.error is None]
         batches = [good[start : start + self.max_batch] for start in range(0, len(good), self.max_batch)]
-        return requests, chain.from_iterable(self._engine(batch, chosen).run() for batch in batches)
+        return requests, chain.from_iterable(self.runner.engine(batch, chosen).run() for batch in batches)
 
     def stream(self, prompt: Prompt, params: SamplingParams | None = None, **plan: Any) -> TextStream:
         """Answer one prompt piece by piece. Raises ValueError for a bad prompt, before anything runs."""
         chosen = self._plan(plan)
         request = self._request(prompt, params or SamplingParams(), chosen)
-        return TextStream(request, self._engine([request], chosen))
+        return TextStream(request, self.runner.engine([request], chosen))
 
     def close(self) -> None:
         """End the lane threads, the given ones too."""
-        for pair in [*self._lanes.values(), *([self._given_lanes] if self._given_lanes else [])]:
-            for lane in pair:
-                lane.close()
-        self._lanes.clear()
+        self.runner.close()
 
     def __enter__(self) -> PearlDecoder:
         return self
@@ -181,21 +190,16 @@ class PearlDecoder:
         return self._checked(Plan(**(values | {name: value for name, value in changes.items() if value is not None})))
 
     def _checked(self, plan: Plan) -> Plan:
+        if plan.strategy not in self.runner.strategies:
+            raise ValueError(
+                f"strategy must be one of {sorted(self.runner.strategies)} on {self.target.device}, where the text is "
+                f"known some rounds late, got {plan.strategy!r}"
+            )
         if self.draft is None and plan.drafts:
             raise ValueError(f"strategy {plan.strategy!r} needs a draft model, got draft=None")
         if self.reproducible and plan.rule not in REPRODUCIBLE_RULES:
             raise ValueError(f"rule must be one of {list(REPRODUCIBLE_RULES)} where reproducible, got {plan.rule!r}")
         return plan
-
-    def _engine(self, requests: list[Request], plan: Plan) -> Engine:
-        return Engine(requests, self.target, self.draft, self._pair, plan, self.costs)
-
-    def _pair(self, overlaps: bool) -> tuple[CpuLane, CpuLane]:
-        if self._given_lanes is not None:
-            return self._given_lanes
-        if overlaps not in self._lanes:
-            self._lanes[overlaps] = lane_pair(concurrent=overlaps)
-        return self._lanes[overlaps]
 
     def _request(self, prompt: Prompt, params: SamplingParams, plan: Plan) -> Request:
         request = self._new_request(self._encode(prompt), params, plan)
@@ -240,40 +244,6 @@ class PearlDecoder:
             )
 
 
-class TextStream:
-    """Pieces of one answer as they are verified. `result` holds what there is so far; `close` stops early."""
-
-    def __init__(self, request: Request, engine: Engine) -> None:
-        self._request = request
-        self._rounds = engine.run()
-
-    def __iter__(self) -> Iterator[str]:
-        for updates in self._rounds:
-            for update in updates:
-                if update.text:
-                    yield update.text
-
-    @property
-    def result(self) -> GenerationResult:
-        return self._request.result()
-
-    def close(self) -> None:
-        self._rounds.close()
-
-    def __enter__(self) -> TextStream:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-
-def _layer_count(draft: str) -> int:
-    count = draft.removeprefix(FIRST_LAYERS)
-    if not count.isdecimal():
-        raise ValueError(f"draft: expected {FIRST_LAYERS}N with a number of layers N, got {draft!r}")
-    return int(count)
-
-
 def _one(params: SamplingParams | Sequence[SamplingParams] | None) -> SamplingParams | None:
     if params is None or isinstance(params, SamplingParams):
         return params
@@ -286,3 +256,8 @@ def _per_prompt(params: SamplingParams | Sequence[SamplingParams] | None, count:
     if len(params) != count:
         raise ValueError(f"params must be one SamplingParams or one for each of {count} prompts, got {len(params)}")
     return params
+
+
+def has_static_rounds(target: CausalModel) -> bool:
+    """Whether a target is decoded by rounds that are captured, and of which the host reads nothing."""
+    return target.device.type == "cuda"

@@ -155,22 +155,34 @@ class CausalModel:
         return logits[:, -keep:]
 
 
-def load_model(role: str, spec: str | os.PathLike[str] | PreTrainedModel, dtype: torch.dtype | None) -> PreTrainedModel:
-    """A model from a hub id, a path, the built-in name or as it is.
+def default_device() -> torch.device:
+    """The GPU if there is one."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
-    dtype None: what the checkpoint says; but without a GPU only the weights, and the model computes in float32.
+
+def load_model(
+    role: str,
+    spec: str | os.PathLike[str] | PreTrainedModel,
+    dtype: torch.dtype | None,
+    device: torch.device,
+    device_map: Any | None = None,
+) -> PreTrainedModel:
+    """A model from a hub id, a path, the built-in name or as it is, which then stays where it is.
+
+    dtype:      None: what the checkpoint says; but on a CPU only the weights, and the model computes in float32
+    device_map: as transformers', instead of the device
     Raises ValueError naming the role for a path that does not exist or a model that cannot be loaded.
     """
     if not isinstance(spec, (str, os.PathLike)):
         return spec
     source = resolve(role, spec)
     try:
-        model: Any = AutoModelForCausalLM.from_pretrained(source, dtype=dtype or "auto")
-    except (OSError, ValueError) as error:
+        model: Any = AutoModelForCausalLM.from_pretrained(source, dtype=dtype or "auto", device_map=device_map)
+    except (ImportError, OSError, ValueError) as error:
         raise ValueError(f"{role}: cannot load a causal model from {str(spec)!r}: {error}") from error
-    if torch.cuda.is_available():
-        model = model.to("cuda")
-    elif dtype in (None, torch.float32):
+    if device_map is None:
+        model = model.to(device)
+    if model.device.type == "cpu" and dtype in (None, torch.float32):
         use_window_linear(model)
     loaded: PreTrainedModel = model
     return loaded

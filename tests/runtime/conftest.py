@@ -8,6 +8,15 @@ import torch
 from tests.runtime.tiny import ARCHITECTURES, VOCAB, build
 
 
+@pytest.fixture(autouse=True, scope="package")
+def _one_torch_thread():
+    """Of the tests' own thread, lanes have theirs: over models this small more only wait for each other."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(scope="session", params=list(ARCHITECTURES))
 def target(request):
     return build(request.param)

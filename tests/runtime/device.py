@@ -14,10 +14,20 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from pearl_decode import PearlDecoder
-from pearl_decode.device.engine import DeviceEngine, DeviceOptions, Kept
-from pearl_decode.device.round import StaticRound
+from pearl_decode.device.engine import DeviceOptions
+from pearl_decode.device.rounds import StaticRounds
+from pearl_decode.device.runner import DeviceRunner
+from pearl_decode.lanes.cpu import CpuLane, available_cores
 from pearl_decode.lanes.queue import InlineLane
 from pearl_kernels import checks
+
+
+class DynamicDecoder(PearlDecoder):
+    """A PearlDecoder on one core: more only wait for each other over models this small, where a machine is busy."""
+
+    def __init__(self, *args, **plan) -> None:
+        cores = available_cores()[:1]
+        super().__init__(*args, lanes=(CpuLane("target", cores), CpuLane("draft", cores)), **plan)
 
 
 def static_plan(draft) -> dict:
@@ -30,12 +40,9 @@ class DeviceDecoder(PearlDecoder):
 
     def __init__(self, target, draft=None, *args, options=None, device_lanes=None, **plan) -> None:
         super().__init__(target, draft, *args, **(static_plan(draft) | plan))
-        self.options = options or DeviceOptions(lateness=2, bucket=16)
-        self.device_lanes = device_lanes or (InlineLane(), InlineLane())
-        self.kept = Kept()
-
-    def _engine(self, requests, plan):
-        return DeviceEngine(requests, self.target, self.draft, self.device_lanes, plan, self.options, self.kept)
+        options = options or DeviceOptions(lateness=2, bucket=16)
+        self.runner = DeviceRunner(self.target, self.draft, options=options, costs=self.costs)
+        self.runner.lanes = device_lanes or self.runner.lanes
 
 
 class Tape(TorchDispatchMode):
@@ -114,6 +121,7 @@ class LateLane(TapeLane):
         self.most_waiting = 0
 
     def run(self, work) -> None:
+        self.queued += 1
         self._queue.append(("run", work))
         self.most_waiting = max(self.most_waiting, len(self._queue))
 
@@ -131,7 +139,7 @@ class LateLane(TapeLane):
     def advance(self) -> None:
         kind, what = self._queue.popleft()
         if kind == "run":
-            super().run(what)
+            self.finish(what)
         elif kind == "record":
             what.happened = True
 
@@ -154,7 +162,7 @@ class _NoReads(TorchDispatchMode):
 @contextmanager
 def no_host_reads(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Rounds that are queued in here raise HostRead where they would read a tensor's value."""
-    play = StaticRound.play
+    play, catch_up = StaticRounds.play, StaticRounds.catch_up
 
     def refuse(name):
         def read(self, *_, **__):
@@ -162,14 +170,18 @@ def no_host_reads(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
         return read
 
-    def guarded(self, view):
-        with monkeypatch.context() as patch, _NoReads():
-            # The doors look at the values of CPU tensors alone.
-            patch.setattr(checks, "readable", lambda value: False)
-            for name in ("item", "tolist", "numpy", "cpu", "__bool__", "__int__", "__float__", "__index__"):
-                patch.setattr(Tensor, name, refuse(name))
-            play(self, view)
+    def guarded(queue):
+        def run(*args):
+            with monkeypatch.context() as patch, _NoReads():
+                # The doors look at the values of CPU tensors alone.
+                patch.setattr(checks, "readable", lambda value: False)
+                for name in ("item", "tolist", "numpy", "cpu", "__bool__", "__int__", "__float__", "__index__"):
+                    patch.setattr(Tensor, name, refuse(name))
+                return queue(*args)
+
+        return run
 
     with monkeypatch.context() as outer:
-        outer.setattr(StaticRound, "play", guarded)
+        outer.setattr(StaticRounds, "play", guarded(play))
+        outer.setattr(StaticRounds, "catch_up", guarded(catch_up))
         yield

@@ -9,14 +9,14 @@ import weakref
 import pytest
 import torch
 
-from pearl_decode import PearlDecoder, SamplingParams, memory
+from pearl_decode import SamplingParams, memory
 from pearl_decode.cache import WindowCache
 from pearl_decode.device.engine import DeviceOptions
 from pearl_decode.device.runner import lanes_of
 from pearl_decode.lanes.queue import InlineLane
 from pearl_decode.models import CausalModel
 from pearl_decode.ring import Ring
-from tests.runtime.device import DeviceDecoder, TapeLane
+from tests.runtime.device import DeviceDecoder, DynamicDecoder, TapeLane
 from tests.runtime.scripted import ScriptedModel, one_hot, sequence_model
 from tests.runtime.test_ends import EOS, GAMMA, LINE, PROMPT, VOCAB
 
@@ -139,7 +139,7 @@ def test_memory_of_a_failed_draft_is_freed_while_the_target_goes_on(llama, near_
     monkeypatch.setattr(WindowCache, "__init__", noted)
     lanes = (InlineLane(), InlineLane())
     monkeypatch.setattr(lanes[1], "release", lambda: released.append(True))
-    with PearlDecoder(llama) as alone:
+    with DynamicDecoder(llama) as alone:
         [wanted] = alone.generate(prompts[:1], SamplingParams(max_tokens=30))
     caches.clear()
     calls = iter(range(100))
@@ -207,14 +207,14 @@ def test_prompt_and_answer_may_fill_the_context(llama, near_llama, greedy_refere
 
 
 def test_ring_hands_out_in_order_and_never_what_came_later():
-    ring, source = Ring((2,), 3, InlineLane()), torch.zeros(2, dtype=torch.int64)
+    ring, source = Ring(6, 3, InlineLane()), torch.zeros(1, 2, dtype=torch.int64)
     seen = []
     for i in range(20):
         source.fill_(i)
         ring.push(source)
         if len(ring) == 3:
             seen.append(ring.read())
-    assert seen == [[i, i] for i in range(18)]
+    assert seen == [[[i, i]] for i in range(18)]
     ring.push(source)
     with pytest.raises(AssertionError, match="3 unread rounds and no more"):
         ring.push(source)
@@ -225,13 +225,13 @@ def test_rounds_of_the_batch_before_are_used_again(llama, near_llama, prompts):
     lanes = (TapeLane(), TapeLane())
     plan = {"gamma": 3, "rule": "coupled", "device_lanes": lanes, "options": DeviceOptions(bucket=64)}
     params = SamplingParams(temperature=0.8, max_tokens=20, seed=1)
-    with PearlDecoder(llama, near_llama, gamma=3, rule="coupled") as dynamic:
+    with DynamicDecoder(llama, near_llama, gamma=3, rule="coupled") as dynamic:
         wanted = [[r.token_ids for r in dynamic.generate(each, params)] for each in (prompts, prompts[::-1])]
     with DeviceDecoder(llama, near_llama, **plan) as decoder:
         assert [r.token_ids for r in decoder.generate(prompts, params)] == wanted[0]
         captures = [lane.captures for lane in lanes]
         with torch.inference_mode():
-            for cache in (decoder.kept._rounds.cache, decoder.kept._rounds.draft.cache):
+            for cache in (decoder.runner.kept._rounds.batch.cache, decoder.runner.kept._rounds.batch.draft.cache):
                 for layer in cache.layers:
                     layer.keys.fill_(math.nan)
                     layer.values.fill_(math.nan)

@@ -5,13 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 
-from pearl_decode import PearlDecoder, SamplingParams
+from pearl_decode import SamplingParams
 from pearl_decode.attention import use_window_attention
 from pearl_decode.device.engine import DeviceOptions, Kept
 from pearl_decode.device.shape import shape_of
 from pearl_decode.lanes.queue import InlineLane
 from pearl_decode.models import first_layers
-from tests.runtime.device import DeviceDecoder, HostRead, Schedule, TapeLane, no_host_reads, static_plan
+from tests.runtime.device import DeviceDecoder, DynamicDecoder, HostRead, Schedule, TapeLane, no_host_reads, static_plan
 from tests.runtime.scripted import sequence_model
 from tests.runtime.test_law import _exact_law, _p_value, _tables, table_model
 from tests.runtime.tiny import build
@@ -39,14 +39,14 @@ def answers(decoder, prompts, params, **plan):
 def test_static_rounds_decode_what_dynamic_ones_do(target, prompts, strategy):
     """Not only the text: what was accepted in every round of every row."""
     draft = first_layers(target, 2)
-    with PearlDecoder(target, draft) as dynamic, DeviceDecoder(target, draft) as static:
+    with DynamicDecoder(target, draft) as dynamic, DeviceDecoder(target, draft) as static:
         for gamma, rule in ((1, "token"), (3, "coupled"), (4, "block"), (8, "token")):
             plan = {"strategy": strategy, "gamma": gamma, "rule": rule}
             assert answers(static, prompts, PARAMS, **plan) == answers(dynamic, prompts, PARAMS, **plan)
 
 
 def test_a_target_alone_decodes_what_it_does_in_dynamic_rounds(llama, prompts):
-    with PearlDecoder(llama) as dynamic, DeviceDecoder(llama) as static:
+    with DynamicDecoder(llama) as dynamic, DeviceDecoder(llama) as static:
         assert answers(static, prompts, PARAMS) == answers(dynamic, prompts, PARAMS)
 
 
@@ -54,7 +54,7 @@ def test_a_target_alone_decodes_what_it_does_in_dynamic_rounds(llama, prompts):
 def test_greedy_static_rounds_are_the_targets_own_text(llama, near_llama, prompts, greedy_reference, strategy):
     with DeviceDecoder(llama, near_llama, strategy=strategy, gamma=4) as decoder:
         for lateness in (0, 3):
-            decoder.options = DeviceOptions(lateness=lateness, bucket=8)
+            decoder.runner.options = DeviceOptions(lateness=lateness, bucket=8)
             results = decoder.generate(prompts, SamplingParams(max_tokens=24))
             assert [r.token_ids for r in results] == [greedy_reference(llama, prompt, 24) for prompt in prompts]
 
@@ -91,7 +91,7 @@ def test_replayed_parts_do_what_they_did_when_captured(llama, near_llama, prompt
     options = DeviceOptions(lateness=1, bucket=24)
     plan = {"strategy": strategy, "gamma": 3, "rule": "block"}
     with (
-        PearlDecoder(llama, near_llama, **plan) as dynamic,
+        DynamicDecoder(llama, near_llama, **plan) as dynamic,
         DeviceDecoder(llama, near_llama, device_lanes=lanes, options=options, **plan) as static,
     ):
         assert answers(static, prompts, PARAMS) == answers(dynamic, prompts, PARAMS)
@@ -108,7 +108,7 @@ def test_parts_that_cannot_be_captured_are_queued_call_by_call(llama, near_llama
     with DeviceDecoder(llama, near_llama, device_lanes=lanes, options=DeviceOptions(bucket=64)) as decoder:
         wanted = answers(decoder, prompts, PARAMS)
         lanes[0].capture = refuse
-        decoder.kept = Kept()
+        decoder.runner.kept = Kept()
         assert answers(decoder, prompts, PARAMS) == wanted
     assert caplog.text.count("queued call by call, as it cannot be captured") == 2  # window and verify
     assert "operation not permitted" in caplog.text
@@ -118,7 +118,7 @@ def test_parts_that_cannot_be_captured_are_queued_call_by_call(llama, near_llama
 def test_events_alone_keep_the_lanes_in_order(llama, near_llama, prompts, strategy):
     """Nothing runs before the host waits for it, and then in any order that the events allow."""
     plan = {"strategy": strategy, "gamma": 3, "rule": "token"}
-    with PearlDecoder(llama, near_llama, **plan) as dynamic:
+    with DynamicDecoder(llama, near_llama, **plan) as dynamic:
         wanted = answers(dynamic, prompts, PARAMS)
     for seed in range(4):
         schedule = Schedule(seed)
@@ -132,7 +132,7 @@ def test_events_alone_keep_the_lanes_in_order(llama, near_llama, prompts, strate
 def test_a_missing_wait_is_noticed(llama, near_llama, prompts, lane):
     """The test above has power: lanes that do not wait go wrong."""
     plan = {"strategy": "pearl", "gamma": 3, "rule": "coupled"}
-    with PearlDecoder(llama, near_llama, **plan) as dynamic:
+    with DynamicDecoder(llama, near_llama, **plan) as dynamic:
         wanted = answers(dynamic, prompts, PARAMS)
 
     def wrong(seed):
@@ -148,7 +148,7 @@ def test_a_missing_wait_is_noticed(llama, near_llama, prompts, lane):
 def test_window_attention_takes_lengths_from_the_device(architecture, prompts):
     model = build(architecture)
     draft = first_layers(model, 2)
-    with PearlDecoder(model, draft, strategy="pearl", gamma=4, rule="coupled") as decoder:
+    with DynamicDecoder(model, draft, strategy="pearl", gamma=4, rule="coupled") as decoder:
         wanted = answers(decoder, prompts, PARAMS)
     use_window_attention(model)
     use_window_attention(draft)
@@ -178,7 +178,7 @@ def test_reduced_draft_vocabularies_are_mapped(devices):
     plan = {"rule": "token", "gamma": 3, "max_batch": 50}
     prompts = [[i % 5] for i in range(50)]
     params = [SamplingParams(temperature=0.8, max_tokens=20, seed=seed) for seed in range(50)]
-    with PearlDecoder(table_model(target), reduced, **(static_plan(reduced) | plan)) as dynamic:
+    with DynamicDecoder(table_model(target), reduced, **(static_plan(reduced) | plan)) as dynamic:
         wanted = answers(dynamic, prompts, params)
     assert any(lengths[1:] for _, _, lengths, _, _ in wanted)
     lanes = tuple(map(InlineLane, devices))

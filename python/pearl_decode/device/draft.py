@@ -58,13 +58,12 @@ def message_width(shape: Shape) -> int:
 
 
 class StaticDraft:
-    """A draft model and its cache of one batch.
+    """A draft model and its cache of one batch, for rounds of any shape.
 
     params:       SamplingTensors on the draft's device
     vocab_size:   the target's; a draft padded beyond it never draws an id the target lacks
     coupled:      whether it draws with the noise of the target's own draws
     keeps_logits: whether verification will need the distributions
-    drafted:      what the last `steps` wrote, None before the first
     """
 
     def __init__(
@@ -72,7 +71,6 @@ class StaticDraft:
         model: CausalModel,
         params: SamplingTensors,
         capacity: int,
-        shape: Shape,
         vocab_size: int,
         *,
         coupled: bool,
@@ -80,26 +78,31 @@ class StaticDraft:
     ) -> None:
         self.model = model
         self.params = params
-        self.shape = shape
         self.vocab_size = vocab_size
         self.purpose = Purpose.SAMPLE if coupled else Purpose.DRAFT
         self.keeps_logits = keeps_logits
         self.cache = WindowCache(capacity)
-        self.drafted: Drafted | None = None
 
-    def prefill(self, prompts: Tensor) -> None:
-        """Cache the prompts (batch, width) int64, from position 0 on. At least one token each."""
-        self.model.forward(prompts, [0] * len(prompts), self.cache, keep=1)
+    def read(self, tokens: Tensor, start: int) -> None:
+        """Cache tokens (batch, width) int64, those of every row from position `start` on. At least one token each.
 
-    def steps(self, message: Tensor, view: int) -> None:
-        """Draft past each row's window. message: as `message_width` says; view: cached positions looked at."""
+        To read a token again is harmless, and so is one past a row's head: its place is written before it is looked at.
+        """
+        self.model.forward(tokens, [start] * len(tokens), self.cache, keep=1)
+
+    def steps(self, message: Tensor, shape: Shape, view: int, drafted: Drafted | None) -> Drafted:
+        """Draft past each row's window.
+
+        message: as `message_width` says; view: cached positions looked at
+        drafted: where to, as an earlier call of this shape returned it; None for the first
+        """
         committed, window = message[:, 0], message[:, 1]
         head = committed + window
         # A position may be drafted again in a later round; its noise must then be new.
         epochs = None if self.purpose is Purpose.SAMPLE else committed
         inputs = message[:, 2:]
-        starts = (head - self.shape.reread).clamp(min=0)
-        for step in range(self.shape.drafted):
+        starts = (head - shape.reread).clamp(min=0)
+        for step in range(shape.drafted):
             rows = self.model.forward_at(inputs, starts, self.cache, view, keep=inputs.shape[1])
             # The row of the last token before the head: not the last one where the head is nearer to the beginning.
             last = (head + step - 1 - starts)[:, None, None].expand(-1, -1, rows.shape[2])
@@ -109,11 +112,13 @@ class StaticDraft:
             tokens, stats, status = sample(logits, self.params, head + step, purpose=self.purpose, epochs=epochs)
             if self.model.d2t is not None:
                 tokens = self.model.d2t[tokens]
-            if self.drafted is None:
+            if drafted is None:
                 kept = logits if self.keeps_logits else None
-                self.drafted = Drafted.empty(len(head), self.shape, kept, logits.device)
-            self.drafted.put(step, tokens.masked_fill(status != 0, PLACEHOLDER), logits, stats)
+                drafted = Drafted.empty(len(head), shape, kept, logits.device)
+            drafted.put(step, tokens.masked_fill(status != 0, PLACEHOLDER), logits, stats)
             inputs, starts = tokens[:, None], head + step
+        assert drafted is not None, "a round without drafts asks for some"
+        return drafted
 
 
 def copy_fields(into: Any, source: Any) -> None:

@@ -5,17 +5,22 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 
 import torch
 
+from pearl_decode.auto import Choice, Chooser
+from pearl_decode.cache import WindowCache
+from pearl_decode.costs import Costs
 from pearl_decode.device.draft import StaticDraft
-from pearl_decode.device.round import StaticRound
-from pearl_decode.device.shape import shape_of
+from pearl_decode.device.flight import Flight, fly
+from pearl_decode.device.round import FACTS, StaticBatch
+from pearl_decode.device.rounds import StaticRounds
+from pearl_decode.device.shape import WIDTHS, shape_of, static_choices
 from pearl_decode.engine import Plan, Update
 from pearl_decode.lanes.queue import DeviceLane
-from pearl_decode.memory import NoRoomError, check_room
+from pearl_decode.memory import NoRoomError, check_room, has_room
 from pearl_decode.models import CausalModel
 from pearl_decode.request import Request
 from pearl_decode.ring import Ring
@@ -32,18 +37,26 @@ class DeviceOptions:
     lateness: rounds queued ahead of the one whose outcome the host reads
     bucket:   positions: caches, and the part of them that is looked at, grow in steps of so many, as what is captured
               or compiled holds for one size
+    widths:   of the target's windows, which gamma "auto" chooses among; at least 2 each
 
     Raises ValueError naming the field, what was expected and what came.
     """
 
     lateness: int = 1
     bucket: int = 512
+    widths: tuple[int, ...] = WIDTHS
 
     def __post_init__(self) -> None:
         for name, least in (("lateness", 0), ("bucket", 1)):
             value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < least:
+            if not _is_number(value, least):
                 raise ValueError(f"{name} must be an integer >= {least}, got {value!r}")
+        if not self.widths or not all(_is_number(width, 2) for width in self.widths):
+            raise ValueError(f"widths must be integers >= 2, at least one, got {self.widths!r}")
+
+
+def _is_number(value: object, least: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
 
 
 class Kept:
@@ -51,14 +64,17 @@ class Kept:
 
     def __init__(self) -> None:
         self._key: object = None
-        self._rounds: StaticRound | None = None
+        self._rounds: StaticRounds | None = None
 
-    def take(self, key: object) -> StaticRound | None:
+    def take(self, key: object) -> StaticRounds | None:
         """The kept rounds if they are of this kind. Others are let go, before there are new ones."""
         rounds, self._rounds = self._rounds, None
-        return rounds if key == self._key else None
+        if rounds is None or key == self._key:
+            return rounds
+        rounds.settle()
+        return None
 
-    def give(self, key: object, rounds: StaticRound) -> None:
+    def give(self, key: object, rounds: StaticRounds) -> None:
         self._key, self._rounds = key, rounds
 
 
@@ -66,7 +82,8 @@ class DeviceEngine:
     """One batch in flight, of which the host knows what the ring brought. Rows that have ended stay, and stand still.
 
     A stop string, which the host alone can see, ends its request when it is read; what the device went on to decode for
-    it is dropped, neither shown nor counted.
+    it is dropped, neither shown nor counted. A choice among strategies, too, is made by what was read: for a round that
+    is `lateness` rounds further.
     """
 
     def __init__(
@@ -78,7 +95,9 @@ class DeviceEngine:
         plan: Plan,
         options: DeviceOptions | None = None,
         kept: Kept | None = None,
+        costs: Costs | None = None,
     ) -> None:
+        """kept: what the batch before left; costs: what is known of the pair"""
         self.requests = requests
         self.target = target
         self.draft = draft
@@ -86,12 +105,16 @@ class DeviceEngine:
         self.plan = plan
         self.options = options or DeviceOptions()
         self.kept = kept or Kept()
-        self.shape = shape_of(plan.strategy, plan.most_drafted)
+        choices = static_choices(plan, self.options.widths, drafting=draft is not None)
+        self.chooser = Chooser(choices, costs or Costs(), len(requests), whole_windows=True)
+        self._shapes = {choice: shape_of(choice.strategy, choice.gamma) for choice in choices}
         sampled = plan.rule != "greedy" and any(request.params.temperature > 0 for request in requests)
         self._keeps_logits = sampled and plan.rule in ("token", "block")
         longest = max(len(request.prompt_ids) + request.params.max_tokens for request in requests)
-        self._capacity = self._rounded(longest + plan.spare)
+        self._capacity = self._rounded(longest + 1 + max(shape.reach for shape in self._shapes.values()))
         self._spare = self._capacity - longest
+        self._read = [0] * len(requests)  # positions of each row that the draft has read
+        self._behind = False  # whether rounds went without the draft since
 
     def run(self) -> Generator[list[Update], None, None]:
         """Decode until every request has ended; what each request got from a round, `lateness` rounds after it.
@@ -114,55 +137,68 @@ class DeviceEngine:
     def _rounds(self) -> Generator[list[Update], None, None]:
         begin = time.perf_counter()
         key, rounds = self._start()
-        rounds.prefill(max(len(request.prompt_ids) for request in self.requests) - 1)
-        self.lanes[0].record().synchronize()
-        start = time.perf_counter()
-        for lane in self.lanes:
-            lane.reset()
-        for request in self.requests:
-            request.stats.prefill_s = start - begin
-        ring = Ring(tuple(rounds.report.shape), self.options.lateness + 1, self.lanes[0])
-        forwards: deque[int] = deque()  # draft forwards of each round that is on its way
         try:
+            self._prefill(rounds)
+            start = time.perf_counter()
+            for lane in self.lanes:
+                lane.reset()
+            for request in self.requests:
+                request.stats.prefill_s = start - begin
+            widest = max(shape.width for shape in self._shapes.values())
+            ring = Ring(len(self.requests) * (FACTS + widest), self.options.lateness + 1, self.lanes[0])
+            flights: deque[Flight] = deque()
             while self._running():
-                rounds.play(self._view(rounds, len(ring)))
-                ring.push(rounds.report)
-                forwards.append(rounds.draft_forwards)
+                flights.append(self._play(rounds, flights, ring))
                 if len(ring) > self.options.lateness:
-                    updates = self._hand_out(ring.read(), forwards.popleft())
+                    updates = self._hand_out(ring.read(), flights.popleft())
                     self._count_time(updates, time.perf_counter() - start)
                     yield updates
         finally:
             rounds.close()
-            if rounds.shape == self.shape:
+            if self.draft is None or rounds.drafting:
                 self.kept.give(key, rounds)
+            else:
+                rounds.settle()
 
-    def _start(self) -> tuple[object, StaticRound]:
+    def _start(self) -> tuple[object, StaticRounds]:
         """Rounds with the prompts laid down: those of the batch before, if they fit."""
         batch = self.lanes[0].make(self._lay_down)
-        eos_ids = batch.state.eos_ids.shape[1]
-        key = (len(self.requests), self._capacity, eos_ids, self.shape, self.plan.rule, self._keeps_logits)
+        sizes = len(self.requests), self._capacity
+        key = (*sizes, batch.state.eos_ids.shape[1], self.plan.rule, self._keeps_logits)
         rounds = self.kept.take(key)
-        if rounds is None:
-            return key, self._build(batch)
-        rounds.load(batch.state, batch.params)
+        if rounds is not None:
+            rounds.load(batch.state, batch.params)
+        else:
+            check_room(self.target, *sizes)
+            rounds = self._build(batch)
+        self._check_draft(rounds)
         return key, rounds
 
-    def _build(self, batch: Batch) -> StaticRound:
-        check_room(self.target, len(self.requests), self._capacity)
-        draft = None
-        if self.draft is not None and self.shape.drafted:
+    def _check_draft(self, rounds: StaticRounds) -> None:
+        """A draft that will need a cache, and has none yet, must have room for it."""
+        draft = rounds.batch.draft
+        if draft is None or draft.cache.layers or not any(shape.drafted for shape in self._shapes.values()):
+            return
+        unmade = None if rounds.batch.cache.layers else self.target
+        if not has_room(draft.model, len(self.requests), self._capacity, beside=unmade):
+            rounds.drop_draft()
+
+    def _build(self, batch: Batch) -> StaticRounds:
+        draft, d2t = None, None
+        if self.draft is not None:
             draft = StaticDraft(
                 self.draft,
                 self._draft_params(self.draft.device, batch.params),
                 self._capacity,
-                self.shape,
                 self.target.vocab_size,
                 coupled=self.plan.rule == "coupled",
                 keeps_logits=self._keeps_logits,
             )
-        return StaticRound(
-            batch.state, batch.params, self.target, draft, self.lanes, self.shape, self.plan.rule, self._capacity
+            if (own := self.draft.d2t) is not None:
+                d2t = self.lanes[0].make(lambda: own.to(self.target.device))
+        cache = WindowCache(self._capacity)
+        return StaticRounds(
+            StaticBatch(batch.state, batch.params, self.target, cache, draft, self.lanes, self.plan.rule, d2t)
         )
 
     def _draft_params(self, device: torch.device, params: SamplingTensors) -> SamplingTensors:
@@ -181,36 +217,76 @@ class DeviceEngine:
             self.target.device,
         )
 
-    def _view(self, rounds: StaticRound, in_flight: int) -> int:
-        """Cached positions the next round may look at: no row is further, whatever the rounds on their way gave."""
-        capacity = rounds.cache.capacity
-        models = [self.target, *([rounds.draft.model] if rounds.draft else [])]
-        if all(model.wants_one_view for model in models):
-            return capacity
-        known = max(len(r.prompt_ids) + len(r.token_ids) for r in self.requests)
-        furthest = known + in_flight * self.shape.most_emitted + self.shape.reach
-        return min(capacity, self._rounded(furthest))
+    def _prefill(self, rounds: StaticRounds) -> None:
+        """A draft that is not sure to be needed reads the prompts when it first drafts."""
+        drafting = bool(self._shapes[self._choose(rounds, 0)].drafted)
+        rounds.prefill(max(len(request.prompt_ids) for request in self.requests) - 1, drafting=drafting)
+        self._behind = not drafting
+        self.lanes[0].record().synchronize()
+
+    def _play(self, rounds: StaticRounds, flights: Sequence[Flight], ring: Ring) -> Flight:
+        choice = self._choose(rounds, len(flights))
+        shape = self._shapes[choice]
+        # No row is further, whatever the rounds on their way gave.
+        head = max(self._lengths()) + sum(flight.shape.most_emitted for flight in flights)
+        if shape.drafted:
+            if self._behind:
+                read = zip(self._read, self.requests, strict=True)
+                start = min(count for count, request in read if request.finish_reason is None)
+                rounds.catch_up(start, min(head, self._capacity))
+            # What is known is a round old or more; then a round's last two tokens may be new to the draft.
+            self._read = [max(0, length - 2) for length in self._lengths()]
+        self._behind = not shape.drafted
+        view = self._view(rounds, head + shape.reach)
+        flight, round = fly(choice, self.chooser.reason, self.lanes, lambda: rounds.play(shape, view))
+        ring.push(round.report)
+        return flight
+
+    def _choose(self, rounds: StaticRounds, in_flight: int) -> Choice:
+        if len(self.chooser.choices) == 1:
+            return self.chooser.choices[0]
+        remaining = [
+            max(1, request.params.max_tokens - len(request.token_ids) - in_flight) if not request.finish_reason else 0
+            for request in self.requests
+        ]
+        return self.chooser.choose(remaining, [False] * len(remaining), rounds.drafting)
+
+    def _lengths(self) -> list[int]:
+        """Of each row what was read of it."""
+        return [len(request.prompt_ids) + len(request.token_ids) for request in self.requests]
+
+    def _view(self, rounds: StaticRounds, furthest: int) -> int:
+        """Cached positions the next round may look at."""
+        draft = rounds.batch.draft
+        if all(model.wants_one_view for model in (self.target, *([draft.model] if draft else []))):
+            return self._capacity
+        return min(self._capacity, self._rounded(furthest))
 
     def _rounded(self, positions: int) -> int:
         return -(-positions // self.options.bucket) * self.options.bucket
 
-    def _hand_out(self, report: list[list[int]], draft_forwards: int) -> list[Update]:
-        updates = []
-        for request, (emitted, accepted, finished, status, *ids) in zip(self.requests, report, strict=True):
+    def _hand_out(self, report: list[list[int]], flight: Flight) -> list[Update]:
+        updates, drafted = [], flight.shape.drafted
+        accepted_of, judged_of = [0] * len(report), [0] * len(report)
+        for row, (request, (emitted, accepted, finished, status, *ids)) in enumerate(
+            zip(self.requests, report, strict=True)
+        ):
             if request.finish_reason is not None:
                 continue
             count, text = request.push(ids[:emitted], Finished(finished), Status(status))
-            refused = draft_forwards > 0 and accepted < self.shape.drafted and accepted < emitted
-            request.stats.count_round(count, min(accepted, count), accepted + refused, draft_forwards)
+            judged = accepted + (accepted < drafted and accepted < emitted)
+            accepted_of[row], judged_of[row] = accepted, judged
+            request.stats.count_round(count, min(accepted, count), judged, drafted)
+            if len(self.chooser.choices) > 1:
+                request.stats.count_choice(flight.choice, flight.reason)
             updates.append(Update(request, ids[:count], text))
+        for lane in self.lanes:
+            lane.settle()
+        if len(self.chooser.choices) > 1:
+            self.chooser.observe(flight.choice, flight.timing(self.lanes), accepted_of, judged_of)
         return updates
 
     def _count_time(self, updates: list[Update], decode_s: float) -> None:
-        for lane in self.lanes:
-            lane.settle()
-        target_s, draft_s = (sum(end - start for start, end in lane.intervals) for lane in self.lanes)
+        target_s, draft_s = (lane.busy_s for lane in self.lanes)
         for update in updates:
-            stats = update.request.stats
-            stats.decode_s = decode_s
-            stats.target_busy_s, stats.target_idle_s = target_s, decode_s - target_s
-            stats.draft_busy_s, stats.draft_idle_s = draft_s, decode_s - draft_s
+            update.request.stats.count_time(decode_s, target_s, draft_s)

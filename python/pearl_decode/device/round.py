@@ -1,17 +1,17 @@
-"""One static round of any strategy, as work for two lanes."""
+"""One static round of a shape, as work for two lanes."""
 
 from __future__ import annotations
 
 import logging
-import warnings
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from pearl_decode.cache import WindowCache
-from pearl_decode.device.draft import Drafted, StaticDraft, copy_fields, message_width
-from pearl_decode.device.shape import ALONE, Shape
+from pearl_decode.device.draft import Drafted, StaticDraft, message_width
+from pearl_decode.device.shape import Shape
 from pearl_decode.lanes.queue import DeviceLane
 from pearl_decode.models import CausalModel
 from pearl_decode.state import PLACEHOLDER
@@ -22,98 +22,85 @@ FACTS = 4  # columns of a report before the ids: tokens emitted, drafted ones am
 Work = Callable[[], None]
 
 
-class StaticRound:
-    """The tensors of a batch and what a round does with them. `play` queues a round; nothing is read on the host.
+@dataclass(eq=False)
+class StaticBatch:
+    """What rounds of all shapes share.
 
-    capacity: positions the target's cache holds of each row, at least the length of state.tokens
-    message: (batch, 2 + tokens) int64 on the target's device, what the draft needs to know; written by every round
-    report:  (batch, FACTS + width) int64 on the target's device, what a round gave each row
+    state, params: of the sequences, on the target's device
+    cache:         the target's, of at least the length of state.tokens
+    draft:         None where there is none, or from when on it failed
+    lanes:         target and draft lane
+    d2t:           the draft's, on the target's device
     """
 
-    def __init__(
-        self,
-        state: DecodeState,
-        params: SamplingTensors,
-        target: CausalModel,
-        draft: StaticDraft | None,
-        lanes: tuple[DeviceLane, DeviceLane],
-        shape: Shape,
-        rule: str,
-        capacity: int,
-    ) -> None:
-        self.state = state
-        self.params = params
-        self.target = target
-        self.draft = draft
-        self.lanes = lanes
+    state: DecodeState
+    params: SamplingTensors
+    target: CausalModel
+    cache: WindowCache
+    draft: StaticDraft | None
+    lanes: tuple[DeviceLane, DeviceLane]
+    rule: str
+    d2t: Tensor | None = None
+
+    @property
+    def apart(self) -> bool:
+        """Whether the two models are on different devices: what one lane tells the other is then copied there."""
+        return self.lanes[0].device != self.lanes[1].device
+
+
+class StaticRound:
+    """The tensors of one shape, and what a round does with them. Nothing is read on the host.
+
+    message: (batch, 2 + tokens) int64 on the target's device, what the draft needs to know; written by every round
+    report:  (batch, FACTS + width) int64 on the target's device, what a round gave each row
+    warm:    whether the last play did nothing for the first time, and what it did takes as long the next time
+    """
+
+    def __init__(self, batch: StaticBatch, shape: Shape) -> None:
+        self.batch = batch
         self.shape = shape
-        self.rule = rule
-        self.cache = WindowCache(capacity)
         self.view = 0
-        batch, target_lane = len(state.tokens), lanes[0]
-        self.message = target_lane.make(lambda: state.tokens.new_zeros(batch, message_width(shape)))
-        self.report = target_lane.make(lambda: state.tokens.new_zeros(batch, FACTS + shape.width))
-        # Where the two models are on different devices, what one lane tells the other is copied there.
-        self._apart = apart = draft is not None and lanes[1].device != target_lane.device
-        self._inbox = (
-            lanes[1].make(lambda: torch.zeros_like(self.message, device=lanes[1].device)) if apart else self.message
-        )
-        self._received: Drafted | None = None
-        d2t = draft.model.d2t if draft else None
-        self._d2t = None if d2t is None else target_lane.make(lambda: d2t.to(target.device))
+        self.warm = False
+        tokens, (target_lane, draft_lane) = batch.state.tokens, batch.lanes
+        self.message = target_lane.make(lambda: tokens.new_zeros(len(tokens), message_width(shape)))
+        self.report = target_lane.make(lambda: tokens.new_zeros(len(tokens), FACTS + shape.width))
+        self._inbox = self.message
+        if batch.apart and shape.drafted:
+            self._inbox = draft_lane.make(lambda: torch.zeros_like(self.message, device=draft_lane.device))
+        self._drafts: Drafted | None = None  # where the draft is
+        self._received: Drafted | None = None  # the same, where the target is
         self._chain: Drafted | None = None  # the windows' distributions: most were drafted a round earlier
-        self._logits: Tensor | None = None
+        self._logits: dict[int, Tensor] = {}  # by view, since a replay writes what its own capture made
         self._played: set[tuple[str, int]] = set()  # parts that have run once in a view, and may be captured
         self._graphs: dict[tuple[str, int], Work] = {}
 
-    @property
-    def draft_forwards(self) -> int:
-        """Draft forwards of a round from now on."""
-        return self.shape.drafted
+    def enter(self) -> None:
+        """Before the first round of this shape after those of another one, or of none.
 
-    def load(self, state: DecodeState, params: SamplingTensors) -> None:
-        """Begin again with other sequences, in the same memory."""
+        A window that waits is forgotten unread. Nobody has looked at it, so that favours no token; and what is drafted
+        in its place has noise of its own, as more has been committed since.
+        """
 
         def work() -> None:
-            copy_fields(self.state, state)
-            copy_fields(self.params, params)
-            self.cache.clear()
+            self.batch.state.window.zero_()
+            self._announce()
 
-        self.lanes[0].make(work)
+        self.batch.lanes[0].run(work)
 
-    def prefill(self, width: int) -> None:
-        """Let both lanes read the first `width` tokens of every row, and tell the draft where to begin."""
-        target_lane, draft_lane = self.lanes
-        target_lane.run(self._announce)
-        told = target_lane.record()
-        prompts = self.state.tokens[:, :width]
-        if width:
-            starts = [0] * len(prompts)
-            target_lane.run(lambda: self.target.forward(prompts, starts, self.cache, keep=1))
-        if self.draft is not None:
-            draft_lane.wait(told)
-            self._try_draft(lambda: draft_lane.run(lambda: self._prefill_draft(prompts)))
-
-    def _prefill_draft(self, prompts: Tensor) -> None:
-        assert self.draft is not None
-        self.draft.cache.clear()
-        if self._apart:
-            copy_fields(self.draft.params, self.params)
-        if prompts.shape[1]:
-            self.draft.prefill(prompts.to(self.draft.model.device))
-
-    def play(self, view: int) -> None:
-        """Queue one round. view: cached positions it may look at, at most the cache's capacity.
-
-        A draft that fails to queue its part costs speed, never a request: it is dropped with a warning, its memory is
-        given back, and from this very round on the target goes on alone.
-        """
+    def play_draft(self, view: int) -> None:
+        """Queue the draft's part. view: cached positions it may look at, at most the caches' capacity."""
         self.view = view
-        target_lane, draft_lane = self.lanes
-        if self.draft is not None:
-            draft_lane.wait(target_lane.record())
-            self._try_draft(self._play_draft)
-        if self.draft is None:
+        target_lane, draft_lane = self.batch.lanes
+        draft_lane.wait(target_lane.record())
+        if self._inbox is not self.message:
+            draft_lane.run(lambda: self._inbox.copy_(self.message, non_blocking=True))
+        self._part("draft", draft_lane, self._draft_ahead)
+
+    def play_target(self, view: int) -> None:
+        """Queue the target's part, after the draft's if the shape has one."""
+        self.view = view
+        target_lane = self.batch.lanes[0]
+        if not self.shape.drafted:
             self._part("alone", target_lane, self._go_alone)
         elif self.shape.runs_ahead:
             self._part("window", target_lane, self._read_window)
@@ -123,29 +110,30 @@ class StaticRound:
             self._join()
             self._part("verify", target_lane, self._verify_drafts)
 
-    def close(self) -> None:
-        """Let neither lane use again what the other may still read; call before the tensors are freed."""
-        target_lane, draft_lane = self.lanes
-        draft_lane.wait(target_lane.record())
-        target_lane.wait(draft_lane.record())
+    def release(self) -> None:
+        """Let go of all that was drafted or captured; nothing of it may be running."""
+        self._graphs.clear()
+        self._logits.clear()
+        self._drafts = self._received = self._chain = None
 
     # The parts. Each is work of one lane.
 
     def _draft_ahead(self) -> None:
-        assert self.draft is not None
-        self.draft.steps(self._inbox, self.view)
+        assert self.batch.draft is not None
+        self._drafts = self.batch.draft.steps(self._inbox, self.shape, self.view, self._drafts)
 
     def _read_window(self) -> None:
         """The target's distributions of the tokens from `committed` on, for each row's window and the next one."""
-        starts = self.state.committed - 1
-        inputs = self.state.tokens.gather(1, self._columns(starts, self.shape.width)).clamp(min=0)
-        self._logits = self.target.forward_at(inputs, starts, self.cache, self.view, keep=self.shape.width)
+        batch, width = self.batch, self.shape.width
+        starts = batch.state.committed - 1
+        inputs = batch.state.tokens.gather(1, _columns(starts, width)).clamp(min=0)
+        self._logits[self.view] = batch.target.forward_at(inputs, starts, batch.cache, self.view, keep=width)
 
     def _verify_window(self) -> None:
         """Verify what was drafted in the round before, and the first token that was drafted in this one."""
-        drafted, state = self._drafted(), self.state
+        drafted, state = self._drafted(), self.batch.state
         window = state.window.long()
-        state.tokens.scatter_(1, self._columns(state.committed + window, self.shape.drafted), drafted.tokens)
+        state.tokens.scatter_(1, _columns(state.committed + window, self.shape.drafted), drafted.tokens)
         chain = None
         if drafted.logits is not None:
             chain = self._chain = self._chain or Drafted.empty(
@@ -161,90 +149,81 @@ class StaticRound:
 
     def _verify_drafts(self) -> None:
         """Put the drafts in place with a placeholder after them, which becomes the target's own token; verify them."""
-        drafted, state = self._drafted(), self.state
+        drafted, state = self._drafted(), self.batch.state
         bonus = drafted.tokens.new_full((len(drafted.tokens), 1), PLACEHOLDER)
         chain = torch.cat([drafted.tokens, bonus], dim=1)
-        state.tokens.scatter_(1, self._columns(state.committed, self.shape.width), chain)
+        state.tokens.scatter_(1, _columns(state.committed, self.shape.width), chain)
         state.window.masked_fill_(state.finished == Finished.RUNNING, self.shape.drafted)
         self._read_window()
         self._advance(drafted if drafted.logits is not None else None)
 
     def _go_alone(self) -> None:
         """A round without a draft: the placeholder becomes the target's own token."""
-        self.state.tokens.scatter_(1, self.state.committed[:, None], PLACEHOLDER)
+        state = self.batch.state
+        state.tokens.scatter_(1, state.committed[:, None], PLACEHOLDER)
         self._read_window()
         self._advance(None)
 
     def _advance(self, chain: Drafted | None) -> None:
-        assert self._logits is not None
-        state, before = self.state, self.state.committed.clone()
+        batch, before = self.batch, self.batch.state.committed.clone()
         emitted, accepted = advance_(
-            state,
-            self._logits,
-            self.params,
+            batch.state,
+            self._logits[self.view],
+            batch.params,
             draft_logits=chain.logits if chain else None,
             draft_stats=chain.stats if chain else None,
-            d2t=self._d2t if chain else None,
-            rule=self.rule,
+            d2t=batch.d2t if chain else None,
+            rule=batch.rule,
             next_window=self.shape.next_window,
         )
-        ids = state.tokens.gather(1, self._columns(before, self.shape.width))
-        facts = torch.stack([emitted, accepted, state.finished, state.status], dim=1)
-        self.report[:, : FACTS + self.shape.width] = torch.cat([facts.long(), ids], dim=1)
+        ids = batch.state.tokens.gather(1, _columns(before, self.shape.width))
+        facts = torch.stack([emitted, accepted, batch.state.finished, batch.state.status], dim=1)
+        self.report.copy_(torch.cat([facts.long(), ids], dim=1))
         self._announce()
 
     def _announce(self) -> None:
         """Write the message of the next round."""
-        head = self.state.committed + self.state.window
-        reread = self.message.shape[1] - 2
-        starts = (head - reread).clamp(min=0)
-        self.message[:, 0], self.message[:, 1] = self.state.committed, self.state.window
-        self.message[:, 2:] = self.state.tokens.gather(1, self._columns(starts, reread)).clamp(min=0)
-
-    def _columns(self, starts: Tensor, width: int) -> Tensor:
-        return starts[:, None] + torch.arange(width, device=starts.device)
+        state = self.batch.state
+        head = state.committed + state.window
+        starts = (head - self.shape.reread).clamp(min=0)
+        self.message[:, 0], self.message[:, 1] = state.committed, state.window
+        self.message[:, 2:] = state.tokens.gather(1, _columns(starts, self.shape.reread)).clamp(min=0)
 
     # How they are queued.
 
-    def _play_draft(self) -> None:
-        draft_lane = self.lanes[1]
-        if self._apart:
-            draft_lane.run(lambda: self._inbox.copy_(self.message, non_blocking=True))
-        self._part("draft", draft_lane, self._draft_ahead)
-
     def _join(self) -> None:
         """The target goes on when the draft is done."""
-        target_lane, draft_lane = self.lanes
+        target_lane, draft_lane = self.batch.lanes
         target_lane.wait(draft_lane.record())
-        if self._apart:
+        if self.batch.apart:
             target_lane.run(self._receive)
 
     def _receive(self) -> None:
-        assert self.draft is not None
-        assert self.draft.drafted is not None
-        sent = self.draft.drafted
+        sent = self._drafts
+        assert sent is not None, "a draft is verified before one was written"
         if self._received is None:
             like = None if sent.logits is None else sent.logits[:, 0]
-            self._received = Drafted.empty(len(sent.tokens), self.shape, like, self.target.device)
+            self._received = Drafted.empty(len(sent.tokens), self.shape, like, self.batch.target.device)
         self._received.copy_(sent)
 
     def _drafted(self) -> Drafted:
         """This round's drafts, where the target is."""
-        assert self.draft is not None
-        drafted = self._received if self._apart else self.draft.drafted
+        drafted = self._received if self.batch.apart else self._drafts
         assert drafted is not None, "a draft is verified before one was written"
         return drafted
 
     def _part(self, name: str, lane: DeviceLane, work: Work) -> None:
         """Run a part the first time in a view, capture it the second time, and replay it from then on."""
         key = (name, self.view)
-        if not lane.can_capture or key not in self._played:
+        if key not in self._played:
+            self.warm = False
             lane.run(work)
             self._played.add(key)
             return
-        if key not in self._graphs:
+        if lane.can_capture and key not in self._graphs:
+            self.warm = False
             self._graphs[key] = self._captured(name, lane, work)
-        lane.run(self._graphs[key])
+        lane.run(self._graphs.get(key, work))
 
     def _captured(self, name: str, lane: DeviceLane, work: Work) -> Work:
         """As a graph where that can be: some models ask the host in their forward, for a length by which to scale."""
@@ -254,22 +233,9 @@ class StaticRound:
             LOGGER.warning("%s: queued call by call, as it cannot be captured: %r", name, error)
             return work
 
-    def _try_draft(self, queue: Work) -> None:
-        try:
-            queue()
-        except Exception as error:  # whatever it is, the target can go on
-            warnings.warn(f"the draft failed, the target goes on alone: {error!r}", RuntimeWarning, stacklevel=2)
-            self._drop_draft()
 
-    def _drop_draft(self) -> None:
-        """Go on alone. A window that waits is forgotten unread, which favours no token."""
-        target_lane, draft_lane = self.lanes
-        target_lane.record().synchronize()  # what is freed may still be in use
-        self.draft = self._received = self._chain = None
-        self._graphs.clear()
-        self.shape = ALONE
-        target_lane.run(self.state.window.zero_)
-        draft_lane.release()
+def _columns(starts: Tensor, width: int) -> Tensor:
+    return starts[:, None] + torch.arange(width, device=starts.device)
 
 
 def _pairs(chain: Drafted, drafted: Drafted) -> list[tuple[Tensor, Tensor]]:

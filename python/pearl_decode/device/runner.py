@@ -7,22 +7,32 @@ import logging
 import torch
 
 from pearl_decode.attention import use_window_attention
+from pearl_decode.costs import Costs
 from pearl_decode.device.engine import DeviceEngine, DeviceOptions, Kept
+from pearl_decode.device.shape import COMPILED_WIDTHS, STATIC, WIDTHS
 from pearl_decode.engine import Plan
 from pearl_decode.lanes.cuda import HIGH, NORMAL, CudaLane
 from pearl_decode.lanes.queue import DeviceLane, InlineLane
 from pearl_decode.models import CausalModel
 from pearl_decode.request import Request
+from pearl_decode.runner import check_devices
 
 LOGGER = logging.getLogger(__name__)
+# Graphs of inductor's own would copy what ours reads and writes in place.
+NO_GRAPHS = {"triton.cudagraphs": False}
 
 
 class DeviceRunner:
     """Makes the engine of each batch of one pair of models.
 
-    compile: fuse the models' small kernels; None: on a GPU
+    compile: fuse the models' small kernels; None: on a GPU. For models that are compiled, gamma "auto" chooses among
+             fewer widths, as each takes up to a minute the first time
+    options: None is the default ones, with COMPILED_WIDTHS or WIDTHS
+    costs:   what is known of the pair
     Raises ValueError for a target on a GPU whose draft is not on one.
     """
+
+    strategies: tuple[str, ...] = ("auto", *STATIC)
 
     def __init__(
         self,
@@ -31,30 +41,37 @@ class DeviceRunner:
         *,
         compile: bool | None = None,
         options: DeviceOptions | None = None,
+        costs: Costs | None = None,
     ) -> None:
         self.target = target
         self.draft = draft
-        self.options = options or DeviceOptions()
         self.lanes = lanes_of(target, draft)
-        self._kept = Kept()
+        self.costs = costs or Costs()
+        self.kept = Kept()
         on_gpu = target.device.type == "cuda"
+        compiled = False
         for role, model in (("target", target), ("draft", draft)):
             if model is None:
                 continue
             if on_gpu:
                 _read_lengths(role, model)
             if (on_gpu and not is_spread(model)) if compile is None else compile:
-                model.compile()
+                model.compile(options=NO_GRAPHS)
+                compiled = True
+        self.options = options or DeviceOptions(widths=COMPILED_WIDTHS if compiled else WIDTHS)
 
     def engine(self, requests: list[Request], plan: Plan) -> DeviceEngine:
-        return DeviceEngine(requests, self.target, self.draft, self.lanes, plan, self.options, self._kept)
+        return DeviceEngine(requests, self.target, self.draft, self.lanes, plan, self.options, self.kept, self.costs)
+
+    def close(self) -> None:
+        """Let go of what was kept, when nothing of it runs any more."""
+        self.kept.take(None)
 
 
 def lanes_of(target: CausalModel, draft: CausalModel | None) -> tuple[DeviceLane, DeviceLane]:
     """Target and draft lane. On one GPU the draft's short kernels go first; two GPUs have a lane each."""
+    check_devices(target, draft)
     draft_device = target.device if draft is None else draft.device
-    if target.device.type != draft_device.type:
-        raise ValueError(f"draft must be on the target's kind of device, {target.device.type}, got {draft_device}")
     if target.device.type != "cuda":
         return InlineLane(target.device), InlineLane(draft_device)
     lane = CudaLane(target.device, can_capture=not is_spread(target))

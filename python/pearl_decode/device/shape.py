@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+
+from pearl_decode.auto import Choice
+from pearl_decode.engine import Plan
+
+# What gamma "auto" may choose among, as rows of the target's window: rounds of PEARL and of sequential speculation that
+# share a width share what is compiled for it. Each is captured when it is first chosen, and compiling takes a minute.
+WIDTHS = (2, 4, 8, 16)
+COMPILED_WIDTHS = (4, 8)
 
 
 @dataclass(frozen=True)
@@ -34,6 +43,7 @@ class Shape:
         return max(self.width, self.next_window + self.drafted)
 
 
+STATIC = ("autoregressive", "sequential", "pearl")
 ALONE = Shape(drafted=0, reread=0, width=1, runs_ahead=False, next_window=0)
 
 
@@ -45,4 +55,22 @@ def shape_of(strategy: str, gamma: int) -> Shape:
         return Shape(drafted=gamma, reread=2, width=gamma + 1, runs_ahead=False, next_window=0)
     if strategy == "pearl":
         return Shape(drafted=gamma, reread=1, width=gamma, runs_ahead=True, next_window=gamma - 1)
-    raise ValueError(f"strategy must be autoregressive, sequential or pearl for static rounds, got {strategy!r}")
+    raise ValueError(f"strategy must be one of {list(STATIC)} for static rounds, got {strategy!r}")
+
+
+def static_choices(plan: Plan, widths: Sequence[int], *, drafting: bool) -> list[Choice]:
+    """What a round may be, the plainest first. Prompt lookup is not among them: it needs the text before each round.
+
+    widths:   of the target's windows, where gamma is "auto"
+    drafting: whether there is a draft
+    Raises ValueError for a strategy that has no static rounds.
+    """
+    strategies = STATIC if plan.strategy == "auto" else (plan.strategy,)
+    found = []
+    for name in strategies:
+        gammas = [width - (name == "sequential") for width in widths] if plan.gamma == "auto" else [int(plan.gamma)]
+        for gamma in gammas if name != "autoregressive" else [1]:
+            drafted = shape_of(name, gamma).drafted
+            if drafting or not drafted:
+                found.append(Choice(name, gamma))
+    return found

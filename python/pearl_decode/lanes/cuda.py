@@ -30,6 +30,7 @@ class CudaLane:
         self.device = torch.device("cuda", torch.cuda.current_device() if index is None else index)
         self.stream = torch.cuda.Stream(self.device, priority=priority)  # type: ignore[no-untyped-call]
         self.can_capture = can_capture
+        self.queued = 0
         self.intervals: list[tuple[float, float]] = []
         self.busy_s = 0.0
         self._running: deque[tuple[torch.cuda.Event, torch.cuda.Event]] = deque()
@@ -54,6 +55,7 @@ class CudaLane:
             start = self._stamp(self.stream)
             work()
             self._running.append((start, self._stamp(self.stream)))
+            self.queued += 1
 
     def record(self) -> Event:
         with torch.cuda.device(self.device):
@@ -65,6 +67,9 @@ class CudaLane:
     def wait(self, event: Event) -> None:
         assert isinstance(event, torch.cuda.Event), f"expected an event of a CudaLane, got {type(event).__name__}"
         self.stream.wait_event(event)
+
+    def join(self) -> None:
+        torch.cuda.current_stream(self.device).wait_stream(self.stream)
 
     def capture(self, work: Callable[[], object]) -> Callable[[], None]:
         """Work as a CUDA graph. It must have been run once on this lane, so that nothing is compiled or set up in it.
@@ -86,11 +91,13 @@ class CudaLane:
     def settle(self) -> None:
         while self._running and self._running[0][1].query():  # type: ignore[no-untyped-call]
             start, end = self._running.popleft()
-            since = self._origins[self.device].elapsed_time
-            self.intervals.append((1e-3 * since(start), 1e-3 * since(end)))
-            self.busy_s += 1e-3 * start.elapsed_time(end)
+            # float32 milliseconds: since the origin, hours back, too coarse to take a difference of two.
+            began, busy_s = 1e-3 * self._origins[self.device].elapsed_time(start), 1e-3 * start.elapsed_time(end)
+            self.intervals.append((began, began + busy_s))
+            self.busy_s += busy_s
 
     def reset(self) -> None:
+        self.queued = 0
         self._running.clear()
         self.intervals.clear()
         self.busy_s = 0.0

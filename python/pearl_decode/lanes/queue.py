@@ -24,12 +24,16 @@ class DeviceLane(Protocol):
     Work only queues what a device is to do, on tensors whose values it does not read.
 
     can_capture: whether `capture` may be called
-    intervals:   (start, end) in seconds, of one clock for all lanes of a device, of the work that `settle` saw ended
+    queued:      pieces of work that were queued
+    intervals:   (start, end) in seconds, of one clock for all lanes of a device, of the work that `settle` saw ended,
+                 in the order it was queued
     busy_s:      their sum
+    `reset` begins the last three anew.
     """
 
     device: torch.device
     can_capture: bool
+    queued: int
     intervals: list[tuple[float, float]]
     busy_s: float
 
@@ -45,6 +49,9 @@ class DeviceLane(Protocol):
     def wait(self, event: Event) -> None:
         """Nothing that is queued from here on runs before the event, which may be another lane's."""
 
+    def join(self) -> None:
+        """What the caller queues on the device from here on runs after all that this lane has queued."""
+
     def capture(self, work: Callable[[], object]) -> Callable[[], None]:
         """Work as one piece to `run` again and again: what it queues now, for the tensors it uses now. Not run yet."""
 
@@ -52,7 +59,7 @@ class DeviceLane(Protocol):
         """Note the intervals of work that has ended, without waiting for any."""
 
     def reset(self) -> None:
-        """Forget the intervals."""
+        """Forget the intervals, those to come of queued work too."""
 
     def release(self) -> None:
         """Give unused memory back to the device."""
@@ -70,6 +77,7 @@ class InlineLane:
 
     def __init__(self, device: torch.device | str = "cpu") -> None:
         self.device = torch.device(device)
+        self.queued = 0
         self.intervals: list[tuple[float, float]] = []
         self.busy_s = 0.0
 
@@ -78,6 +86,11 @@ class InlineLane:
             return work()
 
     def run(self, work: Callable[[], object]) -> None:
+        self.finish(work)
+        self.queued += 1
+
+    def finish(self, work: Callable[[], object]) -> None:
+        """Run queued work, and note its time."""
         start = time.perf_counter()
         with torch.inference_mode():
             work()
@@ -91,6 +104,9 @@ class InlineLane:
     def wait(self, event: Event) -> None:
         pass
 
+    def join(self) -> None:
+        pass
+
     def capture(self, work: Callable[[], object]) -> Callable[[], None]:
         raise NotImplementedError("work on a CPU leaves nothing to replay")
 
@@ -98,6 +114,7 @@ class InlineLane:
         pass
 
     def reset(self) -> None:
+        self.queued = 0
         self.intervals.clear()
         self.busy_s = 0.0
 

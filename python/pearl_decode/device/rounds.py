@@ -1,0 +1,137 @@
+"""The static rounds of one batch: which shape is next, what the draft has read, and what is left when it fails."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+
+from torch import Tensor
+
+from pearl_decode.device.draft import copy_fields
+from pearl_decode.device.round import StaticBatch, StaticRound
+from pearl_decode.device.shape import ALONE, Shape
+from pearl_kernels import DecodeState, SamplingTensors
+
+
+class StaticRounds:
+    """Queues rounds of any shapes over one batch. Nothing is read on the host.
+
+    Every shape has tensors and graphs of its own, made when it is first played; state, caches and models are shared.
+    A draft that fails to queue its part costs speed, never a request: it is dropped with a warning, its memory is given
+    back, and from that very round on the target goes on alone.
+    """
+
+    def __init__(self, batch: StaticBatch) -> None:
+        self.batch = batch
+        self.rounds: dict[Shape, StaticRound] = {}
+        self._present: StaticRound | None = None
+        self._handed_over: Tensor | None = None  # tokens for the draft to read, which may still be reading them
+
+    @property
+    def drafting(self) -> bool:
+        return self.batch.draft is not None
+
+    def load(self, state: DecodeState, params: SamplingTensors) -> None:
+        """Begin again with other sequences, in the same memory."""
+
+        def work() -> None:
+            copy_fields(self.batch.state, state)
+            copy_fields(self.batch.params, params)
+            self.batch.cache.clear()
+
+        self.batch.lanes[0].make(work)
+        self._present = None
+
+    def prefill(self, width: int, *, drafting: bool) -> None:
+        """Let the target read the first `width` tokens of every row, and the draft too if it is to draft at once."""
+        batch, (target_lane, draft_lane) = self.batch, self.batch.lanes
+        if batch.draft is not None:
+            loaded = target_lane.record()
+            draft_lane.wait(loaded)
+            self._try_draft(lambda: draft_lane.run(self._ready_draft))
+        if not width:
+            return
+        if drafting:
+            self.catch_up(0, width)
+        prompts, starts = batch.state.tokens[:, :width], [0] * len(batch.state.tokens)
+        target_lane.run(lambda: batch.target.forward(prompts, starts, batch.cache, keep=1))
+
+    def _ready_draft(self) -> None:
+        assert self.batch.draft is not None
+        self.batch.draft.cache.clear()
+        if self.batch.apart:
+            copy_fields(self.batch.draft.params, self.batch.params)
+
+    def catch_up(self, start: int, stop: int) -> None:
+        """Let the draft read positions start ... stop - 1 of every row, as it missed rounds that went without it."""
+        draft, (target_lane, draft_lane) = self.batch.draft, self.batch.lanes
+        if draft is None:
+            return
+
+        def hand_over() -> None:
+            # What is past a row's head may be a placeholder.
+            self._handed_over = self.batch.state.tokens[:, start:stop].clamp(min=0)
+
+        def read() -> None:
+            assert self._handed_over is not None
+            draft.read(self._handed_over.to(draft.model.device, non_blocking=True), start)
+
+        target_lane.run(hand_over)
+        draft_lane.wait(target_lane.record())
+        self._try_draft(lambda: draft_lane.run(read))
+
+    def play(self, shape: Shape, view: int) -> StaticRound:
+        """Queue one round, of this shape while there is a draft. Returns it, its report being the last thing it writes.
+
+        view: cached positions it may look at, at most the caches' capacity
+        """
+        round = self._turn_to(shape if self.drafting else ALONE)
+        if round.shape.drafted and not self._try_draft(lambda: round.play_draft(view)):
+            round = self._turn_to(ALONE)
+        round.play_target(view)
+        return round
+
+    def close(self) -> None:
+        """Let nobody use again what a lane may still read: neither the other lane, nor the caller."""
+        target_lane, draft_lane = self.batch.lanes
+        draft_lane.wait(target_lane.record())
+        target_lane.wait(draft_lane.record())
+        for lane in self.batch.lanes:
+            lane.join()
+
+    def settle(self) -> None:
+        """Hold the host up until nothing runs, before what was captured is let go."""
+        for lane in self.batch.lanes:
+            lane.record().synchronize()
+
+    def drop_draft(self) -> None:
+        """Go on alone, and give the draft's memory back."""
+        self.settle()
+        self.batch.draft = self.batch.d2t = self._handed_over = None
+        for shape in [shape for shape in self.rounds if shape != ALONE]:
+            self.rounds.pop(shape).release()
+        self._present = None
+        self.batch.lanes[1].release()
+
+    def _turn_to(self, shape: Shape) -> StaticRound:
+        if shape not in self.rounds:
+            self.rounds[shape] = StaticRound(self.batch, shape)
+        round = self.rounds[shape]
+        round.warm = round is self._present
+        if not round.warm:
+            round.enter()
+            self._present = round
+        return round
+
+    def _try_draft(self, queue: Callable[[], None]) -> bool:
+        failure = None
+        try:
+            queue()
+        except Exception as error:  # whatever it is, the target can go on
+            failure = repr(error)
+        if failure is None:
+            return True
+        # Not while the exception is there, whose frames hold what is to be freed.
+        warnings.warn(f"the draft failed, the target goes on alone: {failure}", RuntimeWarning, stacklevel=2)
+        self.drop_draft()
+        return False

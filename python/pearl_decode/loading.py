@@ -1,0 +1,100 @@
+"""Loading a pair: which models, and on which devices."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from pearl_decode.drafts import draft_directory, load_draft
+from pearl_decode.models import check_same_tokens, default_device, first_layers, load_model, load_tokenizer
+
+FIRST_LAYERS = "first-layers:"
+SPREAD = "auto"
+Spec = str | os.PathLike[str] | PreTrainedModel
+
+
+@dataclass(frozen=True)
+class Pair:
+    """What a decoder is made of."""
+
+    target: PreTrainedModel
+    draft: PreTrainedModel | None
+    tokenizer: Any | None
+
+
+def load_pair(
+    target: Spec,
+    draft: Spec | None,
+    tokenizer: Any | None,
+    dtype: torch.dtype | None,
+    *,
+    target_device: torch.device | str | None = None,
+    draft_device: torch.device | str | None = None,
+    device_map: Any | None = None,
+) -> Pair:
+    """As `PearlDecoder.from_pretrained` says of its arguments, and with its errors."""
+    for name, value, spec in (
+        ("target_device", target_device, target),
+        ("device_map", device_map, target),
+        ("draft_device", draft_device, draft),
+    ):
+        if value is not None and not isinstance(spec, (str, os.PathLike)):
+            raise ValueError(f"{name}: expected None, as a loaded model stays where it is, got {value!r}")
+    if device_map is not None and target_device is not None:
+        raise ValueError(f"device_map: expected None where target_device is given, got {device_map!r}")
+    if target_device == SPREAD:
+        target_device, device_map = None, SPREAD
+    target_model = load_model("target", target, dtype, _device("target_device", target_device), device_map)
+    device = target_model.device if draft_device is None else _device("draft_device", draft_device)
+    if tokenizer is None and isinstance(target, (str, os.PathLike)):
+        tokenizer = load_tokenizer("target", target)
+    draft_model = None if draft is None else _load_draft(draft, target_model, tokenizer, dtype, device)
+    return Pair(target_model, draft_model, tokenizer)
+
+
+def _load_draft(
+    draft: Spec, target: PreTrainedModel, tokenizer: Any | None, dtype: torch.dtype | None, device: torch.device
+) -> PreTrainedModel:
+    if isinstance(draft, str) and draft.startswith(FIRST_LAYERS):
+        return _moved(first_layers(target, _layer_count(draft)), device)
+    if isinstance(draft, (str, os.PathLike)) and (directory := draft_directory(draft)) is not None:
+        return _moved(load_draft(directory, target), device)
+    model = load_model("draft", draft, dtype, device)
+    if tokenizer is not None and isinstance(draft, (str, os.PathLike)):
+        check_same_tokens(tokenizer, load_tokenizer("draft", draft))
+    return model
+
+
+def _moved(draft: PreTrainedModel, device: torch.device) -> PreTrainedModel:
+    """A draft that shares weights with its target, on another device: with copies of them."""
+    model: Any = draft
+    model.to(device)
+    if getattr(model, "d2t", None) is not None:
+        model.d2t = model.d2t.to(device)
+    return draft
+
+
+def _device(name: str, wanted: torch.device | str | None) -> torch.device:
+    """A device that is there; None: the GPU if there is one."""
+    if wanted is None:
+        return default_device()
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    there = ["cpu", *(["cuda"] if gpus else []), *(f"cuda:{index}" for index in range(gpus))]
+    try:
+        device = torch.device(wanted)
+    except (RuntimeError, TypeError):
+        device = None
+    if device is None or (device.type in ("cpu", "cuda") and str(device) not in (*there, "cpu:0")):
+        raise ValueError(f"{name} must be one of {there} here, got {str(wanted)!r}")
+    return device
+
+
+def _layer_count(draft: str) -> int:
+    count = draft.removeprefix(FIRST_LAYERS)
+    if not count.isdecimal():
+        raise ValueError(f"draft: expected {FIRST_LAYERS}N with a number of layers N, got {draft!r}")
+    return int(count)

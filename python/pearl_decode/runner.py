@@ -1,0 +1,81 @@
+"""Where a decoder's batches run: what makes the engine of each."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from typing import Protocol
+
+from pearl_decode.costs import Costs
+from pearl_decode.engine import Engine, Plan, Update
+from pearl_decode.lanes import CpuLane
+from pearl_decode.lanes.cpu import lane_pair
+from pearl_decode.models import CausalModel
+from pearl_decode.request import Request
+from pearl_decode.strategies import STRATEGIES
+
+
+class Decoding(Protocol):
+    """One batch in flight."""
+
+    def run(self) -> Generator[list[Update], None, None]:
+        """Decode until every request has ended; what each request got, round by round."""
+
+
+class Runner(Protocol):
+    """Makes the engine of each batch of one pair of models.
+
+    strategies: those it has rounds for, "auto" included
+    """
+
+    strategies: tuple[str, ...]
+
+    def engine(self, requests: list[Request], plan: Plan) -> Decoding:
+        """Of a batch; nothing runs yet."""
+
+    def close(self) -> None:
+        """End what it started."""
+
+
+class CpuRunner:
+    """Rounds whose outcome the host reads before it queues the next one, on lanes of CPU cores.
+
+    lanes: target and draft lane to use whatever the strategy; None shares the cores out as it needs
+    """
+
+    strategies: tuple[str, ...] = ("auto", *STRATEGIES)
+
+    def __init__(
+        self,
+        target: CausalModel,
+        draft: CausalModel | None,
+        costs: Costs,
+        lanes: tuple[CpuLane, CpuLane] | None = None,
+    ) -> None:
+        self.target = target
+        self.draft = draft
+        self.costs = costs
+        self._given = lanes
+        self._lanes: dict[bool, tuple[CpuLane, CpuLane]] = {}
+
+    def engine(self, requests: list[Request], plan: Plan) -> Engine:
+        return Engine(requests, self.target, self.draft, self._pair, plan, self.costs)
+
+    def close(self) -> None:
+        """End the lane threads, the given ones too."""
+        for pair in [*self._lanes.values(), *([self._given] if self._given else [])]:
+            for lane in pair:
+                lane.close()
+        self._lanes.clear()
+
+    def _pair(self, overlaps: bool) -> tuple[CpuLane, CpuLane]:
+        if self._given is not None:
+            return self._given
+        if overlaps not in self._lanes:
+            self._lanes[overlaps] = lane_pair(concurrent=overlaps)
+        return self._lanes[overlaps]
+
+
+def check_devices(target: CausalModel, draft: CausalModel | None) -> None:
+    """Raise ValueError for a pair on devices of different kinds."""
+    if draft is not None and draft.device.type != target.device.type:
+        raise ValueError(f"draft must be on the target's kind of device, {target.device.type}, got {draft.device}")

@@ -1,0 +1,36 @@
+"""One answer, piece by piece."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from pearl_decode.request import Request
+from pearl_decode.result import GenerationResult
+from pearl_decode.runner import Decoding
+
+
+class TextStream:
+    """Pieces of one answer as they are verified. `result` holds what there is so far; `close` stops early."""
+
+    def __init__(self, request: Request, engine: Decoding) -> None:
+        self._request = request
+        self._rounds = engine.run()
+
+    def __iter__(self) -> Iterator[str]:
+        for updates in self._rounds:
+            for update in updates:
+                if update.text:
+                    yield update.text
+
+    @property
+    def result(self) -> GenerationResult:
+        return self._request.result()
+
+    def close(self) -> None:
+        self._rounds.close()
+
+    def __enter__(self) -> TextStream:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
