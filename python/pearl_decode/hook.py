@@ -27,6 +27,7 @@ def generate(
     gamma: int | str = "auto",
     strategy: str = "auto",
     rule: str | None = None,
+    compile: bool | None = False,
     streamer: Any | None = None,
     **model_kwargs: Any,
 ) -> torch.Tensor | GenerateDecoderOnlyOutput:
@@ -35,6 +36,7 @@ def generate(
         model.generate(**inputs, custom_generate=pearl_decode.generate, draft_model=draft, do_sample=True)
 
     input_ids: (batch, length) int64, left-padded as attention_mask says
+    compile:   as PearlDecoder's; here not unless it is asked for, as one call would hardly gain what compiling takes
     Seeds come from torch's generator, and the rule is "coupled" if none is given, so that torch.manual_seed makes the
     text reproducible.
     Returns what generate returns: (batch, length + new) int64 ids, prompts included, padded at the end; or a
@@ -52,7 +54,7 @@ def generate(
     prompts = _without_padding(input_ids, model_kwargs.get("attention_mask"))
     params = [_params(generation_config, input_ids.shape[1]) for _ in prompts]
     with PearlDecoder(
-        model, draft_model, gamma=gamma, strategy=strategy, rule=rule, reproducible=rule is None
+        model, draft_model, gamma=gamma, strategy=strategy, rule=rule, reproducible=rule is None, compile=compile
     ) as decoder:
         requests, rounds = decoder.start(prompts, params)
         for updates in rounds:
