@@ -37,6 +37,8 @@ def load_pair(
     device_map: Any | None = None,
 ) -> Pair:
     """As `PearlDecoder.from_pretrained` says of its arguments, and with its errors."""
+    if draft is None and draft_device is not None:
+        raise ValueError(f"draft_device: expected None where there is no draft, got {draft_device!r}")
     for name, value, spec in (
         ("target_device", target_device, target),
         ("device_map", device_map, target),

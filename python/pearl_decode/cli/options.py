@@ -17,7 +17,7 @@ DRAFTLESS = ("auto", "lookup", "autoregressive")
 RULES = ("token", "block", "coupled", "greedy")
 DEFAULT_RULE = "block"
 DTYPES = ("float32", "bfloat16", "float16")
-DTYPE_HELP = "of both models (default: the checkpoint's; without a GPU of the weights only, computed in float32)"
+DTYPE_HELP = "of both models (default: the checkpoint's; on a CPU of the weights only, computed in float32)"
 SAMPLING_FIELDS = ("temperature", "top_k", "top_p", "min_p", "seed", "max_tokens", "ignore_eos")
 
 
@@ -34,6 +34,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         f"default for the built-in target: {BUILTIN_DRAFT}, distilled for it",
     )
     models.add_argument("--dtype", choices=DTYPES, help=DTYPE_HELP)
+    add_devices(models)
 
     decoding = parser.add_argument_group("decoding")
     add_decoding(decoding)
@@ -70,6 +71,21 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     output.add_argument("--compare", action="store_true", help="measure every strategy on the prompt and print a table")
     output.add_argument(
         "--repeat", type=positive, default=3, metavar="N", help="with --compare: runs per strategy (default: 3)"
+    )
+
+
+def add_devices(group: Any) -> None:
+    """Where the models of a pair are, and whether they are compiled there."""
+    group.add_argument(
+        "--target-device",
+        metavar="DEVICE",
+        help="such as cpu or cuda:1; auto spreads the target over all GPUs (default: the GPU if there is one)",
+    )
+    group.add_argument("--draft-device", metavar="DEVICE", help="default: the target's")
+    group.add_argument(
+        "--no-compile",
+        action="store_true",
+        help="on a GPU, start within seconds: torch does not fuse the models' small kernels",
     )
 
 

@@ -19,6 +19,7 @@ def add_pair(parser: argparse.ArgumentParser) -> None:
         f"default for the built-in target: {BUILTIN_DRAFT}, distilled for it",
     )
     models.add_argument("--dtype", choices=options.DTYPES, help=options.DTYPE_HELP)
+    options.add_devices(models)
 
 
 def settle(args: argparse.Namespace) -> None:
