@@ -90,6 +90,11 @@ class StaticDraft:
         """
         self.model.forward(tokens, [start] * len(tokens), self.cache, keep=1)
 
+    def read_again(self, message: Tensor, shape: Shape, view: int) -> None:
+        """Cache the tokens that a message for this shape brings; the arguments are those of `steps`."""
+        starts = (message[:, 0] + message[:, 1] - shape.reread).clamp(min=0)
+        self.model.forward_at(message[:, 2:], starts, self.cache, view, keep=shape.reread)
+
     def steps(self, message: Tensor, shape: Shape, view: int, drafted: Drafted | None) -> Drafted:
         """Draft past each row's window.
 

@@ -87,14 +87,18 @@ class StaticRound:
 
         self.batch.lanes[0].run(work)
 
+    def leave(self, view: int) -> None:
+        """Before rounds of a shape whose draft rereads less: let it read what this one's would have."""
+        draft = self.batch.draft
+        assert draft is not None
+        self._send()
+        self.batch.lanes[1].run(lambda: draft.read_again(self._inbox, self.shape, view))
+
     def play_draft(self, view: int) -> None:
         """Queue the draft's part. view: cached positions it may look at, at most the caches' capacity."""
         self.view = view
-        target_lane, draft_lane = self.batch.lanes
-        draft_lane.wait(target_lane.record())
-        if self._inbox is not self.message:
-            draft_lane.run(lambda: self._inbox.copy_(self.message, non_blocking=True))
-        self._part("draft", draft_lane, self._draft_ahead)
+        self._send()
+        self._part("draft", self.batch.lanes[1], self._draft_ahead)
 
     def play_target(self, view: int) -> None:
         """Queue the target's part, after the draft's if the shape has one."""
@@ -190,6 +194,13 @@ class StaticRound:
         self.message[:, 2:] = state.tokens.gather(1, _columns(starts, self.shape.reread)).clamp(min=0)
 
     # How they are queued.
+
+    def _send(self) -> None:
+        """The draft goes on when the target has written its message."""
+        target_lane, draft_lane = self.batch.lanes
+        draft_lane.wait(target_lane.record())
+        if self._inbox is not self.message:
+            draft_lane.run(lambda: self._inbox.copy_(self.message, non_blocking=True))
 
     def _join(self) -> None:
         """The target goes on when the draft is done."""

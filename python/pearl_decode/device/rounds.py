@@ -85,8 +85,14 @@ class StaticRounds:
 
         view: cached positions it may look at, at most the caches' capacity
         """
-        round = self._turn_to(shape if self.drafting else ALONE)
-        if round.shape.drafted and not self._try_draft(lambda: round.play_draft(view)):
+        before, round = self._present, self._turn_to(shape if self.drafting else ALONE)
+
+        def draft() -> None:
+            if before is not None and before.shape.reread > round.shape.reread:
+                before.leave(view)
+            round.play_draft(view)
+
+        if round.shape.drafted and not self._try_draft(draft):
             round = self._turn_to(ALONE)
         round.play_target(view)
         return round

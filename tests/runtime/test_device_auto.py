@@ -1,0 +1,249 @@
+"""Strategy "auto" over static rounds: shapes change between rounds of one batch, and no text with them."""
+
+from __future__ import annotations
+
+import random
+import time
+from itertools import pairwise
+
+import pytest
+import torch
+
+from pearl_decode import SamplingParams
+from pearl_decode.auto import Choice, Chooser, Timing
+from pearl_decode.costs import Costs
+from pearl_decode.device.engine import DeviceOptions
+from pearl_decode.device.flight import Flight
+from pearl_decode.device.shape import ALONE, COMPILED_WIDTHS, WIDTHS, shape_of, static_choices
+from pearl_decode.engine import Plan
+from pearl_decode.lanes.queue import InlineLane
+from tests.runtime.device import DeviceDecoder, DynamicDecoder, Schedule, TapeLane, no_host_reads
+from tests.runtime.scripted import ScriptedModel, sequence_model
+from tests.runtime.test_law import _exact_law, _p_value, _tables, table_model
+
+AUTO = {"strategy": "auto", "gamma": "auto"}
+COUNTS = (24, 9, 1, 40, 17)
+
+
+@pytest.fixture
+def at_random(monkeypatch):
+    """Every round another choice, whatever it costs; what was chosen, in order."""
+    dice, chosen = random.Random(7), []
+
+    def choose(self, remaining, found, drafting):
+        chosen.append(dice.choice([c for c in self.choices if c.gamma <= 8]))
+        return chosen[-1]
+
+    monkeypatch.setattr(Chooser, "choose", choose)
+    return chosen
+
+
+def _params(temperature: float) -> list[SamplingParams]:
+    return [SamplingParams(temperature=temperature, max_tokens=n, seed=n) for n in COUNTS]
+
+
+def _ids(results):
+    return [result.token_ids for result in results]
+
+
+@pytest.fixture(scope="module")
+def alone(llama, prompts):
+    with DynamicDecoder(llama, strategy="autoregressive", rule="coupled") as decoder:
+        return {t: _ids(decoder.generate(prompts, _params(t))) for t in (0.0, 0.8)}
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.8])
+@pytest.mark.parametrize("lane", [InlineLane, TapeLane])
+@pytest.mark.parametrize("devices", [("cpu", "cpu"), ("cpu", "cpu:0")], ids=["one device", "two devices"])
+def test_text_is_the_targets_own_whatever_is_chosen(
+    llama, near_llama, prompts, alone, temperature, lane, devices, at_random
+):
+    lanes = tuple(map(lane, devices))
+    with DeviceDecoder(llama, near_llama, rule="coupled", device_lanes=lanes, **AUTO) as decoder:
+        for _ in range(3):
+            assert _ids(decoder.generate(prompts, _params(temperature))) == alone[temperature]
+    assert len(set(at_random)) == 7  # the target alone, and three each of the other two
+
+
+def test_events_alone_keep_the_lanes_in_order_when_shapes_change(llama, near_llama, prompts, alone, at_random):
+    for seed in range(4):
+        schedule = Schedule(seed)
+        with DeviceDecoder(llama, near_llama, rule="coupled", device_lanes=schedule.lanes, **AUTO) as decoder:
+            assert _ids(decoder.generate(prompts, _params(0.8))) == alone[0.8]
+        assert schedule.lanes[0].most_waiting > 4, "the host never got ahead of the lanes"
+
+
+def test_a_change_of_shape_reads_nothing_on_the_host(llama, near_llama, prompts, alone, at_random, monkeypatch):
+    with DeviceDecoder(llama, near_llama, rule="coupled", **AUTO) as decoder, no_host_reads(monkeypatch):
+        results = decoder.generate(prompts, _params(0.8))
+    assert [result.error for result in results] == [None] * 5
+    assert _ids(results) == alone[0.8]
+
+
+@pytest.mark.parametrize("rule", ["token", "block"])
+def test_joint_law_of_three_tokens_is_the_targets_whatever_is_chosen(rule, at_random):
+    """Windows are forgotten at every change, and drafted anew."""
+    target, draft = _tables()
+    rows, vocab = 20_000, target.shape[1]
+    params = [SamplingParams(temperature=0.8, max_tokens=3, seed=seed) for seed in range(rows)]
+    counts = torch.zeros(vocab**3, dtype=torch.int64)
+    with DeviceDecoder(table_model(target), table_model(draft), rule=rule, max_batch=4_000, **AUTO) as decoder:
+        ids = torch.tensor(_ids(decoder.generate([[2]] * rows, params)))
+    counts += torch.bincount((ids * torch.tensor([vocab**2, vocab, 1])).sum(1), minlength=vocab**3)
+    assert len(at_random) > 15
+    assert _p_value(counts, _exact_law(target, first=2, temperature=0.8)) > 1e-4
+
+
+def test_a_draft_that_missed_rounds_reads_what_it_missed(llama, prompts, at_random):
+    """The draft is the target: whatever its cache lacked would show as a refusal."""
+    with DeviceDecoder(llama, llama, options=DeviceOptions(lateness=2, bucket=64), **AUTO) as decoder:
+        for _ in range(3):
+            results = decoder.generate(prompts, SamplingParams(max_tokens=60))
+            for result in results:
+                assert result.stats.judged_tokens == result.stats.accepted_tokens > 10
+    assert sum(a.strategy == "autoregressive" != b.strategy for a, b in pairwise(at_random)) > 5
+
+
+@pytest.mark.parametrize("strategy", ["auto", "pearl", "sequential"])
+def test_a_draft_that_fails_between_shapes_costs_no_token(llama, near_llama, prompts, alone, strategy, at_random):
+    for at in (0, 3, 9, 14):
+        calls = iter(range(1000))
+
+        def fail(module, args, kwargs, calls=calls, at=at):
+            if next(calls) == at:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+
+        hook = near_llama.register_forward_pre_hook(fail, with_kwargs=True)
+        lanes = TapeLane(), TapeLane()
+        plan = AUTO | {"strategy": strategy, "rule": "coupled", "device_lanes": lanes}
+        try:
+            with (
+                DeviceDecoder(llama, near_llama, **plan) as decoder,
+                pytest.warns(RuntimeWarning, match="the draft failed, the target goes on alone"),
+            ):
+                results = decoder.generate(prompts, _params(0.8))
+        finally:
+            hook.remove()
+        assert _ids(results) == alone[0.8]
+
+
+def test_statistics_hold_choices_and_reason(llama, near_llama):
+    with DeviceDecoder(llama, near_llama, **AUTO) as decoder:
+        [result] = decoder.generate([[5, 6, 7]], SamplingParams(max_tokens=60))
+        shapes = decoder.runner.kept._rounds.rounds
+        counted = {shape_of(*_parsed(name)) for name in result.stats.choices}
+    assert sum(result.stats.choices.values()) == result.stats.rounds
+    assert "autoregressive" in result.stats.choices
+    assert "expected tokens/s" in result.stats.reason
+    # What is still on its way at the end is not counted.
+    assert counted <= shapes.keys()
+    assert len(shapes) <= len(counted) + 1
+
+
+def _parsed(name: str) -> tuple[str, int]:
+    strategy, _, gamma = name.partition(" ")
+    return strategy, int(gamma or 1)
+
+
+def _sleeping(model: ScriptedModel, forward_s: float) -> ScriptedModel:
+    def script(positions, ids):
+        time.sleep(forward_s)
+        return model.script(positions, ids)
+
+    return ScriptedModel(model.config.vocab_size, script)
+
+
+@pytest.mark.parametrize(("right", "favourites"), [(True, {"sequential", "pearl"}), (False, {"autoregressive"})])
+def test_the_choice_follows_what_rounds_took_and_gave(right, favourites):
+    """A target of 10 ms, and a draft of 1 ms, or one of 5 ms that is never right."""
+    line = list(range(200))
+    target = _sleeping(sequence_model(line, 256), 0.010)
+    draft = _sleeping(sequence_model(line if right else line[::-1], 256), 0.001 if right else 0.005)
+    with DeviceDecoder(target, draft, **AUTO) as decoder:
+        for _ in range(2):
+            [result] = decoder.generate([[0]], SamplingParams(max_tokens=120))
+            assert result.token_ids == line[1:121]
+    rounds = {name: count for name, count in result.stats.choices.items() if _parsed(name)[0] in favourites}
+    assert sum(rounds.values()) > 0.7 * result.stats.rounds
+    if right:
+        assert result.stats.tokens_per_target_forward > 4
+
+
+def test_what_was_captured_for_one_strategy_is_there_for_the_next(llama, near_llama, prompts):
+    lanes = TapeLane(), TapeLane()
+    options = DeviceOptions(bucket=128)
+    with DeviceDecoder(llama, near_llama, device_lanes=lanes, options=options, gamma=4) as decoder:
+        captures = []
+        for _ in range(2):
+            for strategy in ("autoregressive", "sequential", "pearl"):
+                decoder.generate(prompts, SamplingParams(max_tokens=20), strategy=strategy)
+            captures.append([lane.captures for lane in lanes])
+    assert captures == [[4, 2], [4, 2]]  # alone, verify, window and verify; two drafts
+
+
+def _lane(*durations: float) -> InlineLane:
+    lane, start = InlineLane(), 5.0
+    for duration in durations:
+        lane.intervals.append((start, start + duration))
+        start += duration + 1.0
+    return lane
+
+
+@pytest.mark.parametrize(
+    ("strategy", "target", "draft", "wanted"),
+    [
+        ("autoregressive", (0.010, 0.001), (), (1, 0.011, 0.011, [])),
+        ("sequential", (0.012, 0.001), (0.008,), (5, 0.021, 0.013, [0.002] * 4)),
+        ("pearl", (0.010, 0.002, 0.001), (0.008,), (4, 0.013, 0.010, [0.002] * 4)),
+        ("pearl", (0.010, 0.002, 0.001), (0.040,), (4, 0.043, 0.010, [0.010] * 4)),
+    ],
+)
+def test_a_round_takes_its_longer_lane_and_what_comes_after(strategy, target, draft, wanted):
+    lanes = _lane(1.0, *target), _lane(*draft)
+    spans = (1, 1 + len(target)), (0, len(draft))
+    shape = shape_of(strategy, 4)
+    flight = Flight(Choice(strategy, 4), "", shape, spans, host_s=0.0, warm=True)
+    timing = flight.timing(lanes)
+    assert (timing.width, timing.round_s, timing.target_s) == pytest.approx(wanted[:3])
+    assert timing.steps_s == pytest.approx(wanted[3])
+    slow_host = Flight(Choice(strategy, 4), "", shape, spans, host_s=1.0, warm=True)
+    assert slow_host.timing(lanes).round_s == 1.0
+    assert Flight(Choice(strategy, 4), "", shape, spans, host_s=0.0, warm=False).timing(lanes) is None
+    lanes[0].intervals.pop()
+    assert flight.timing(lanes) is None, "a part has not ended"
+
+
+def test_windows_of_static_rounds_are_whole_ones():
+    """A choice of PEARL is measured, and judged, by the one width it has."""
+    chooser = Chooser([Choice("autoregressive", 1), Choice("pearl", 4)], _costs_of(), 1, whole_windows=True)
+    dynamic = Chooser([Choice("autoregressive", 1), Choice("pearl", 4)], _costs_of(), 1)
+    assert chooser._speed(Choice("pearl", 4), [100], [False]) < dynamic._speed(Choice("pearl", 4), [100], [False])
+    assert chooser._speed(Choice("autoregressive", 1), [100, 0], [False] * 2) == pytest.approx(100.0, rel=0.01)
+
+
+def _costs_of():
+    costs = Costs()
+    chooser = Chooser([Choice("autoregressive", 1)], costs, 1)
+    for _ in range(3):
+        chooser.observe(Choice("autoregressive", 1), Timing(1, 0.010, 0.010, []), [0], [0])
+        chooser.observe(Choice("pearl", 4), Timing(1, 0.010, 0.010, [0.001] * 4), [1], [1])
+        chooser.observe(Choice("pearl", 4), Timing(4, 0.020, 0.020, [0.001] * 4), [1], [1])
+    return costs
+
+
+def test_choices_are_coarse_and_share_their_widths():
+    for widths in (WIDTHS, COMPILED_WIDTHS):
+        choices = static_choices(Plan("auto", "auto", "token"), widths, drafting=True)
+        shapes = [shape_of(choice.strategy, choice.gamma) for choice in choices]
+        assert {shape.width for shape in shapes} == {1, *widths}
+        assert len(shapes) == 1 + 2 * len(widths)
+    assert static_choices(Plan("auto", 3, "token"), WIDTHS, drafting=True) == [
+        Choice("autoregressive", 1),
+        Choice("sequential", 3),
+        Choice("pearl", 3),
+    ]
+    assert [
+        shape_of(c.strategy, c.gamma) for c in static_choices(Plan("auto", "auto", "token"), WIDTHS, drafting=False)
+    ] == [ALONE]
+    with pytest.raises(ValueError, match="for static rounds, got 'lookup'"):
+        static_choices(Plan("lookup", 4, "token"), WIDTHS, drafting=True)
