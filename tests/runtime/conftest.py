@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
+from pearl_decode import decoder
+from pearl_decode.lanes import cpu
 from tests.runtime.tiny import ARCHITECTURES, VOCAB, build
 
 
@@ -15,6 +17,22 @@ def _one_torch_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def static(monkeypatch):
+    """Decoders that are made from here on have static rounds, as on a GPU."""
+    monkeypatch.setattr(decoder, "has_static_rounds", lambda target: True)
+
+
+@pytest.fixture(params=["dynamic", "static"])
+def runtime(request, monkeypatch):
+    """Each runtime, on one core: more only wait for each other over models this small, where a machine is busy."""
+    one = cpu.available_cores()[:1]
+    monkeypatch.setattr(cpu, "available_cores", lambda: one)
+    if request.param == "static":
+        request.getfixturevalue("static")
+    return request.param
 
 
 @pytest.fixture(scope="session", params=list(ARCHITECTURES))

@@ -9,7 +9,7 @@ import weakref
 import pytest
 import torch
 
-from pearl_decode import SamplingParams, memory
+from pearl_decode import SamplingParams
 from pearl_decode.cache import WindowCache
 from pearl_decode.device.engine import DeviceOptions
 from pearl_decode.device.runner import lanes_of
@@ -250,20 +250,6 @@ def test_a_second_stream_does_not_take_the_firsts_memory(llama, near_llama, prom
             list(rounds)
     for (request,), _ in both:
         assert request.token_ids == greedy_reference(llama, request.prompt_ids, 16)
-
-
-def test_too_little_memory_is_said_before_anything_runs(llama, near_llama, prompts, monkeypatch):
-    monkeypatch.setattr(memory, "free_bytes", lambda device: 100_000)
-    with DeviceDecoder(llama, near_llama) as decoder:
-        [fits] = decoder.generate(prompts[:1], SamplingParams(max_tokens=5))
-        both = decoder.generate(prompts[:2], SamplingParams(max_tokens=100))
-    assert fits.error is None
-    # 2 (keys and values) x 4 layers x 2 heads x 12 x 4 bytes: 768 bytes for each of 2 x 128 positions
-    assert memory.cache_bytes(decoder.target, 2, 128) == 768 * 2 * 128
-    for result in both:
-        assert (result.finish_reason, result.token_ids) == ("error", [])
-        assert "cache of 2 x 128 positions needs 0.0 GiB on cpu" in result.error
-        assert "lower max_batch or max_tokens" in result.error
 
 
 def test_a_pair_on_different_kinds_of_devices_is_refused(llama):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from pearl_decode import PearlDecoder, SamplingParams
 from pearl_decode.models import CausalModel
@@ -91,6 +91,55 @@ def test_missing_models_are_named(tmp_path, target_dir):
             PearlDecoder.from_pretrained(target_dir, bad)
     with pytest.raises(ValueError, match="needs N from 1 to 3 for this target, got 4"):
         PearlDecoder.from_pretrained(target_dir, "first-layers:4")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"target_device": "cuda:7"}, r"target_device must be one of \['cpu'.*\] here, got 'cuda:7'"),
+        ({"target_device": "gpu"}, r"target_device must be one of \['cpu'.*\] here, got 'gpu'"),
+        ({"draft_device": "tpu", "draft": "first-layers:2"}, r"draft_device must be one of \['cpu'.*, got 'tpu'"),
+        ({"draft_device": "cpu"}, "draft_device: expected None where there is no draft, got 'cpu'"),
+        ({"target_device": "cpu", "device_map": "auto"}, "device_map: expected None where target_device is given"),
+    ],
+)
+def test_bad_devices_name_the_option(target_dir, options, message):
+    with pytest.raises(ValueError, match=message):
+        PearlDecoder.from_pretrained(target_dir, **options)
+
+
+def test_loaded_models_stay_where_they_are(llama):
+    with pytest.raises(
+        ValueError, match="target_device: expected None, as a loaded model stays where it is, got 'cpu'"
+    ):
+        PearlDecoder.from_pretrained(llama, target_device="cpu")
+    with PearlDecoder.from_pretrained(llama, "first-layers:2") as decoder:
+        assert decoder.target.model is llama
+        assert decoder.draft.device == decoder.target.device
+
+
+def test_models_are_loaded_where_they_are_wanted(target_dir, monkeypatch):
+    """The draft beside the target, unless it is given a device. What is loaded, and where to, is written down."""
+    asked = []
+    load = AutoModelForCausalLM.from_pretrained
+
+    def noted(source, **options):
+        asked.append(options.pop("device_map"))
+        model = load(source, **options)
+        monkeypatch.setattr(type(model), "to", lambda self, device: (asked.append(str(device)), self)[1])
+        return model
+
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", noted)
+    for options, wanted in (
+        ({}, [None, "cpu", None, "cpu"]),
+        ({"target_device": "cpu"}, [None, "cpu", None, "cpu"]),
+        ({"target_device": "auto"}, ["auto", None, "cpu"]),
+        ({"device_map": {"": "cpu"}, "draft_device": "cpu"}, [{"": "cpu"}, None, "cpu"]),
+    ):
+        asked.clear()
+        PearlDecoder.from_pretrained(target_dir, target_dir, **options).close()
+        if not torch.cuda.is_available() or options.get("target_device") == "cpu":
+            assert asked == wanted
 
 
 def test_models_that_cannot_decode_windows_are_refused(llama):

@@ -9,10 +9,10 @@ import pytest
 import torch
 
 import pearl_decode
-from pearl_decode import PearlDecoder, SamplingParams, decoder
+from pearl_decode import PearlDecoder, SamplingParams
 from pearl_decode.device.runner import NO_GRAPHS, DeviceRunner
 from pearl_decode.device.shape import COMPILED_WIDTHS, WIDTHS
-from pearl_decode.lanes import CpuLane, cpu
+from pearl_decode.lanes import CpuLane
 from pearl_decode.lanes.cpu import available_cores
 from pearl_decode.models import CausalModel
 from pearl_decode.runner import CpuRunner
@@ -22,23 +22,7 @@ from tests.runtime.test_device_ends import Letters, failing
 
 STRATEGIES = ("auto", "autoregressive", "sequential", "pearl")
 COUNTS = (24, 9, 1, 40, 17)
-CORES = available_cores()
 LINE = [(7 * i) % 40 + 10 for i in range(120)]
-
-
-@pytest.fixture
-def static(monkeypatch):
-    """Decoders that are made from here on have static rounds."""
-    monkeypatch.setattr(decoder, "has_static_rounds", lambda target: True)
-
-
-@pytest.fixture(params=["dynamic", "static"])
-def runtime(request, monkeypatch):
-    """Of one core: more only wait for each other over models this small, where a machine is busy."""
-    monkeypatch.setattr(cpu, "available_cores", lambda: CORES[:1])
-    if request.param == "static":
-        request.getfixturevalue("static")
-    return request.param
 
 
 def _params(temperature: float) -> list[SamplingParams]:
@@ -139,7 +123,7 @@ def test_the_hook_of_transformers_gives_its_own_text(runtime, llama, near_llama,
 def test_static_rounds_refuse_lookup_and_lanes_ask_for_the_others(llama, near_llama, prompts):
     with pytest.raises(ValueError, match=r"strategy must be one of \['auto', .*known some rounds late, got 'lookup'"):
         PearlDecoder(llama, near_llama, strategy="lookup")
-    lanes = CpuLane("target", CORES[:1]), CpuLane("draft", CORES[:1])
+    lanes = CpuLane("target", available_cores()[:1]), CpuLane("draft", available_cores()[:1])
     with PearlDecoder(llama, near_llama, strategy="lookup", lanes=lanes) as pair:
         assert pair.generate(prompts[:1], SamplingParams(max_tokens=4))[0].error is None
 

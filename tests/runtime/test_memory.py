@@ -1,0 +1,77 @@
+"""Caches that do not fit are an error before anything runs, or a warning where only the draft's does not."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from pearl_decode import PearlDecoder, SamplingParams, memory
+from pearl_decode.models import CausalModel
+from tests.runtime.scripted import sequence_model
+
+CPU = torch.device("cpu")
+# Of one position of the tiny llama: 2 (keys and values) x 4 layers x 2 heads x 12 x 4 bytes.
+POSITION_BYTES = 768
+
+
+pytestmark = pytest.mark.usefixtures("runtime")
+
+
+def test_too_little_memory_is_said_before_anything_runs(llama, prompts, monkeypatch):
+    monkeypatch.setattr(memory, "free_bytes", lambda device: POSITION_BYTES * 1000)
+    long = SamplingParams(max_tokens=600)
+    monkeypatch.setattr(llama.config, "max_position_embeddings", 4096)
+    with PearlDecoder(llama, max_batch=2) as alone:
+        both = alone.generate(prompts[:2], long)
+        [fits] = alone.generate(prompts[:1], SamplingParams(max_tokens=5))
+    for result in both:
+        assert (result.finish_reason, result.token_ids) == ("error", [])
+        assert "the target's cache of 2 x " in result.error
+        assert "GiB are missing; lower max_batch or max_tokens, or shorten the prompts" in result.error
+    assert fits.error is None
+
+
+@pytest.mark.parametrize("strategy", ["auto", "pearl"])
+def test_a_draft_whose_cache_does_not_fit_is_left_out(runtime, llama, near_llama, prompts, strategy, monkeypatch):
+    with PearlDecoder(llama) as alone:
+        wanted = [r.token_ids for r in alone.generate(prompts[:1], SamplingParams(max_tokens=20))]
+    # For one cache, which static rounds make larger, and not for two.
+    monkeypatch.setattr(memory, "free_bytes", lambda device: POSITION_BYTES * (80 if runtime == "dynamic" else 800))
+    with PearlDecoder(llama, near_llama, strategy=strategy, gamma=8 if strategy == "pearl" else "auto") as pair:
+        with pytest.warns(RuntimeWarning, match="the draft's cache of 1 x .* the target goes on alone; lower"):
+            results = pair.generate(prompts[:1], SamplingParams(max_tokens=20))
+        assert [r.token_ids for r in results] == wanted
+        assert results[0].stats.draft_forwards == 0
+        monkeypatch.undo()
+        [again] = pair.generate(prompts[:1], SamplingParams(max_tokens=20), strategy="pearl", gamma=3)
+        assert again.token_ids == wanted[0]
+        assert again.stats.draft_forwards > 0
+
+
+def test_what_a_cache_takes_is_what_it_is_said_to(runtime, llama, prompts):
+    with PearlDecoder(llama, strategy="autoregressive") as alone:
+        engine = alone.runner.engine([alone.start(prompts[:1], SamplingParams(max_tokens=9))[0][0]], alone.plan)
+        list(engine.run())
+        cache = engine.round.target.cache if runtime == "dynamic" else engine.kept._rounds.batch.cache
+    taken = sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
+    assert taken == memory.cache_bytes(alone.target, 1, cache.capacity) == POSITION_BYTES * cache.capacity
+    assert memory.cache_bytes(CausalModel(sequence_model([1], 4)), 1, 10) == 0
+
+
+def test_free_memory_is_the_machines_or_the_rest_of_a_containers_limit(tmp_path, monkeypatch):
+    meminfo = tmp_path / "meminfo"
+    meminfo.write_text("MemTotal:       100 kB\nMemFree: 5 kB\nMemAvailable:    70 kB\n")
+    monkeypatch.setattr(memory, "MEMINFO", meminfo)
+    monkeypatch.setattr(memory, "CGROUPS", ((tmp_path, "memory.max", "memory.current", "inactive_file"),))
+    assert memory.free_bytes(CPU) == 70 * 1024
+    (tmp_path / "memory.current").write_text("30000\n")
+    (tmp_path / "memory.stat").write_text("anon 9\ninactive_file 10000\n")
+    (tmp_path / "memory.max").write_text("max\n")
+    assert memory.free_bytes(CPU) == 70 * 1024
+    (tmp_path / "memory.max").write_text("50000\n")
+    assert memory.free_bytes(CPU) == 50000 - 30000 + 10000
+    meminfo.unlink()
+    assert memory.free_bytes(CPU) == 30000
+    (tmp_path / "memory.max").unlink()
+    assert memory.free_bytes(CPU) is None
+    assert memory.free_bytes(torch.device("meta")) is None
