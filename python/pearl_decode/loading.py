@@ -50,8 +50,8 @@ def load_pair(
         raise ValueError(f"device_map: expected None where target_device is given, got {device_map!r}")
     if target_device == SPREAD:
         target_device, device_map = None, SPREAD
-    target_model = load_model("target", target, dtype, _device("target_device", target_device), device_map)
-    device = target_model.device if draft_device is None else _device("draft_device", draft_device)
+    target_model = load_model("target", target, dtype, find_device("target_device", target_device), device_map)
+    device = target_model.device if draft_device is None else find_device("draft_device", draft_device)
     if tokenizer is None and isinstance(target, (str, os.PathLike)):
         tokenizer = load_tokenizer("target", target)
     draft_model = None if draft is None else _load_draft(draft, target_model, tokenizer, dtype, device)
@@ -80,8 +80,8 @@ def _moved(draft: PreTrainedModel, device: torch.device) -> PreTrainedModel:
     return draft
 
 
-def _device(name: str, wanted: torch.device | str | None) -> torch.device:
-    """A device that is there; None: the GPU if there is one."""
+def find_device(name: str, wanted: torch.device | str | None) -> torch.device:
+    """A device that is there; None: the GPU if there is one. Raises ValueError naming the option for any other."""
     if wanted is None:
         return default_device()
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0

@@ -45,6 +45,8 @@ def one_line(err: str) -> str:
             "draft: expected a model directory or a hub id, but there is no './no/such/draft'",
         ),
         (("--target", "./nowhere"), "target: expected a model directory or a hub id, but there is no './nowhere'"),
+        (("--target-device", "cuda:99"), "--target-device must be one of ['cpu'"),
+        (("--draft-device", "npu?"), "got 'npu?'"),
         (("another prompt", "--compare"), "--compare measures one prompt, got 2"),
         (("--batch", "x.jsonl"), "--batch reads its prompts from the file"),
         (("--max-tokens", "600"), "must fit the target's context of 512 tokens"),

@@ -164,3 +164,21 @@ def test_help_does_not_wait_for_torch():
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.startswith("usage: pearl-decode generate")
     assert done.stdout.endswith("False\n")
+
+
+def test_devices_and_compiling_are_passed_on(generate: Cli, monkeypatch: pytest.MonkeyPatch):
+    asked: dict[str, object] = {}
+    load = PearlDecoder.from_pretrained
+
+    def noted(*args, **options):
+        asked.update(options)
+        return load(*args, **options)
+
+    monkeypatch.setattr(PearlDecoder, "from_pretrained", noted)
+    names = ("target_device", "draft_device", "compile")
+    for arguments, wanted in (
+        ((), (None, None, None)),
+        (("--target-device", "cpu", "--draft-device", "cpu", "--no-compile"), ("cpu", "cpu", False)),
+    ):
+        assert generate(PROMPT, *arguments).status == 0
+        assert tuple(asked[name] for name in names) == wanted

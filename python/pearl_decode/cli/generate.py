@@ -69,6 +69,7 @@ def load(args: argparse.Namespace) -> PearlDecoder:
         import transformers
 
         from pearl_decode import PearlDecoder
+        from pearl_decode.loading import SPREAD, find_device
         from pearl_decode.models import resolve
 
         quiet: Any = transformers.logging  # untyped in transformers
@@ -76,6 +77,9 @@ def load(args: argparse.Namespace) -> PearlDecoder:
         quiet.disable_progress_bar()
         try:
             resolve("target", target)
+            if args.target_device != SPREAD:
+                find_device("--target-device", args.target_device)
+            find_device("--draft-device", args.draft_device)
             if args.draft is not None and not args.draft.startswith("first-layers:"):
                 resolve("draft", args.draft)
         except ValueError as error:
