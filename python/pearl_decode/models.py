@@ -130,10 +130,14 @@ class CausalModel:
         return bool(self.config._attn_implementation == ATTENTION_NAME)
 
     @property
+    def is_compiled(self) -> bool:
+        return self._compiled is not None
+
+    @property
     def wants_one_view(self) -> bool:
         """Whether `forward_at` is better off with one view for all lengths: as every other one is compiled anew, or
         costs nothing."""
-        return self.reads_lengths or self._compiled is not None
+        return self.reads_lengths or self.is_compiled
 
     def _logits(
         self, run: Any, input_ids: torch.Tensor, positions: torch.Tensor, mask: Any, cache: WindowCache, keep: int

@@ -13,6 +13,7 @@ from pearl_decode import GenerationResult, PearlDecoder, SamplingParams
 from pearl_decode.cli import build_parser, options
 from pearl_decode.decoder import DEFAULT_RULE
 from pearl_decode.engine import Plan
+from pearl_decode.models import CausalModel
 from pearl_decode.strategies import STRATEGIES
 from tests.cli.conftest import Cli, make_model, make_tokenizer, save
 
@@ -182,3 +183,9 @@ def test_devices_and_compiling_are_passed_on(generate: Cli, monkeypatch: pytest.
     ):
         assert generate(PROMPT, *arguments).status == 0
         assert tuple(asked[name] for name in names) == wanted
+
+
+def test_a_pair_that_is_compiled_says_that_it_takes_time(generate: Cli, monkeypatch: pytest.MonkeyPatch):
+    assert "--no-compile" not in generate(PROMPT).err
+    monkeypatch.setattr(CausalModel, "is_compiled", property(lambda self: True))
+    assert "compiled as they are first used, which may take minutes; --no-compile" in generate(PROMPT).err

@@ -85,7 +85,7 @@ def load(args: argparse.Namespace) -> PearlDecoder:
         except ValueError as error:
             raise CliError(error, BAD_ARGUMENTS) from error
         try:
-            return PearlDecoder.from_pretrained(
+            decoder = PearlDecoder.from_pretrained(
                 target,
                 args.draft,
                 dtype=getattr(torch, args.dtype) if args.dtype else None,
@@ -98,6 +98,9 @@ def load(args: argparse.Namespace) -> PearlDecoder:
             )
         except (ValueError, OSError) as error:
             raise CliError(error) from error
+    if decoder.target.is_compiled:
+        note("[models are compiled as they are first used, which may take minutes; --no-compile starts at once]")
+    return decoder
 
 
 def answer_streaming(decoder: PearlDecoder, args: argparse.Namespace, prompt: str, params: SamplingParams) -> int:

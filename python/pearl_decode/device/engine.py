@@ -220,7 +220,8 @@ class DeviceEngine:
     def _prefill(self, rounds: StaticRounds) -> None:
         """A draft that is not sure to be needed reads the prompts when it first drafts."""
         drafting = bool(self._shapes[self._choose(rounds, 0)].drafted)
-        rounds.prefill(max(len(request.prompt_ids) for request in self.requests) - 1, drafting=drafting)
+        # At least one token, which the first round reads again: a cache that is made later would be compiled twice.
+        rounds.prefill(max(1, *(len(request.prompt_ids) - 1 for request in self.requests)), drafting=drafting)
         self._behind = not drafting
         self.lanes[0].record().synchronize()
 

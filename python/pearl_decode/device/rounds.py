@@ -43,14 +43,14 @@ class StaticRounds:
         self._present = None
 
     def prefill(self, width: int, *, drafting: bool) -> None:
-        """Let the target read the first `width` tokens of every row, and the draft too if it is to draft at once."""
+        """Let the target read the first `width` tokens of every row, at least one, and the draft too if it is to draft
+        at once.
+        """
         batch, (target_lane, draft_lane) = self.batch, self.batch.lanes
         if batch.draft is not None:
             loaded = target_lane.record()
             draft_lane.wait(loaded)
             self._try_draft(lambda: draft_lane.run(self._ready_draft))
-        if not width:
-            return
         if drafting:
             self.catch_up(0, width)
         prompts, starts = batch.state.tokens[:, :width], [0] * len(batch.state.tokens)
