@@ -94,12 +94,15 @@ def test_joint_law_of_three_tokens_is_the_targets_whatever_is_chosen(rule, at_ra
     assert _p_value(counts, _exact_law(target, first=2, temperature=0.8)) > 1e-4
 
 
-def test_a_draft_that_missed_rounds_reads_what_it_missed(llama, prompts, at_random):
-    """The draft is the target: whatever its cache lacked would show as a refusal."""
-    with DeviceDecoder(llama, llama, options=DeviceOptions(lateness=2, bucket=64), **AUTO) as decoder:
+@pytest.mark.parametrize("seed", [None, 0, 1, 2])
+def test_a_draft_that_missed_rounds_reads_what_it_missed(llama, prompts, seed, at_random):
+    """The draft is the target: whatever its cache lacked, or read too early, would show as a refusal."""
+    lanes = None if seed is None else Schedule(seed).lanes
+    options = DeviceOptions(lateness=2, bucket=64)
+    with DeviceDecoder(llama, llama, options=options, device_lanes=lanes, **AUTO) as decoder:
         for _ in range(3):
-            results = decoder.generate(prompts, SamplingParams(max_tokens=60))
-            for result in results:
+            for result in decoder.generate(prompts, SamplingParams(max_tokens=60)):
+                assert result.error is None
                 assert result.stats.judged_tokens == result.stats.accepted_tokens > 10
     assert sum(a.strategy == "autoregressive" != b.strategy for a, b in pairwise(at_random)) > 5
 

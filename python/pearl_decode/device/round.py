@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -59,7 +60,6 @@ class StaticRound:
     def __init__(self, batch: StaticBatch, shape: Shape) -> None:
         self.batch = batch
         self.shape = shape
-        self.view = 0
         self.warm = False
         tokens, (target_lane, draft_lane) = batch.state.tokens, batch.lanes
         self.message = target_lane.make(lambda: tokens.new_zeros(len(tokens), message_width(shape)))
@@ -96,23 +96,21 @@ class StaticRound:
 
     def play_draft(self, view: int) -> None:
         """Queue the draft's part. view: cached positions it may look at, at most the caches' capacity."""
-        self.view = view
         self._send()
-        self._part("draft", self.batch.lanes[1], self._draft_ahead)
+        self._part("draft", self.batch.lanes[1], self._draft_ahead, view)
 
     def play_target(self, view: int) -> None:
         """Queue the target's part, after the draft's if the shape has one."""
-        self.view = view
         target_lane = self.batch.lanes[0]
         if not self.shape.drafted:
-            self._part("alone", target_lane, self._go_alone)
+            self._part("alone", target_lane, self._go_alone, view)
         elif self.shape.runs_ahead:
-            self._part("window", target_lane, self._read_window)
+            self._part("window", target_lane, self._read_window, view)
             self._join()
-            self._part("verify", target_lane, self._verify_window)
+            self._part("verify", target_lane, self._verify_window, view)
         else:
             self._join()
-            self._part("verify", target_lane, self._verify_drafts)
+            self._part("verify", target_lane, self._verify_drafts, view)
 
     def release(self) -> None:
         """Let go of all that was drafted or captured; nothing of it may be running."""
@@ -120,20 +118,20 @@ class StaticRound:
         self._logits.clear()
         self._drafts = self._received = self._chain = None
 
-    # The parts. Each is work of one lane.
+    # The parts. Each is work of one lane, that looks at `view` cached positions.
 
-    def _draft_ahead(self) -> None:
+    def _draft_ahead(self, view: int) -> None:
         assert self.batch.draft is not None
-        self._drafts = self.batch.draft.steps(self._inbox, self.shape, self.view, self._drafts)
+        self._drafts = self.batch.draft.steps(self._inbox, self.shape, view, self._drafts)
 
-    def _read_window(self) -> None:
+    def _read_window(self, view: int) -> None:
         """The target's distributions of the tokens from `committed` on, for each row's window and the next one."""
         batch, width = self.batch, self.shape.width
         starts = batch.state.committed - 1
         inputs = batch.state.tokens.gather(1, _columns(starts, width)).clamp(min=0)
-        self._logits[self.view] = batch.target.forward_at(inputs, starts, batch.cache, self.view, keep=width)
+        self._logits[view] = batch.target.forward_at(inputs, starts, batch.cache, view, keep=width)
 
-    def _verify_window(self) -> None:
+    def _verify_window(self, view: int) -> None:
         """Verify what was drafted in the round before, and the first token that was drafted in this one."""
         drafted, state = self._drafted(), self.batch.state
         window = state.window.long()
@@ -146,33 +144,33 @@ class StaticRound:
             rows = torch.arange(len(window), device=window.device)
             for kept, new in _pairs(chain, drafted):
                 kept[rows, window] = new[:, 0]
-        self._advance(chain)
+        self._advance(view, chain)
         if chain is not None:
             for kept, new in _pairs(chain, drafted):
                 kept[:, : self.shape.next_window] = new[:, 1:]
 
-    def _verify_drafts(self) -> None:
+    def _verify_drafts(self, view: int) -> None:
         """Put the drafts in place with a placeholder after them, which becomes the target's own token; verify them."""
         drafted, state = self._drafted(), self.batch.state
         bonus = drafted.tokens.new_full((len(drafted.tokens), 1), PLACEHOLDER)
         chain = torch.cat([drafted.tokens, bonus], dim=1)
         state.tokens.scatter_(1, _columns(state.committed, self.shape.width), chain)
         state.window.masked_fill_(state.finished == Finished.RUNNING, self.shape.drafted)
-        self._read_window()
-        self._advance(drafted if drafted.logits is not None else None)
+        self._read_window(view)
+        self._advance(view, drafted if drafted.logits is not None else None)
 
-    def _go_alone(self) -> None:
+    def _go_alone(self, view: int) -> None:
         """A round without a draft: the placeholder becomes the target's own token."""
         state = self.batch.state
         state.tokens.scatter_(1, state.committed[:, None], PLACEHOLDER)
-        self._read_window()
-        self._advance(None)
+        self._read_window(view)
+        self._advance(view, None)
 
-    def _advance(self, chain: Drafted | None) -> None:
+    def _advance(self, view: int, chain: Drafted | None) -> None:
         batch, before = self.batch, self.batch.state.committed.clone()
         emitted, accepted = advance_(
             batch.state,
-            self._logits[self.view],
+            self._logits[view],
             batch.params,
             draft_logits=chain.logits if chain else None,
             draft_stats=chain.stats if chain else None,
@@ -223,9 +221,9 @@ class StaticRound:
         assert drafted is not None, "a draft is verified before one was written"
         return drafted
 
-    def _part(self, name: str, lane: DeviceLane, work: Work) -> None:
+    def _part(self, name: str, lane: DeviceLane, part: Callable[[int], None], view: int) -> None:
         """Run a part the first time in a view, capture it the second time, and replay it from then on."""
-        key = (name, self.view)
+        key, work = (name, view), partial(part, view)
         if key not in self._played:
             self.warm = False
             lane.run(work)

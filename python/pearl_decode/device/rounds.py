@@ -39,7 +39,7 @@ class StaticRounds:
             copy_fields(self.batch.params, params)
             self.batch.cache.clear()
 
-        self.batch.lanes[0].make(work)
+        self.batch.lanes[0].run(work)
         self._present = None
 
     def prefill(self, width: int, *, drafting: bool) -> None:
