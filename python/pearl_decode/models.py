@@ -168,12 +168,13 @@ def load_model(
     role: str,
     spec: str | os.PathLike[str] | PreTrainedModel,
     dtype: torch.dtype | None,
-    device: torch.device,
+    device: torch.device | None = None,
     device_map: Any | None = None,
 ) -> PreTrainedModel:
     """A model from a hub id, a path, the built-in name or as it is, which then stays where it is.
 
     dtype:      None: what the checkpoint says; but on a CPU only the weights, and the model computes in float32
+    device:     None: the GPU if there is one
     device_map: as transformers', instead of the device
     Raises ValueError naming the role for a path that does not exist or a model that cannot be loaded.
     """
@@ -185,7 +186,7 @@ def load_model(
     except (ImportError, OSError, ValueError) as error:
         raise ValueError(f"{role}: cannot load a causal model from {str(spec)!r}: {error}") from error
     if device_map is None:
-        model = model.to(device)
+        model = model.to(device or default_device())
     if model.device.type == "cpu" and dtype in (None, torch.float32):
         use_window_linear(model)
     loaded: PreTrainedModel = model
