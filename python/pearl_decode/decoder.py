@@ -33,8 +33,8 @@ class PearlDecoder:
 
     target, draft: causal models of transformers; draft None leaves "autoregressive", "lookup", and "auto" of the two
     tokenizer:     the target's; None where prompts are token ids and no text is wanted
-    gamma:         tokens drafted per round, or "auto": on a GPU one of a few, where windows are 4 or 8 rows wide, and 2 or 16
-                   if nothing is compiled
+    gamma:         tokens drafted per round, or "auto": on a GPU one of a few, that make the target's window 4 or 8 rows
+                   wide, or 2, 4, 8 or 16 where nothing is compiled
     strategy:      "pearl", "sequential", "lookup", "autoregressive", or "auto": before each round the one that should
                    be the fastest, by the time rounds took and by what was accepted. On a GPU there is no "lookup"
     rule:          "token", "block", "coupled" or "greedy"; requests of temperature 0 are greedy under each. None is
