@@ -15,7 +15,7 @@ from pearl_decode.auto import GAMMAS
 from pearl_decode.bench.summary import Spread
 from pearl_decode.bench.sweep import SPEEDS
 from pearl_decode.bench.systems import BASELINE
-from pearl_decode.device.memory import cache_bytes
+from pearl_decode.memory import cache_bytes
 
 PROBE_GAMMA, PROBE_TOKENS = 4, 44
 ASSISTED = "assisted"

@@ -24,8 +24,8 @@ from transformers import (
 
 from pearl_decode.bench.prompts import read_prompts
 from pearl_decode.builtin import BUILTIN_DRAFT, BUILTIN_TARGET, builtin_state
-from pearl_decode.device.memory import cache_bytes, free_bytes
 from pearl_decode.drafts import draft_directory, load_draft
+from pearl_decode.memory import cache_bytes, free_bytes
 from pearl_decode.models import CausalModel, load_model
 
 STRIDE = 1009
