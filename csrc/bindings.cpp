@@ -1,12 +1,14 @@
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
 
 #include <stdexcept>
 #include <string>
 #include <tuple>
-#include <utility>
+#include <vector>
 
 #include "cpu_kernels.h"
 #ifdef PEARL_WITH_CUDA
+#include "common/cuda/memory.h"
 #include "sample/sample_cuda.h"
 #include "verify/chain_cuda.h"
 #endif
@@ -131,12 +133,12 @@ pearl::LinearArgs linear_args(Address x, int64_t rows, int64_t x_stride, Address
 }
 
 #ifdef PEARL_WITH_CUDA
-// (device, stream, counters, scratch)
-using Queue = std::tuple<int, Address, Address, Address>;
+// (device, stream, multiprocessors of the device)
+using Queue = std::tuple<int, Address, int>;
 
 pearl::CudaQueue cuda_queue(const Queue& queue) {
-  const auto& [device, stream, counters, scratch] = queue;
-  return {device, pointer<void>(stream), pointer<uint32_t>(counters), pointer<void>(scratch)};
+  const auto& [device, stream, multiprocessors] = queue;
+  return {device, pointer<void>(stream), multiprocessors};
 }
 
 void expect_success(const char* error) {
@@ -154,9 +156,16 @@ pearl::VerifyArgs chains_of(const pearl::AdvanceArgs& state) {
   return args;
 }
 
-std::pair<int64_t, int64_t> cuda_workspace_size(int64_t batch, int64_t width, int64_t vocab) {
-  const pearl::CudaWorkspaceSize size = pearl::cuda_workspace_size(batch, width, vocab);
-  return {size.counters_bytes, size.scratch_bytes};
+// (device, counters, their bytes, scratch, its bytes)
+using Memory = std::tuple<int, Address, int64_t, Address, int64_t>;
+
+std::vector<Memory> cuda_memory() {
+  std::vector<Memory> all;
+  for (const pearl::cuda::Memory& memory : pearl::cuda::memory_in_use()) {
+    all.emplace_back(memory.device, reinterpret_cast<Address>(memory.counters), memory.counters_bytes,
+                     reinterpret_cast<Address>(memory.scratch), memory.scratch_bytes);
+  }
+  return all;
 }
 #endif
 
@@ -217,8 +226,7 @@ PYBIND11_MODULE(_C, m) {
   def_op(m, "advance", &advance_args, [](const auto& args) { pearl::cpu_kernels().advance(args); });
   def_op(m, "window_linear", &linear_args, [](const auto& args) { pearl::cpu_kernels().window_linear(args); });
 #ifdef PEARL_WITH_CUDA
-  m.def("cuda_workspace_size", &cuda_workspace_size, arg("batch"), arg("width"), arg("vocab"),
-        "Bytes of (counters, scratch) that operations on such logits need.");
+  m.def("cuda_memory", &cuda_memory, "What the kernels' blocks talk through, for tests to look at and to poison.");
   def_cuda_op(m, "sample_cuda", &sample_args,
               [](const auto& args, const auto& queue) { return pearl::sample_cuda(args, queue); });
   def_cuda_op(m, "verify_cuda", &verify_args,

@@ -3,7 +3,7 @@ from typing import TypedDict
 _Logits = tuple[int, int, int, int, int]
 _Draft = tuple[_Logits, int, int, int]
 _Params = tuple[int, int, int, int, int]
-_Queue = tuple[int, int, int, int]
+_Queue = tuple[int, int, int]
 _State = tuple[int, int, int, int, int, int, int, int, int]
 
 class BuildInfo(TypedDict):
@@ -69,7 +69,7 @@ def window_linear(
 def read_bytes(address: int, bytes: int) -> float: ...
 
 # Only in binaries built with CUDA.
-def cuda_workspace_size(batch: int, width: int, vocab: int) -> tuple[int, int]: ...
+def cuda_memory() -> list[tuple[int, int, int, int, int]]: ...
 def sample_cuda(
     batch: int,
     logits: _Logits,

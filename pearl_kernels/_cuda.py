@@ -1,53 +1,36 @@
-"""Where CUDA kernels are queued, and the memory their blocks talk through."""
+"""Where CUDA kernels are queued."""
 
 from __future__ import annotations
 
-from types import ModuleType
-from typing import NamedTuple
+import functools
 
 import torch
 from torch import Tensor
 
 MOST_WIDTH = 64  # kMostCudaWidth of csrc/verify/chain_cuda.h
 
-# (device, stream, address of the counters, address of the scratch memory), as csrc/common/cuda/workspace.h has it
-Queue = tuple[int, int, int, int]
+# (device, stream, multiprocessors of the device), as csrc/common/cuda/queue.h has it
+Queue = tuple[int, int, int]
 
 
-class Workspace(NamedTuple):
-    """counters: zeros between operations, and left so by each; scratch: anything."""
+def queue(logits: Tensor, width: int) -> Queue:
+    """The current stream of the logits' device. width: rows that each of the batch has, at most MOST_WIDTH
 
-    counters: Tensor
-    scratch: Tensor
-
-
-# One for each stream of each device: operations on one stream take turns. They only grow.
-_WORKSPACES: dict[tuple[torch.device, int], Workspace] = {}
-
-
-def queue(extension: ModuleType, logits: Tensor, width: int) -> Queue:
-    """The current stream of the logits' device, with a workspace for `width` rows of (batch, ..., vocab) logits each.
-
-    A graph that is being captured gets a workspace of its own, which lives as long as the graph.
+    The memory that the kernels' blocks talk through is the extension's own: one piece for each stream, and one for each
+    captured graph. csrc/common/cuda/memory.h says how it is kept.
     """
     if width > MOST_WIDTH:
         raise ValueError(f"cuda backend: chains must be at most {MOST_WIDTH} long, got width={width}")
     device = logits.device
-    on_gpu = device.type == "cuda"
-    stream = torch.cuda.current_stream(device).cuda_stream if on_gpu else 0
-    sizes = extension.cuda_workspace_size(logits.shape[0], width, logits.shape[-1])
-    if on_gpu and torch.cuda.is_current_stream_capturing():
-        workspace = _new_workspace(device, *sizes)
-    else:
-        workspace = _WORKSPACES.get((device, stream)) or _new_workspace(device, 0, 0)
-        if any(tensor.nbytes < size for tensor, size in zip(workspace, sizes, strict=True)):
-            workspace = _new_workspace(device, *(max(t.nbytes, s) for t, s in zip(workspace, sizes, strict=True)))
-            _WORKSPACES[device, stream] = workspace
-    return logits.get_device(), stream, workspace.counters.data_ptr(), workspace.scratch.data_ptr()
+    return logits.get_device(), _stream(device), _multiprocessors(device)
 
 
-def _new_workspace(device: torch.device, counters_bytes: int, scratch_bytes: int) -> Workspace:
-    return Workspace(
-        torch.zeros(counters_bytes, dtype=torch.uint8, device=device),
-        torch.empty(scratch_bytes, dtype=torch.uint8, device=device),
-    )
+def _stream(device: torch.device) -> int:
+    handle: int = torch.cuda.current_stream(device).cuda_stream
+    return handle
+
+
+@functools.cache
+def _multiprocessors(device: torch.device) -> int:
+    count: int = torch.cuda.get_device_properties(device).multi_processor_count
+    return count

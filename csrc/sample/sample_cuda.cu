@@ -41,12 +41,10 @@ __global__ void __launch_bounds__(kThreads, 2) sample_kernel(Task job) {
 
 const char* sample_cuda(const SampleArgs& args, const CudaQueue& queue) {
   if (args.batch == 0) return nullptr;
-  const cuda::DeviceScope scope(queue.device);
-  if (scope.error() != cudaSuccess) return cudaGetErrorString(scope.error());
-  const cuda::Workspace workspace(queue, args.batch, 1, args.logits.vocab);
-  const int64_t blocks = args.batch * workspace.blocks;
-  const cudaError_t error = cuda::launch(cuda::sample_kernel, blocks, queue.stream, cuda::Task{args, workspace});
-  return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
+  return cuda::with_workspace(queue, args.batch, 1, args.logits.vocab, [&](const cuda::Workspace& workspace) {
+    const int64_t blocks = args.batch * workspace.blocks;
+    return cuda::launch(cuda::sample_kernel, blocks, queue.stream, cuda::Task{args, workspace});
+  });
 }
 
 }  // namespace pearl

@@ -257,9 +257,9 @@ __global__ void __launch_bounds__(kThreads, 2) residual_kernel(Job job) {
   if (threadIdx.x == 0) commit(job, b, chain, decision);
 }
 
-cudaError_t run(const ChainJob& chains, const CudaQueue& queue) {
+cudaError_t run(const ChainJob& chains, const CudaQueue& queue, const Workspace& workspace) {
   const VerifyArgs& args = chains.args;
-  const Job job{chains, Workspace(queue, args.batch, args.width, args.target.vocab)};
+  const Job job{chains, workspace};
   const int64_t blocks = job.workspace.blocks, row_blocks = args.batch * args.width * blocks;
   const bool sampled = args.rule == Rule::kToken || args.rule == Rule::kBlock;
   const bool has_residual = sampled && args.draft.logits.data != nullptr;
@@ -278,15 +278,10 @@ cudaError_t run(const ChainJob& chains, const CudaQueue& queue) {
 }  // namespace cuda
 
 const char* judge_chains_cuda(const ChainJob& chains, const CudaQueue& queue) {
-  if (chains.args.batch == 0) return nullptr;
-  const cuda::DeviceScope scope(queue.device);
-  const cudaError_t error = scope.error() == cudaSuccess ? cuda::run(chains, queue) : scope.error();
-  return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
-}
-
-CudaWorkspaceSize cuda_workspace_size(int64_t batch, int64_t width, int64_t vocab) {
-  const cuda::Workspace workspace({}, batch, width, vocab);
-  return {workspace.counters_bytes, workspace.scratch_bytes};
+  const VerifyArgs& args = chains.args;
+  if (args.batch == 0) return nullptr;
+  return cuda::with_workspace(queue, args.batch, args.width, args.target.vocab,
+                              [&](const cuda::Workspace& workspace) { return cuda::run(chains, queue, workspace); });
 }
 
 }  // namespace pearl

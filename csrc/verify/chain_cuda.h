@@ -1,6 +1,6 @@
 #pragma once
 
-#include "common/cuda/workspace.h"
+#include "common/cuda/queue.h"
 #include "verify/chain_job.h"
 
 namespace pearl {

@@ -24,5 +24,5 @@ def advance_(
 ) -> None:
     """Queue what `pearl_kernels.advance_` says on the current stream, without synchronising."""
     state = (tokens, committed, window, max_len, eos_ids, finished, status)
-    prepared = (*arguments(*state, target_logits, *rest), queue(_C, target_logits, target_logits.shape[1]))
+    prepared = (*arguments(*state, target_logits, *rest), queue(target_logits, target_logits.shape[1]))
     _C.advance_cuda(*prepared)

@@ -13,5 +13,5 @@ from pearl_kernels.sample._native import arguments
 
 def sample_out(logits: Tensor, *rest: Any) -> None:
     """Queue what `pearl_kernels.sample` says on the current stream, without synchronising."""
-    prepared = (*arguments(logits, *rest), queue(_C, logits, 1))
+    prepared = (*arguments(logits, *rest), queue(logits, 1))
     _C.sample_cuda(*prepared)

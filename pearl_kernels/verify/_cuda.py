@@ -13,5 +13,5 @@ from pearl_kernels.verify._native import arguments
 
 def verify_out(target_logits: Tensor, *rest: Any) -> None:
     """Queue what `pearl_kernels.verify` says on the current stream, without synchronising."""
-    prepared = (*arguments(target_logits, *rest), queue(_C, target_logits, target_logits.shape[1]))
+    prepared = (*arguments(target_logits, *rest), queue(target_logits, target_logits.shape[1]))
     _C.verify_cuda(*prepared)

@@ -18,6 +18,8 @@ HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
 CACHE = ROOT / "build" / "emulation"
 
+EMULATION = [HERE / "emulation.cpp", HERE / "graphs.cpp"]
+
 _THREADS = 64  # of a block: few, so that small inputs still need several blocks and several slices of a row
 # Kernels look at loaded vectors as values of other types, which nvcc allows. Static variables must not be shared by the
 # libraries of a process: a test loads several versions of one kernel.
@@ -30,7 +32,7 @@ _FLAGS = [
 
 def build_library(sources: list[Path], out_dir: Path = CACHE) -> Path:
     """A shared library of CUDA sources and the emulation, for ctypes."""
-    return _link([*sources, HERE / "emulation.cpp"], [], ROOT / "csrc", out_dir)
+    return _link([*sources, *EMULATION], [], ROOT / "csrc", out_dir)
 
 
 def build_extension(out_dir: Path = CACHE, csrc: Path = ROOT / "csrc") -> ModuleType:
@@ -40,7 +42,7 @@ def build_extension(out_dir: Path = CACHE, csrc: Path = ROOT / "csrc") -> Module
     """
     import pybind11
 
-    sources = [csrc / "bindings.cpp", HERE / "no_cpu_kernels.cpp", HERE / "emulation.cpp"]
+    sources = [csrc / "bindings.cpp", HERE / "no_cpu_kernels.cpp", *EMULATION]
     flags = [
         "-DPEARL_WITH_CUDA", '-DPEARL_CUDA_ARCHITECTURES="emulated"', '-DPEARL_VERSION="emulated"',
         f"-I{pybind11.get_include()}", f"-I{sysconfig.get_path('include')}",

@@ -11,6 +11,8 @@ import pytest
 from pearl_kernels import _cuda, dispatch
 from tests.emulation import build
 
+MULTIPROCESSORS = 132
+
 emulated_extension = functools.cache(build.build_extension)
 
 
@@ -24,4 +26,5 @@ def plug_in(monkeypatch: pytest.MonkeyPatch, extension: ModuleType) -> None:
     for op in dispatch._operations("cuda"):
         monkeypatch.setattr(importlib.import_module(f"pearl_kernels.{op}._cuda"), "_C", extension)
     monkeypatch.setattr(dispatch, "_refusal", refuse)
-    monkeypatch.setattr(_cuda, "_WORKSPACES", {})  # a kernel that is broken leaves its workspace so
+    monkeypatch.setattr(_cuda, "_stream", lambda device: 0)
+    monkeypatch.setattr(_cuda, "_multiprocessors", lambda device: MULTIPROCESSORS)

@@ -75,6 +75,18 @@ MUTANTS = {
         "chain.length",
         commits,
     ),
+    "counters start as anything": Mutant(
+        "common/cuda/memory.cu",
+        "if (error == cudaSuccess) error = cudaMemsetAsync(begin, 0, static_cast<size_t>(counters_bytes), stream);",
+        "",
+        agrees("token"),
+    ),
+    "counters not left at zero": Mutant(
+        "common/cuda/block.cuh",
+        "is_last = atomicInc(counter, count - 1) == count - 1;",
+        "is_last = atomicAdd(counter, 1u) == count - 1;",
+        commits,
+    ),
     "block read before it is written": Mutant(
         "common/cuda/block.cuh",
         "  if (lane_index() == 0) of_warp[warp_index()] = value;\n  __syncthreads();\n  uint64_t most",

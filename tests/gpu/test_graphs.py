@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import fields
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,6 +15,7 @@ import pearl_kernels
 from pearl_kernels import DecodeState, Purpose, RowStats, SampleOutput, SamplingTensors, VerifyOutput
 from tests.gpu.decoding import new_decoder
 from tests.gpu.elsewhere import moved
+from tests.gpu.memory import memories, poison_scratch
 from tests.kernels.cases import VerifyCase, mixed_params, peaked_logits, verify_case
 
 pytestmark = pytest.mark.gpu
@@ -35,6 +38,57 @@ def captured(step: Callable[[], object], changed: list[Tensor]) -> torch.cuda.CU
     with torch.cuda.graph(graph):
         step()
     return graph
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_a_captured_call_is_kernels_alone(rule: str, gpu: torch.device, tmp_path: Path) -> None:
+    """On a stream where nothing ran before: no clearing, copying or allocating is left to the replays."""
+    case: VerifyCase = moved(verify_case(4, 5, 32000, rule=rule, stats=False), gpu)
+    wanted = case.run("cuda")
+    graph = torch.cuda.CUDAGraph()
+    graph.enable_debug_mode()
+    with torch.cuda.graph(graph, stream=torch.cuda.Stream()):
+        out = case.run("cuda")
+    nodes = tmp_path / "graph.dot"
+    graph.debug_dump(str(nodes))
+    text = nodes.read_text().upper()
+    assert "KERNEL" in text
+    assert not any(kind in text for kind in ("MEMSET", "MEMCPY", "MEM_ALLOC", "MEM_FREE"))
+    for _ in range(3):
+        poison_scratch()
+        graph.replay()
+        for a, b in zip(out, wanted, strict=True):
+            assert torch.equal(a, b)
+
+
+def test_what_is_outgrown_is_left_to_the_graphs_that_use_it(gpu: torch.device) -> None:
+    small, large = (moved(verify_case(*shape, rule="block"), gpu) for shape in ((4, 3, 1000), (64, 6, 50000)))
+    wanted = small.run("cuda"), large.run("cuda")
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, stream=torch.cuda.Stream()):
+        outs = small.run("cuda"), large.run("cuda")
+    for _ in range(3):
+        large.run("cuda")
+        poison_scratch()
+        graph.replay()
+        for got, each in zip(outs, wanted, strict=True):
+            for a, b in zip(got, each, strict=True):
+                assert torch.equal(a, b)
+
+
+def test_memory_of_graphs_that_are_gone_serves_later_ones(gpu: torch.device) -> None:
+    case: VerifyCase = moved(verify_case(4, 3, 1000), gpu)
+    stream, counts = torch.cuda.Stream(), []
+    for _ in range(6):
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, stream=stream):
+            case.run("cuda")
+        graph.replay()
+        torch.cuda.synchronize()
+        del graph
+        time.sleep(0.1)  # CUDA tells of it in its own time
+        counts.append(len(memories()))
+    assert counts[-1] == counts[1]
 
 
 def test_every_replay_of_sample_draws_anew(backend: str, gpu: torch.device) -> None:

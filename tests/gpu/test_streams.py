@@ -7,9 +7,10 @@ import torch
 from torch import Tensor
 
 import pearl_kernels
-from pearl_kernels import AdvanceOutput, Purpose, RowStats, SampleOutput, VerifyOutput, _cuda
+from pearl_kernels import AdvanceOutput, Purpose, RowStats, SampleOutput, VerifyOutput
 from tests.gpu.decoding import new_decoder
 from tests.gpu.elsewhere import moved
+from tests.gpu.memory import poison_scratch
 from tests.kernels.cases import SampleCase, VerifyCase, mixed_params, peaked_logits, verify_case
 
 pytestmark = pytest.mark.gpu
@@ -97,28 +98,24 @@ def poison_freed_memory(device: torch.device) -> None:
     del blocks
 
 
-def poison_scratch() -> None:
-    """The cuda backend's, where it has some. Its counters are zeros between calls, by contract."""
-    for workspace in _cuda._WORKSPACES.values():
-        assert not workspace.counters.any()
-        workspace.scratch.fill_(0xFF)
-
-
 def test_memory_that_is_used_again_may_hold_anything(backend: str, device: torch.device) -> None:
     cases = cases_on(device)
     wanted = [case.run(backend) for case in cases]
     for k in (3, 0, 6, 2, 5, 1, 4, 3, 6, 0):
-        poison_scratch()
+        if backend == "cuda":
+            poison_scratch()
         poison_freed_memory(device)
         assert_equal(cases[k].run(backend), wanted[k])
-    poison_scratch()
+    if backend == "cuda":
+        poison_scratch()
 
 
 @pytest.mark.parametrize("rule", RULES)
 def test_outputs_are_written_whole(rule: str, backend: str, device: torch.device) -> None:
     case: VerifyCase = moved(verify_case(70, 4, 5000, rule=rule, seed=6), device)
     wanted = case.run(backend)
-    poison_scratch()
+    if backend == "cuda":
+        poison_scratch()
     out = VerifyOutput(*(torch.full_like(x, -77) for x in wanted))
     pearl_kernels.verify(
         case.target_logits, case.draft_tokens, case.chain_len, case.params, case.positions,

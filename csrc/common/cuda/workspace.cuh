@@ -2,12 +2,12 @@
 
 #include <algorithm>
 
+#include "common/cuda/memory.h"
 #include "common/cuda/row_task.cuh"
-#include "common/cuda/workspace.h"
 
 namespace pearl::cuda {
 
-// A CudaQueue's memory, shared out. A row is one of (batch, width).
+// An operation's memory, shared out. A row is one of (batch, width).
 struct Workspace {
   uint32_t slices;            // of a row
   uint32_t slices_per_block;  // more where rows are many; what is found does not depend on it
@@ -22,27 +22,28 @@ struct Workspace {
 
   static constexpr int64_t kJudgedBytes = 64, kDecisionBytes = 48;
 
-  Workspace(const CudaQueue& queue, int64_t batch, int64_t width, int64_t vocab) {
+  // With no memory, to know how much there has to be.
+  Workspace(const Memory& memory, int64_t batch, int64_t width, int64_t vocab) {
     constexpr int64_t kEnoughBlocks = 1024, kMostPerBlock = 8;
     const int64_t rows = batch * width;
     slices = static_cast<uint32_t>((vocab + kSlice - 1) / kSlice);
     const int64_t per_block = std::min(kMostPerBlock, std::max(int64_t{1}, rows * slices / kEnoughBlocks));
     slices_per_block = static_cast<uint32_t>(std::min<int64_t>(per_block, slices));
     blocks = (slices + slices_per_block - 1) / slices_per_block;
-    char* next = static_cast<char*>(queue.scratch);
+    char* next = static_cast<char*>(memory.scratch);
     const auto take = [&](int64_t bytes) {
       char* const begin = next;
       next += (bytes + 15) / 16 * 16;
       return static_cast<void*>(begin);
     };
-    row_counters = queue.counters;
-    request_counters = queue.counters + rows;
+    row_counters = memory.counters;
+    request_counters = memory.counters + rows;
     parts = static_cast<SlicePart*>(take(rows * slices * static_cast<int64_t>(sizeof(SlicePart))));
     draft_lse = static_cast<float*>(take(rows * 4));
     draft_threshold = static_cast<float*>(take(rows * 4));
     judged = take(rows * kJudgedBytes);
     decisions = take(batch * kDecisionBytes);
-    scratch_bytes = next - static_cast<char*>(queue.scratch);
+    scratch_bytes = next - static_cast<char*>(memory.scratch);
     counters_bytes = (rows + batch) * 4;
   }
 
@@ -55,5 +56,17 @@ struct Workspace {
     for (uint32_t slice = block * slices_per_block; slice < end; ++slice) visit(slice);
   }
 };
+
+// Lets run(workspace) queue an operation on (batch, width, vocab) logits. Null, or what the CUDA runtime says went wrong.
+template <typename Run>
+const char* with_workspace(const CudaQueue& queue, int64_t batch, int64_t width, int64_t vocab, const Run& run) {
+  const DeviceScope scope(queue.device);
+  if (scope.error() != cudaSuccess) return cudaGetErrorString(scope.error());
+  const Workspace needed({}, batch, width, vocab);
+  const MemoryHold hold(queue, needed.counters_bytes, needed.scratch_bytes);
+  if (hold.error()) return hold.error();
+  const cudaError_t error = run(Workspace(hold.memory(), batch, width, vocab));
+  return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
+}
 
 }  // namespace pearl::cuda

@@ -1,0 +1,14 @@
+#pragma once
+
+#include <cstdint>
+
+namespace pearl {
+
+// Where kernels are queued.
+struct CudaQueue {
+  int device;
+  void* stream;
+  int multiprocessors;  // of the device
+};
+
+}  // namespace pearl
