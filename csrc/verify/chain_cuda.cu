@@ -1,69 +1,12 @@
-#include "advance/commit.cuh"
 #include "verify/chain_cuda.h"
+#include "verify/in_turn.cuh"
 
 // Three kernels, of which most rules need the first alone: the rows and what follows from them; for `block`, the masses
 // of residuals; and the draw from the one residual that counts. Each block takes slices of a row, and the last one to
-// be done with a row, or with a request, goes on with it.
+// be done with a row, or with a request, goes on with it. Where requests are many, in_turn.cuh has another first one.
 namespace pearl {
 namespace cuda {
 namespace {
-
-constexpr int kMostWidth = kMostCudaWidth;
-
-// The decision once `judged`, in shared memory, is known but for what the draft says. By all threads of a block.
-__device__ __forceinline__ Decision decide(const Job& job, int64_t b, const Chain& chain, Judged* judged) {
-  __shared__ Decision decision;
-  const Filter filter = filter_of(job.chains.args.params, b);
-  const bool by_equality = job.by_equality(filter);
-  if (!by_equality) {
-    for (int32_t i = warp_index(); i < chain.length; i += kWarps) judge(job, b, chain, i, judged[i]);
-  }
-  __syncthreads();
-  if (threadIdx.x == 0) {
-    if (by_equality) {
-      decision = decide_by_equality(chain, judged);
-    } else if (job.chains.args.rule == Rule::kToken) {
-      decision = decide_token(job, b, chain, judged);
-    } else {
-      decision = weigh_block(job, chain, judged);
-      if (decision.next == Next::kResidual) {
-        decision = decide_block(job, b, chain, judged, decision, [&](int32_t i) {
-          return judged[i].weight * fmax(0.0, 1.0 - judged[i].target_prob);  // all of a one-hot draft is on its token
-        });
-      }
-    }
-  }
-  __syncthreads();
-  return decision;
-}
-
-// A draw from a whole target row by one block. All threads call it.
-__device__ __forceinline__ uint32_t draw_alone(const Job& job, int64_t b, const Chain& chain, int32_t i,
-                                               Purpose purpose, const Judged& judged) {
-  const RowTask task{filter_of(job.chains.args.params, b), false, true, job.noise(b, chain, purpose, i), kNoId};
-  return packed_id(sweep_row(job.target_row(b, i), task, judged.threshold, judged.highest).winner);
-}
-
-// Does what a decision leaves to this block, or leaves it to the next kernel.
-__device__ __forceinline__ void follow(const Job& job, int64_t b, const Chain& chain, const Judged* judged,
-                                       Decision decision) {
-  Decision* const decisions = static_cast<Decision*>(job.workspace.decisions);
-  Judged* const kept = static_cast<Judged*>(job.workspace.judged) + b * job.chains.args.width;
-  if (decision.next == Next::kRedraw) {
-    const int32_t i = decision.num_accepted;
-    decision.next_token = draw_alone(job, b, chain, i, Purpose::kSample, judged[i]);
-    decision.next = Next::kCommit;
-  }
-  if (decision.next == Next::kCommit) {
-    if (threadIdx.x == 0) {
-      commit(job, b, chain, decision);
-      decisions[b].next = Next::kCommit;
-    }
-    return;
-  }
-  if (threadIdx.x == 0) decisions[b] = decision;
-  for (int32_t i = threadIdx.x; i < chain.length; i += kThreads) kept[i] = judged[i];
-}
 
 // The statistics of a draft's rows that came without.
 __global__ void __launch_bounds__(kThreads, 2) draft_stats_kernel(Job job) {
@@ -80,28 +23,18 @@ __global__ void __launch_bounds__(kThreads, 2) draft_stats_kernel(Job job) {
   look_at_slices(row, task, job.workspace, block, parts);
   if (!arrive(job.workspace.row_counters + at, blocks)) return;
   const RowResult result = finish_row(row, task, parts, slices);
-  if (threadIdx.x != 0) return;
-  job.workspace.draft_threshold[at] = result.threshold;
-  job.workspace.draft_lse[at] = result.status == kOk ? result.lse : NAN;
+  if (threadIdx.x == 0) keep_draft_stats(job, b, i, result);
 }
 
 __global__ void __launch_bounds__(kThreads, 2) rows_kernel(Job job) {
-  __shared__ Judged judged[kMostWidth];
+  __shared__ Judged judged[kMostCudaWidth];
   const VerifyArgs& args = job.chains.args;
   const uint32_t slices = job.workspace.slices, blocks = job.workspace.blocks, block = blockIdx.x % blocks;
   const int64_t at = blockIdx.x / blocks, b = at / args.width;
   const int32_t i = at % args.width;
   const Chain chain = job.chain(b);
   if (!chain.active || chain.length == 0) {
-    if (i == 0 && block == 0 && threadIdx.x == 0) {
-      static_cast<Decision*>(job.workspace.decisions)[b].next = Next::kCommit;
-      if (job.chains.advances) {
-        job.chains.state.num_emitted[b] = 0;
-        job.chains.state.num_accepted[b] = 0;
-      } else {
-        commit(job, b, chain, {kNoToken, 1.0, 0, kOk, Next::kCommit, 0});
-      }
-    }
+    if (i == 0 && block == 0) close_empty(job, b, chain);
     return;
   }
 
@@ -120,7 +53,7 @@ __global__ void __launch_bounds__(kThreads, 2) rows_kernel(Job job) {
   if (!arrive(job.workspace.request_counters + b, chain.length + idle_rows * blocks)) return;
   for (int32_t j = threadIdx.x; j < chain.length; j += kThreads) judged[j] = kept[j];
   __syncthreads();
-  follow(job, b, chain, judged, decide(job, b, chain, judged));
+  follow(job, b, chain, judged, chain.length, decide(job, b, chain, judged));
 }
 
 // Sum of max(weight * target_probs - draft_probs, 0) over a slice: of target ids, or of draft ids where those are others,
@@ -166,8 +99,8 @@ __device__ __forceinline__ float slice_mass(const Job& job, int64_t b, int32_t i
 }
 
 __global__ void __launch_bounds__(kThreads, 2) masses_kernel(Job job) {
-  __shared__ Judged judged[kMostWidth];
-  __shared__ double masses[kMostWidth];
+  __shared__ Judged judged[kMostCudaWidth];
+  __shared__ double masses[kMostCudaWidth];
   const VerifyArgs& args = job.chains.args;
   const uint32_t slices = job.workspace.slices, blocks = job.workspace.blocks, block = blockIdx.x % blocks;
   const int64_t at = blockIdx.x / blocks, b = at / args.width;
@@ -199,7 +132,7 @@ __global__ void __launch_bounds__(kThreads, 2) masses_kernel(Job job) {
     next = decide_block(job, b, chain, judged, decision, [&](int32_t j) { return masses[j]; });
   }
   __syncthreads();
-  follow(job, b, chain, judged, next);
+  follow(job, b, chain, judged, chain.length, next);
 }
 
 // The score of `id` in the race for the residual.
@@ -267,8 +200,12 @@ cudaError_t run(const ChainJob& chains, const CudaQueue& queue, const Workspace&
   const auto queue_kernel = [&](void (*kernel)(Job), int64_t blocks) {
     if (error == cudaSuccess) error = launch(kernel, blocks, queue.stream, job);
   };
-  if (has_residual && !args.draft.lse) queue_kernel(draft_stats_kernel, row_blocks);
-  queue_kernel(rows_kernel, row_blocks);
+  if (goes_in_turn(args, queue.multiprocessors)) {
+    queue_kernel(in_turn_kernel, args.batch);
+  } else {
+    if (has_residual && !args.draft.lse) queue_kernel(draft_stats_kernel, row_blocks);
+    queue_kernel(rows_kernel, row_blocks);
+  }
   if (has_residual && args.rule == Rule::kBlock) queue_kernel(masses_kernel, row_blocks);
   if (has_residual) queue_kernel(residual_kernel, args.batch * blocks);
   return error;

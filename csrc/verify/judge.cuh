@@ -184,25 +184,29 @@ __device__ __forceinline__ Decision take_own(const Job& job, int64_t token, int3
   return {judged.own, 1.0, i, status, drawn ? Next::kCommit : Next::kRedraw, i};
 }
 
-__device__ __forceinline__ Decision decide_by_equality(const Chain& chain, const Judged* judged) {
-  for (int32_t i = 0; i < chain.length; ++i) {
-    if (judged[i].row_status != kOk) return {0, 1.0, i, judged[i].row_status, Next::kCommit, i};
-    if (judged[i].own != chain.tokens[i]) return {judged[i].own, 1.0, i, kOk, Next::kCommit, i};
-  }
-  return {kNoToken, 1.0, chain.length, kOk, Next::kCommit, chain.length};
+// The decision on a chain whose tokens before i are accepted, for rules that stop at the first refusal: that the chain
+// ends at i, or, where num_accepted is i + 1, goes on.
+__device__ __forceinline__ Decision decide_equal(const Chain& chain, int32_t i, const Judged& now) {
+  if (now.row_status != kOk) return {0, 1.0, i, now.row_status, Next::kCommit, i};
+  if (now.own != chain.tokens[i]) return {now.own, 1.0, i, kOk, Next::kCommit, i};
+  return {kNoToken, 1.0, i + 1, kOk, Next::kCommit, i + 1};
 }
 
-// Leviathan et al. 2023, Algorithm 1, for given drafted tokens.
-__device__ __forceinline__ Decision decide_token(const Job& job, int64_t b, const Chain& chain, const Judged* judged) {
-  for (int32_t i = 0; i < chain.length; ++i) {
-    const Judged& now = judged[i];
-    const int64_t token = chain.tokens[i];
-    if (now.row_status != kOk) return {0, 1.0, i, now.draft_status | now.row_status, Next::kCommit, i};
-    if (is_refused(job, token, now)) return take_own(job, token, i, now, now.draft_status);
-    if (job.accept_draw(b, chain, i) * now.draft_prob < now.target_prob) continue;
-    return {now.own, 1.0, i, kOk, job.has_draft_probs() ? Next::kResidual : Next::kCommit, i};
+// The same by Leviathan et al. 2023, Algorithm 1, for given drafted tokens.
+__device__ __forceinline__ Decision decide_token(const Job& job, int64_t b, const Chain& chain, int32_t i,
+                                                 const Judged& now) {
+  const int64_t token = chain.tokens[i];
+  if (now.row_status != kOk) return {0, 1.0, i, now.draft_status | now.row_status, Next::kCommit, i};
+  if (is_refused(job, token, now)) return take_own(job, token, i, now, now.draft_status);
+  if (job.accept_draw(b, chain, i) * now.draft_prob < now.target_prob) {
+    return {kNoToken, 1.0, i + 1, kOk, Next::kCommit, i + 1};
   }
-  return {kNoToken, 1.0, chain.length, kOk, Next::kCommit, chain.length};
+  return {now.own, 1.0, i, kOk, job.has_draft_probs() ? Next::kResidual : Next::kCommit, i};
+}
+
+__device__ __forceinline__ Decision decide_next(const Job& job, int64_t b, const Chain& chain, int32_t i,
+                                                const Judged& now, bool by_equality) {
+  return by_equality ? decide_equal(chain, i, now) : decide_token(job, b, chain, i, now);
 }
 
 // Sun et al. 2024, Algorithm 2, for a chain with no target row past its last token. First part: the weights.

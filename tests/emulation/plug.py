@@ -11,12 +11,12 @@ import pytest
 from pearl_kernels import _cuda, dispatch
 from tests.emulation import build
 
-MULTIPROCESSORS = 132
+MULTIPROCESSORS = 132  # batches of many hundreds have their rows looked at in turn, others all at once
 
 emulated_extension = functools.cache(build.build_extension)
 
 
-def plug_in(monkeypatch: pytest.MonkeyPatch, extension: ModuleType) -> None:
+def plug_in(monkeypatch: pytest.MonkeyPatch, extension: ModuleType, multiprocessors: int = MULTIPROCESSORS) -> None:
     """Until the test ends, backend="cuda" takes CPU tensors and calls `extension`; other backends are as they were."""
     refusal = dispatch._refusal
 
@@ -27,4 +27,4 @@ def plug_in(monkeypatch: pytest.MonkeyPatch, extension: ModuleType) -> None:
         monkeypatch.setattr(importlib.import_module(f"pearl_kernels.{op}._cuda"), "_C", extension)
     monkeypatch.setattr(dispatch, "_refusal", refuse)
     monkeypatch.setattr(_cuda, "_stream", lambda device: 0)
-    monkeypatch.setattr(_cuda, "_multiprocessors", lambda device: MULTIPROCESSORS)
+    monkeypatch.setattr(_cuda, "_multiprocessors", lambda device: multiprocessors)

@@ -38,6 +38,7 @@ class Mutant:
     line: str
     broken: str
     check: Callable[[], None]
+    multiprocessors: int = plug.MULTIPROCESSORS
 
 
 MUTANTS = {
@@ -74,6 +75,19 @@ MUTANTS = {
         "chain.length + idle_rows * blocks",
         "chain.length",
         commits,
+        multiprocessors=1 << 20,
+    ),
+    "chain goes on past a refusal": Mutant(
+        "verify/in_turn.cuh",
+        "} while (i < chain.length && decision.num_accepted == i);",
+        "} while (i < chain.length);",
+        agrees("token"),
+    ),
+    "chain ends before its last row": Mutant(
+        "verify/in_turn.cuh",
+        "} while (i < chain.length && decision.num_accepted == i);",
+        "} while (i + 1 < chain.length && decision.num_accepted == i);",
+        agrees("coupled"),
     ),
     "counters start as anything": Mutant(
         "common/cuda/memory.cu",
@@ -105,12 +119,12 @@ def test_a_broken_kernel_is_seen(name: str, tmp_path: Path, monkeypatch: pytest.
     text = source.read_text()
     assert text.count(mutant.line) == 1, f"{mutant.file} has {text.count(mutant.line)} lines {mutant.line!r}"
     source.write_text(text.replace(mutant.line, mutant.broken))
-    plug.plug_in(monkeypatch, build.build_extension(tmp_path, csrc))
+    plug.plug_in(monkeypatch, build.build_extension(tmp_path, csrc), mutant.multiprocessors)
     with pytest.raises((AssertionError, RuntimeError)):
         mutant.check()
 
 
 @pytest.mark.parametrize("name", MUTANTS)
 def test_the_same_check_passes_for_the_kernel_as_it_is(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    plug.plug_in(monkeypatch, plug.emulated_extension())
+    plug.plug_in(monkeypatch, plug.emulated_extension(), MUTANTS[name].multiprocessors)
     MUTANTS[name].check()

@@ -1,0 +1,76 @@
+#pragma once
+
+#include "verify/chain_cuda.h"
+#include "verify/follow.cuh"
+
+// The rows of a chain by one block, which reads a row only if all tokens before it were accepted.
+namespace pearl::cuda {
+
+// Whether to go through chains in turn: for rules that stop at the first refusal, where there are blocks for the whole
+// device even with one for each request. With fewer, all rows at once keep more of the device busy.
+inline bool goes_in_turn(const VerifyArgs& args, int multiprocessors) {
+  constexpr int64_t kBlocksOfMultiprocessor = 2;  // as the kernels' launch bounds have it
+  return args.rule != Rule::kBlock && args.width > 1 && args.batch >= kBlocksOfMultiprocessor * multiprocessors;
+}
+
+// All there is to know of a row. All threads of the block call it, and all get the result.
+__device__ __forceinline__ RowResult look_at_row(const Row& row, const RowTask& task, uint32_t slices,
+                                                 SlicePart* parts) {
+  for (uint32_t slice = 0; slice < slices; ++slice) {
+    const SlicePart part = look_at_slice(row, task, slice);
+    if (threadIdx.x == 0) parts[slice] = part;
+  }
+  __syncthreads();
+  return finish_row(row, task, parts, slices);
+}
+
+// Looks at target row i, and at the draft's where its statistics are wanted and did not come with it.
+__device__ __forceinline__ void look_at_token(const Job& job, int64_t b, const Chain& chain, int32_t i,
+                                              bool by_equality, Judged& judged) {
+  __shared__ RowTask task;  // for all that is done with a row, more than registers hold
+  const VerifyArgs& args = job.chains.args;
+  const int64_t token = chain.tokens[i];
+  const bool inside = token >= 0 && token < args.target.vocab;
+  const bool wants_draft = !by_equality && job.has_draft_probs() && !args.draft.lse && inside;
+  SlicePart* const parts = job.workspace.parts + b * args.width * job.workspace.slices;
+  for (int side = 0; side < (wants_draft ? 2 : 1); ++side) {
+    const bool of_draft = side == 1;
+    const Row row = of_draft ? job.draft_row(b, i) : job.target_row(b, i);
+    __syncthreads();  // the row before is done with its task
+    if (threadIdx.x == 0) {
+      task = of_draft ? RowTask{filter_of(args.params, b), false, false, {}, kNoId} : job.task(b, chain, i);
+    }
+    __syncthreads();
+    const RowResult result = look_at_row(row, task, job.workspace.slices, parts);
+    if (threadIdx.x != 0) continue;
+    if (of_draft) {
+      keep_draft_stats(job, b, i, result);
+    } else {
+      judged = judged_row(task, result);
+    }
+  }
+  __syncthreads();
+  if (!by_equality && warp_index() == 0) judge(job, b, chain, i, judged);
+  __syncthreads();
+}
+
+__global__ void __launch_bounds__(kThreads, 2) in_turn_kernel(Job job) {
+  __shared__ Judged judged[kMostCudaWidth];
+  __shared__ Decision decision;
+  const int64_t b = blockIdx.x;
+  __shared__ Chain chain;
+  if (threadIdx.x == 0) chain = job.chain(b);
+  __syncthreads();
+  if (close_empty(job, b, chain)) return;
+  const bool by_equality = job.by_equality(filter_of(job.chains.args.params, b));
+  int32_t i = 0;
+  do {
+    look_at_token(job, b, chain, i, by_equality, judged[i]);
+    if (threadIdx.x == 0) decision = decide_next(job, b, chain, i, judged[i], by_equality);
+    __syncthreads();
+    ++i;
+  } while (i < chain.length && decision.num_accepted == i);
+  follow(job, b, chain, judged, i, decision);
+}
+
+}  // namespace pearl::cuda
