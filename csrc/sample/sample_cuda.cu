@@ -21,7 +21,7 @@ __device__ void write_sample(const SampleArgs& args, int64_t b, const RowTask& t
 // Each block takes slices of a row; the last one to be done with a row writes its token.
 __global__ void __launch_bounds__(kThreads, 2) sample_kernel(Task job) {
   const SampleArgs& args = job.args;
-  const uint32_t slices = job.workspace.slices, blocks = job.workspace.blocks;
+  const uint32_t blocks = job.workspace.blocks;
   const int64_t b = blockIdx.x / blocks;
   const Row row = row_of(args.logits, b, 0);
   const Filter filter = filter_of(args.params, b);
@@ -29,10 +29,10 @@ __global__ void __launch_bounds__(kThreads, 2) sample_kernel(Task job) {
       make_noise_key(args.params.seed[b], args.positions[b], args.purpose, args.epochs ? args.epochs[b] : 0);
   const RowTask task{filter, filter.greedy(), !filter.greedy(), noise, kNoId};
 
-  SlicePart* const parts = job.workspace.parts + b * slices;
-  look_at_slices(row, task, job.workspace, blockIdx.x % blocks, parts);
+  const RowScratch scratch = job.workspace.row_scratch(b);
+  look_at_slices(row, task, job.workspace, blockIdx.x % blocks, scratch);
   if (!arrive(job.workspace.row_counters + b, blocks)) return;
-  const RowResult result = finish_row(row, task, parts, slices);
+  const RowResult result = finish_row(row, task, scratch, job.workspace.slices);
   if (threadIdx.x == 0) write_sample(args, b, task, result);
 }
 

@@ -11,7 +11,7 @@ namespace {
 // The statistics of a draft's rows that came without.
 __global__ void __launch_bounds__(kThreads, 2) draft_stats_kernel(Job job) {
   const VerifyArgs& args = job.chains.args;
-  const uint32_t slices = job.workspace.slices, blocks = job.workspace.blocks, block = blockIdx.x % blocks;
+  const uint32_t blocks = job.workspace.blocks, block = blockIdx.x % blocks;
   const int64_t at = blockIdx.x / blocks, b = at / args.width;
   const int32_t i = at % args.width;
   const Chain chain = job.chain(b);
@@ -19,17 +19,17 @@ __global__ void __launch_bounds__(kThreads, 2) draft_stats_kernel(Job job) {
   if (!chain.active || i >= chain.length || filter.greedy()) return;
   const Row row = job.draft_row(b, i);
   const RowTask task{filter, false, false, {}, kNoId};
-  SlicePart* const parts = job.workspace.parts + at * slices;
-  look_at_slices(row, task, job.workspace, block, parts);
+  const RowScratch scratch = job.workspace.row_scratch(at);
+  look_at_slices(row, task, job.workspace, block, scratch);
   if (!arrive(job.workspace.row_counters + at, blocks)) return;
-  const RowResult result = finish_row(row, task, parts, slices);
+  const RowResult result = finish_row(row, task, scratch, job.workspace.slices);
   if (threadIdx.x == 0) keep_draft_stats(job, b, i, result);
 }
 
 __global__ void __launch_bounds__(kThreads, 2) rows_kernel(Job job) {
   __shared__ Judged judged[kMostCudaWidth];
   const VerifyArgs& args = job.chains.args;
-  const uint32_t slices = job.workspace.slices, blocks = job.workspace.blocks, block = blockIdx.x % blocks;
+  const uint32_t blocks = job.workspace.blocks, block = blockIdx.x % blocks;
   const int64_t at = blockIdx.x / blocks, b = at / args.width;
   const int32_t i = at % args.width;
   const Chain chain = job.chain(b);
@@ -42,10 +42,10 @@ __global__ void __launch_bounds__(kThreads, 2) rows_kernel(Job job) {
   if (i < chain.length) {
     const Row row = job.target_row(b, i);
     const RowTask task = job.task(b, chain, i);
-    SlicePart* const parts = job.workspace.parts + at * slices;
-    look_at_slices(row, task, job.workspace, block, parts);
+    const RowScratch scratch = job.workspace.row_scratch(at);
+    look_at_slices(row, task, job.workspace, block, scratch);
     if (!arrive(job.workspace.row_counters + at, blocks)) return;
-    const RowResult result = finish_row(row, task, parts, slices);
+    const RowResult result = finish_row(row, task, scratch, job.workspace.slices);
     if (threadIdx.x == 0) kept[i] = judged_row(task, result);
   }
   // Blocks past the chain's end count as well: whoever comes last changes the lengths that all of them must have read.

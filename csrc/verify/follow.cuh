@@ -37,7 +37,7 @@ __device__ __forceinline__ Decision decide(const Job& job, int64_t b, const Chai
 __device__ __forceinline__ uint32_t draw_alone(const Job& job, int64_t b, const Chain& chain, int32_t i,
                                                Purpose purpose, const Judged& judged) {
   const RowTask task{filter_of(job.chains.args.params, b), false, true, job.noise(b, chain, purpose, i), kNoId};
-  return packed_id(sweep_row(job.target_row(b, i), task, judged.threshold, judged.highest).winner);
+  return packed_id(sweep_row(job.target_row(b, i), task, nullptr, judged.threshold, judged.highest).winner);
 }
 
 // Does what a decision leaves to this block, or leaves it to the next kernel with the first `count` of `judged`.

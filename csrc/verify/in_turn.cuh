@@ -15,33 +15,34 @@ inline bool goes_in_turn(const VerifyArgs& args, int multiprocessors) {
 
 // All there is to know of a row. All threads of the block call it, and all get the result.
 __device__ __forceinline__ RowResult look_at_row(const Row& row, const RowTask& task, uint32_t slices,
-                                                 SlicePart* parts) {
+                                                 const RowScratch& scratch) {
   for (uint32_t slice = 0; slice < slices; ++slice) {
-    const SlicePart part = look_at_slice(row, task, slice);
-    if (threadIdx.x == 0) parts[slice] = part;
+    const SlicePart part = look_at_slice(row, task, slice, scratch.peaks);
+    if (threadIdx.x == 0) scratch.parts[slice] = part;
   }
   __syncthreads();
-  return finish_row(row, task, parts, slices);
+  return finish_row(row, task, scratch, slices);
 }
 
 // Looks at target row i, and at the draft's where its statistics are wanted and did not come with it.
 __device__ __forceinline__ void look_at_token(const Job& job, int64_t b, const Chain& chain, int32_t i,
                                               bool by_equality, Judged& judged) {
-  __shared__ RowTask task;  // for all that is done with a row, more than registers hold
+  __shared__ Row row;  // for all that is done with a row, more than registers hold
+  __shared__ RowTask task;
   const VerifyArgs& args = job.chains.args;
   const int64_t token = chain.tokens[i];
   const bool inside = token >= 0 && token < args.target.vocab;
   const bool wants_draft = !by_equality && job.has_draft_probs() && !args.draft.lse && inside;
-  SlicePart* const parts = job.workspace.parts + b * args.width * job.workspace.slices;
+  const RowScratch scratch = job.workspace.row_scratch(b * args.width);
   for (int side = 0; side < (wants_draft ? 2 : 1); ++side) {
     const bool of_draft = side == 1;
-    const Row row = of_draft ? job.draft_row(b, i) : job.target_row(b, i);
     __syncthreads();  // the row before is done with its task
     if (threadIdx.x == 0) {
+      row = of_draft ? job.draft_row(b, i) : job.target_row(b, i);
       task = of_draft ? RowTask{filter_of(args.params, b), false, false, {}, kNoId} : job.task(b, chain, i);
     }
     __syncthreads();
-    const RowResult result = look_at_row(row, task, job.workspace.slices, parts);
+    const RowResult result = look_at_row(row, task, job.workspace.slices, scratch);
     if (threadIdx.x != 0) continue;
     if (of_draft) {
       keep_draft_stats(job, b, i, result);

@@ -8,11 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.emulation import build, plug
 from tests.kernels.advance_checks import check_commits, check_stories, stories_of_every_ending
-from tests.kernels.cases import verify_case
+from tests.kernels.cases import peaked_logits, verify_case
 from tests.kernels.test_agreement import assert_agrees
+from tests.kernels.test_row_stats import stats_of
 from tests.kernels.vocabulary_checks import check_last_token_is_drawn
 
 pytestmark = pytest.mark.skipif(build.compiler() is None, reason="no C++ compiler to emulate CUDA with")
@@ -28,6 +30,18 @@ def commits() -> None:
     for _ in range(5):
         check_stories(stories_of_every_ending(corrected=False), next_window=3, backend="cuda")
         check_commits("token", "cuda", one_hot=True)
+
+
+def filters() -> None:
+    """top_k is exact; what top_p keeps is as much as it has to be, and no more."""
+    logits = peaked_logits((6, 9000), torch.Generator().manual_seed(0))
+    for k in (1, 5, 12):
+        stats, kept = stats_of(logits, "cuda", top_k=k), logits.topk(k).values
+        assert torch.equal(stats.threshold, kept[:, -1])
+        torch.testing.assert_close(stats.lse, kept.logsumexp(-1))
+    probs, threshold = logits.double().softmax(-1), stats_of(logits, "cuda", top_p=0.75).threshold[:, None]
+    assert (probs.masked_fill(logits < threshold, 0).sum(-1) >= 0.75 - 1e-6).all()
+    assert (probs.masked_fill(logits <= threshold, 0).sum(-1) < 0.75 + 1e-6).all()
 
 
 @dataclass(frozen=True)
@@ -100,6 +114,18 @@ MUTANTS = {
         "is_last = atomicInc(counter, count - 1) == count - 1;",
         "is_last = atomicAdd(counter, 1u) == count - 1;",
         commits,
+    ),
+    "tile of the threshold skipped": Mutant(
+        "common/cuda/held.cuh",
+        "__ldcg(peaks + begin / kTile) < floor",
+        "__ldcg(peaks + begin / kTile) <= floor",
+        filters,
+    ),
+    "rest of the row weighs nothing": Mutant(
+        "common/cuda/threshold.cuh",
+        "const uint64_t target = quota.wanted(total + rest);",
+        "const uint64_t target = quota.wanted(total);",
+        filters,
     ),
     "block read before it is written": Mutant(
         "common/cuda/block.cuh",

@@ -14,8 +14,8 @@ from transformers.generation.logits_process import (
 )
 
 import pearl_kernels
-from pearl_kernels import RowStats, SamplingTensors
-from tests.kernels.cases import peaked_logits
+from pearl_kernels import Purpose, RowStats, SamplingTensors
+from tests.kernels.cases import judged_sample, peaked_logits
 
 GRID = [
     {"temperature": 1.0},
@@ -80,6 +80,23 @@ def test_thresholds_are_raw_logits_of_the_stored_dtype(dtype: torch.dtype, backe
     for params in ({"top_k": 30}, {"top_p": 0.7}):
         threshold = stats_of(logits, backend, temperature=0.3, **params).threshold
         assert (logits.float() == threshold[:, None]).any(-1).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("spread", [0.0, 0.3, 40.0])
+def test_flat_and_steep_rows_are_cut_where_the_reference_cuts_them(
+    spread: float, dtype: torch.dtype, backend: str
+) -> None:
+    """Rows of which nearly all is near the highest logit, and rows with many equal logits at the threshold."""
+    logits = (spread * torch.randn(4, 9000, generator=torch.Generator().manual_seed(2))).to(dtype)
+    for params in ({"top_k": 7}, {"top_k": 3000}, {"top_p": 0.6}, {"top_p": 0.999}, {"top_k": 2500, "top_p": 0.9}):
+        every = SamplingTensors.make(4, **params)  # type: ignore[arg-type]
+        wanted = judged_sample(logits, every, torch.zeros(4, dtype=torch.int64), Purpose.SAMPLE, None)
+        got = stats_of(logits, backend, **params)
+        kept = [(logits >= stats.threshold[:, None]).sum(-1) for stats in (got, wanted.stats)]
+        assert ((kept[0] - kept[1]).abs() <= 1).all(), params  # the last one may lie within rounding of the boundary
+        if dtype is torch.bfloat16 or "top_p" not in params:
+            assert torch.equal(got.threshold, wanted.stats.threshold), params
 
 
 def test_nothing_is_filtered_when_every_filter_is_off(backend: str) -> None:

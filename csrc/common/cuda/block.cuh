@@ -31,13 +31,14 @@ __device__ __forceinline__ uint64_t warp_max(uint64_t value) {
 }
 
 // All threads of the block call it, and all get the result.
-__device__ __forceinline__ double block_sum(double value) {
-  __shared__ double of_warp[kWarps];
+template <typename T>
+__device__ __forceinline__ T block_sum(T value) {
+  __shared__ T of_warp[kWarps];
   value = warp_sum(value);
   __syncthreads();
   if (lane_index() == 0) of_warp[warp_index()] = value;
   __syncthreads();
-  double sum = 0;
+  T sum = 0;
   for (int w = 0; w < kWarps; ++w) sum += of_warp[w];
   return sum;
 }

@@ -6,16 +6,18 @@
 // From what the blocks found in a row's slices to all there is to know of the row.
 namespace pearl::cuda {
 
-// A draw, and the mass, over a whole row by one block. All threads of the block call it, and all get the result.
+// A draw, and the mass, over a whole row by one block. All threads of the block call it, and all get the result. peaks: of
+// the row's tiles, or null
 struct Swept {
   float lse;
   uint64_t winner;
 };
-__device__ __forceinline__ Swept sweep_row(const Row& row, const RowTask& task, float threshold, float highest) {
+__device__ __forceinline__ Swept sweep_row(const Row& row, const RowTask& task, const float* peaks, float threshold,
+                                           float highest) {
   const float inverse_temperature = task.filter.inverse_temperature, scale = inverse_temperature * kLog2E;
   double mass = 0;
   uint64_t best = 0;
-  for_tiles(row, [&](uint32_t begin, const Tile& tile) {
+  for_tiles_from(row, peaks, threshold, [&](uint32_t begin, const Tile& tile) {
     mass += held_mass(tile, threshold, highest, scale);
     if (task.draws) best = race_for_row(row, task, tile, begin, threshold, best);
   });
@@ -32,18 +34,19 @@ __device__ __forceinline__ int32_t status_of(const SlicePart& whole, const RowTa
   return !task.greedy && overflows ? kTargetInvalid : kOk;
 }
 
-// Puts what is in the block's slices of the row into `parts`. All threads of the block call it.
+// Puts what is in the block's slices of the row into `scratch`. All threads of the block call it.
 __device__ __forceinline__ void look_at_slices(const Row& row, const RowTask& task, const Workspace& workspace,
-                                               uint32_t block, SlicePart* parts) {
+                                               uint32_t block, const RowScratch& scratch) {
   workspace.for_slices(block, [&](uint32_t slice) {
-    const SlicePart part = look_at_slice(row, task, slice);
-    if (threadIdx.x == 0) parts[slice] = part;
+    const SlicePart part = look_at_slice(row, task, slice, scratch.peaks);
+    if (threadIdx.x == 0) scratch.parts[slice] = part;
   });
 }
 
 // Called by all threads of the block that came last with a slice of the row; all get the result.
-__device__ __forceinline__ RowResult finish_row(const Row& row, const RowTask& task, const SlicePart* parts,
+__device__ __forceinline__ RowResult finish_row(const Row& row, const RowTask& task, const RowScratch& scratch,
                                                 uint32_t slices) {
+  const SlicePart* const parts = scratch.parts;
   __shared__ RowResult result;
   const float inverse_temperature = task.filter.inverse_temperature;
   if (warp_index() == 0) {
@@ -78,9 +81,9 @@ __device__ __forceinline__ RowResult finish_row(const Row& row, const RowTask& t
   }
   __syncthreads();
   RowResult known = result;
-  if (known.status != kOk || task.greedy || task.filter.keeps_all(row.size)) return known;
-  known.threshold = find_threshold(row, task.filter, known.highest);
-  const Swept swept = sweep_row(row, task, known.threshold, known.highest);
+  if (known.status != kOk || !task.filters(row.size)) return known;
+  known.threshold = find_threshold(row, scratch.peaks, task.filter, known.highest);
+  const Swept swept = sweep_row(row, task, scratch.peaks, known.threshold, known.highest);
   known.lse = swept.lse;
   known.drawn = swept.winner != 0 ? packed_id(swept.winner) : task.excluded;
   return known;

@@ -33,6 +33,8 @@ struct RowTask {
   bool draws;         // a Gumbel-argmax draw is wanted
   NoiseKey noise;     // of the draw
   uint32_t excluded;  // from the draw; kNoId: nothing is
+
+  __device__ bool filters(uint32_t vocab) const { return !greedy && !filter.keeps_all(vocab); }
 };
 
 struct SlicePart {
@@ -40,6 +42,12 @@ struct SlicePart {
   uint64_t winner;  // of the draw; 0 where a filter decides later who takes part
   float mass;       // sum of exp((logit - highest of the slice) / temperature)
   uint32_t invalid;
+};
+
+// What blocks leave of a row for the one that comes last.
+struct RowScratch {
+  SlicePart* parts;  // (slices,)
+  float* peaks;      // (slices, kWarps): the highest logit of each tile, where a filter is to be decided
 };
 
 struct RowResult {
@@ -72,8 +80,8 @@ __device__ __forceinline__ uint64_t race_for_row(const Row& row, const RowTask& 
   });
 }
 
-// What is in the block's slice: whole in thread 0. All threads of the block call it.
-__device__ __forceinline__ SlicePart look_at_slice(const Row& row, const RowTask& task, uint32_t slice) {
+// What is in the block's slice: whole in thread 0. All threads of the block call it. peaks: of the row's tiles
+__device__ __forceinline__ SlicePart look_at_slice(const Row& row, const RowTask& task, uint32_t slice, float* peaks) {
   __shared__ SlicePart of_warp[kWarps];
   __syncthreads();  // the slice before may still be read
   const uint32_t begin = slice * kSlice + warp_index() * kTile;
@@ -98,6 +106,7 @@ __device__ __forceinline__ SlicePart look_at_slice(const Row& row, const RowTask
     highest = from_ordered(top);
     part.peak = pack(highest, id);
     part.invalid = __any_sync(kAllLanes, invalid);
+    if (task.filters(row.size) && lane_index() == 0) peaks[begin / kTile] = highest;
     if (!task.greedy && highest > -INFINITY && !part.invalid && task.filter.keeps_all(row.size)) {
       const float scale = task.filter.inverse_temperature * kLog2E;
       part.mass = warp_sum(held_mass(tile, -INFINITY, highest, scale));

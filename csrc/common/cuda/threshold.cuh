@@ -1,6 +1,6 @@
 #pragma once
 
-#include "common/cuda/row_task.cuh"
+#include "common/cuda/held.cuh"
 
 // The logit that top_k, top_p and min_p let through, found by one block for a whole row.
 namespace pearl::cuda {
@@ -40,19 +40,38 @@ __device__ __forceinline__ Found find_bin(const unsigned long long* weights, uin
   return found;
 }
 
+// What a threshold is to let through: so many logits, or such a share of their mass.
+struct Quota {
+  bool by_mass;
+  uint64_t count;
+  double share;
+  float highest, scale;  // of the row; the weight of x is exp2((x - highest) * scale)
+
+  // An integer, so that sums do not depend on the order.
+  __device__ __forceinline__ unsigned long long weight(float x) const {
+    return by_mass ? static_cast<unsigned long long>(exp2f((x - highest) * scale) * 0x1p40f) : 1;
+  }
+  __device__ __forceinline__ uint64_t wanted(uint64_t total) const {
+    if (!by_mass) return count;
+    const uint64_t wanted = static_cast<uint64_t>(ceil(share * static_cast<double>(total)));
+    return wanted > 0 ? wanted : uint64_t{1};
+  }
+};
+
 // The largest value t with weight{v >= t} >= wanted(total weight), over logits at or above `floor`; -inf if there is
-// none. weight(x) is an integer, so that sums do not depend on the order.
+// none. `held` has all of the row that may be at or above t, and `rest` is the weight of what it has not; or it is null,
+// and the row is walked. `store` may then be written to.
 //
 // The first histogram is linear in the logit, which spreads out what models give; the bin it finds is then divided by
-// the float's own order, until one value is left.
-template <typename Weight, typename Wanted>
-__device__ __forceinline__ float select_threshold(const Row& row, float floor, float highest, float inverse_temperature,
-                                                  const Weight& weight, const Wanted& wanted) {
+// the float's own order, until one value is left. A bin that fits is taken out of the row for that.
+__device__ __forceinline__ float select_threshold(const Row& row, const float* peaks, const Held* held, Held& store,
+                                                  uint64_t rest, float floor, const Filter& filter,
+                                                  const Quota& quota) {
   __shared__ unsigned long long bins[kBins];
   __shared__ unsigned long long total;
   __shared__ uint32_t lowest_word, highest_word;
-  const float scale = fminf(inverse_temperature * kBinsPerNat, 1e30f);
-  const auto linear_bin = [&](float x) { return static_cast<int>(fminf((highest - x) * scale, kBins - 1)); };
+  const float highest = quota.highest, bin_scale = fminf(filter.inverse_temperature * kBinsPerNat, 1e30f);
+  const auto linear_bin = [&](float x) { return static_cast<int>(fminf((highest - x) * bin_scale, kBins - 1)); };
   const auto counts = [&](float x) { return x >= floor && x > -INFINITY; };
   const auto clear = [&] {
     __syncthreads();
@@ -63,31 +82,27 @@ __device__ __forceinline__ float select_threshold(const Row& row, float floor, f
 
   clear();
   unsigned long long own = 0;
-  for_tiles(row, [&](uint32_t, const Tile& tile) {
-#pragma unroll
-    for (int i = 0; i < kHeld; ++i) {
-      if (!counts(tile.x[i])) continue;
-      const unsigned long long w = weight(tile.x[i]);
-      atomicAdd(&bins[linear_bin(tile.x[i])], w);
-      own += w;
-    }
+  for_values(row, peaks, floor, held, [&](float x) {
+    if (!counts(x)) return;
+    const unsigned long long weight = quota.weight(x);
+    atomicAdd(&bins[linear_bin(x)], weight);
+    own += weight;
   });
   own = warp_sum(own);
   if (lane_index() == 0) atomicAdd(&total, own);
   __syncthreads();
-  const uint64_t target = wanted(static_cast<uint64_t>(total));
+  const uint64_t target = quota.wanted(total + rest);
   if (target > total) return -INFINITY;
   Found found = find_bin(bins, target);
   uint64_t left = target - found.before;
 
+  const auto in_bin = [&](float x) { return counts(x) && linear_bin(x) == found.bin; };
+  if (held == nullptr && hold_values(row, peaks, floor, store, in_bin)) held = &store;
   uint32_t low = 0xffffffffu, high = 0;
-  for_tiles(row, [&](uint32_t, const Tile& tile) {
-#pragma unroll
-    for (int i = 0; i < kHeld; ++i) {
-      if (!counts(tile.x[i]) || linear_bin(tile.x[i]) != found.bin) continue;
-      low = min(low, ordered(tile.x[i]));
-      high = max(high, ordered(tile.x[i]));
-    }
+  for_values(row, peaks, floor, held, [&](float x) {
+    if (!in_bin(x)) return;
+    low = min(low, ordered(x));
+    high = max(high, ordered(x));
   });
   low = __reduce_min_sync(kAllLanes, low);
   high = __reduce_max_sync(kAllLanes, high);
@@ -100,13 +115,9 @@ __device__ __forceinline__ float select_threshold(const Row& row, float floor, f
   while (low < high) {
     const uint32_t step = (high - low) / kBins + 1;
     clear();
-    for_tiles(row, [&](uint32_t, const Tile& tile) {
-#pragma unroll
-      for (int i = 0; i < kHeld; ++i) {
-        const uint32_t word = ordered(tile.x[i]);
-        if (word < low || word > high) continue;
-        atomicAdd(&bins[(high - word) / step], static_cast<unsigned long long>(weight(tile.x[i])));
-      }
+    for_values(row, peaks, from_ordered(low), held, [&](float x) {
+      const uint32_t word = ordered(x);
+      if (word >= low && word <= high) atomicAdd(&bins[(high - word) / step], quota.weight(x));
     });
     __syncthreads();
     found = find_bin(bins, left);
@@ -117,24 +128,57 @@ __device__ __forceinline__ float select_threshold(const Row& row, float floor, f
   return from_ordered(high);
 }
 
-// The row's threshold under a filter that does not keep all. All threads of the block call it.
-__device__ __forceinline__ float find_threshold(const Row& row, const Filter& filter, float highest) {
+// A logit that the threshold of the row's first filter, top_k or else top_p, is not below, if there is one to be had
+// without looking at the row; -inf otherwise.
+__device__ __forceinline__ float quick_bound(const Row& row, const float* peaks, const Filter& filter, float highest,
+                                             Held& store) {
+  if (filter.limits_count(row.size)) return peak_of_rank(row, peaks, static_cast<uint32_t>(filter.top_k), store);
+  // All that is below weighs, were there nothing but that and the highest, less than what top_p leaves out.
+  const double nats = log((1.0 - static_cast<double>(filter.top_p)) / row.size) - 0.01;
+  return static_cast<float>(static_cast<double>(highest) + static_cast<double>(filter.temperature) * nats);
+}
+
+// The threshold of top_k and top_p, of which there is one at least.
+//
+// Both are nearly always decided by few of the row's logits: those at or above a bound are taken out of it in one pass,
+// which for top_k skips the tiles that are below, and the rest is done with them. Where they do not fit, the row is
+// walked for each histogram.
+__device__ __forceinline__ float find_quota_threshold(const Row& row, const float* peaks, const Filter& filter,
+                                                      float highest) {
+  __shared__ Held store;
+  const bool limits_count = filter.limits_count(row.size);
+  Quota quota{!limits_count, static_cast<uint64_t>(max(filter.top_k, 0)), filter.top_p, highest,
+              filter.inverse_temperature * kLog2E};
+  const float bound = quick_bound(row, peaks, filter, highest, store);
+  unsigned long long rest = 0;
+  // Of a share of the whole, the whole has to be known: no tile is skipped.
+  const bool fits = hold_values(row, limits_count ? peaks : nullptr, bound, store, [&](float x) {
+    const bool taken = x >= bound && x > -INFINITY;
+    if (!taken && quota.by_mass) rest += quota.weight(x);
+    return taken;
+  });
+  rest = block_sum(rest);
+  const Held* held = fits ? &store : nullptr;
   float threshold = -INFINITY;
-  if (filter.limits_count(row.size)) {
-    threshold = select_threshold(
-        row, -INFINITY, highest, filter.inverse_temperature, [](float) { return uint64_t{1}; },
-        [&](uint64_t) { return static_cast<uint64_t>(filter.top_k); });
+  for (;;) {
+    float found = select_threshold(row, peaks, held, store, held ? rest : 0, threshold, filter, quota);
+    if (found == -INFINITY && held) {  // less is held than was meant to be: the bound was rounded, or is of no use
+      held = nullptr;
+      continue;
+    }
+    threshold = fmaxf(threshold, found);
+    if (quota.by_mass || !filter.limits_mass()) return threshold;
+    quota.by_mass = true;
+    rest = 0;
   }
-  if (filter.limits_mass()) {
-    const float scale = filter.inverse_temperature * kLog2E;
-    const double share = filter.top_p;
-    threshold = select_threshold(
-        row, threshold, highest, filter.inverse_temperature,
-        [&](float x) { return static_cast<uint64_t>(exp2f((x - highest) * scale) * 0x1p40f); },
-        [&](uint64_t total) {
-          const uint64_t wanted = static_cast<uint64_t>(ceil(share * static_cast<double>(total)));
-          return wanted > 0 ? wanted : uint64_t{1};
-        });
+}
+
+// The row's threshold under a filter that does not keep all. All threads of the block call it.
+__device__ __forceinline__ float find_threshold(const Row& row, const float* peaks, const Filter& filter,
+                                                float highest) {
+  float threshold = -INFINITY;
+  if (filter.limits_count(row.size) || filter.limits_mass()) {
+    threshold = find_quota_threshold(row, peaks, filter, highest);
   }
   if (filter.min_p > 0.0f) {
     const double cut =

@@ -15,6 +15,7 @@ struct Workspace {
   uint32_t* row_counters;
   uint32_t* request_counters;
   SlicePart* parts;        // (batch, width, slices)
+  float* peaks;            // (batch, width, slices, kWarps)
   float* draft_lse;        // (batch, width), of a draft that came without statistics; NaN: a bad row
   float* draft_threshold;  // (batch, width)
   void* judged;            // (batch, width) and (batch,): see verify/judge.cuh
@@ -39,6 +40,7 @@ struct Workspace {
     row_counters = memory.counters;
     request_counters = memory.counters + rows;
     parts = static_cast<SlicePart*>(take(rows * slices * static_cast<int64_t>(sizeof(SlicePart))));
+    peaks = static_cast<float*>(take(rows * slices * kWarps * 4));
     draft_lse = static_cast<float*>(take(rows * 4));
     draft_threshold = static_cast<float*>(take(rows * 4));
     judged = take(rows * kJudgedBytes);
@@ -48,6 +50,11 @@ struct Workspace {
   }
 
   int64_t counters_bytes, scratch_bytes;
+
+  // Of row `at` of (batch, width).
+  __device__ __forceinline__ RowScratch row_scratch(int64_t at) const {
+    return {parts + at * slices, peaks + at * slices * kWarps};
+  }
 
   // Calls visit(slice) for the slices of the row's block number `block`.
   template <typename Visit>
