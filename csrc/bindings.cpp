@@ -133,12 +133,12 @@ pearl::LinearArgs linear_args(Address x, int64_t rows, int64_t x_stride, Address
 }
 
 #ifdef PEARL_WITH_CUDA
-// (device, stream, multiprocessors of the device)
-using Queue = std::tuple<int, Address, int>;
+// (device, stream, multiprocessors of the device, the first number of its compute capability)
+using Queue = std::tuple<int, Address, int, int>;
 
 pearl::CudaQueue cuda_queue(const Queue& queue) {
-  const auto& [device, stream, multiprocessors] = queue;
-  return {device, pointer<void>(stream), multiprocessors};
+  const auto& [device, stream, multiprocessors, capability] = queue;
+  return {device, pointer<void>(stream), multiprocessors, capability};
 }
 
 void expect_success(const char* error) {

@@ -3,7 +3,7 @@ from typing import TypedDict
 _Logits = tuple[int, int, int, int, int]
 _Draft = tuple[_Logits, int, int, int]
 _Params = tuple[int, int, int, int, int]
-_Queue = tuple[int, int, int]
+_Queue = tuple[int, int, int, int]
 _State = tuple[int, int, int, int, int, int, int, int, int]
 
 class BuildInfo(TypedDict):

@@ -9,8 +9,9 @@ from torch import Tensor
 
 MOST_WIDTH = 64  # kMostCudaWidth of csrc/verify/chain_cuda.h
 
-# (device, stream, multiprocessors of the device), as csrc/common/cuda/queue.h has it
-Queue = tuple[int, int, int]
+# (device, stream, multiprocessors of the device, the first number of its compute capability), as
+# csrc/common/cuda/queue.h has it
+Queue = tuple[int, int, int, int]
 
 
 def queue(logits: Tensor, width: int) -> Queue:
@@ -22,7 +23,7 @@ def queue(logits: Tensor, width: int) -> Queue:
     if width > MOST_WIDTH:
         raise ValueError(f"cuda backend: chains must be at most {MOST_WIDTH} long, got width={width}")
     device = logits.device
-    return logits.get_device(), _stream(device), _multiprocessors(device)
+    return logits.get_device(), _stream(device), *_properties(device)
 
 
 def _stream(device: torch.device) -> int:
@@ -31,6 +32,6 @@ def _stream(device: torch.device) -> int:
 
 
 @functools.cache
-def _multiprocessors(device: torch.device) -> int:
-    count: int = torch.cuda.get_device_properties(device).multi_processor_count
-    return count
+def _properties(device: torch.device) -> tuple[int, int]:
+    properties = torch.cuda.get_device_properties(device)
+    return properties.multi_processor_count, properties.major

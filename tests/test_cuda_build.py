@@ -87,6 +87,22 @@ def test_kernels_keep_everything_in_registers(source: Path, chip: str, reports: 
     assert not spilling, f"{source.name} for {chip}:\n" + "\n".join(spilling)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(("chip", "overlaps"), [("compute_80", False), ("compute_90", True)])
+def test_kernels_wait_for_the_one_before_where_they_may_begin_early(chip: str, overlaps: bool, tmp_path: Path) -> None:
+    """All of them do: of a chain of three, the last waits for the first by way of the second."""
+    nvcc = compiler()
+    if nvcc is None:
+        pytest.skip("no nvcc found")
+    for source in SOURCES:
+        path = tmp_path / f"{source.stem}.ptx"
+        command = [nvcc, "-std=c++17", f"-I{CSRC}", f"-arch={chip}", "-ptx", str(source), "-o", str(path)]
+        subprocess.run(command, check=True, capture_output=True)
+        text = path.read_text()
+        kernels = text.count(".entry")
+        assert text.count("griddepcontrol.wait") == (kernels if overlaps else 0), source.name
+
+
 def test_sources_are_found() -> None:
     assert {path.stem for path in SOURCES} >= {"sample_cuda", "chain_cuda"}
 

@@ -20,6 +20,7 @@ __device__ void write_sample(const SampleArgs& args, int64_t b, const RowTask& t
 
 // Each block takes slices of a row; the last one to be done with a row writes its token.
 __global__ void __launch_bounds__(kThreads, 2) sample_kernel(Task job) {
+  take_over();
   const SampleArgs& args = job.args;
   const uint32_t blocks = job.workspace.blocks;
   const int64_t b = blockIdx.x / blocks;
@@ -43,7 +44,7 @@ const char* sample_cuda(const SampleArgs& args, const CudaQueue& queue) {
   if (args.batch == 0) return nullptr;
   return cuda::with_workspace(queue, args.batch, 1, args.logits.vocab, [&](const cuda::Workspace& workspace) {
     const int64_t blocks = args.batch * workspace.blocks;
-    return cuda::launch(cuda::sample_kernel, blocks, queue.stream, cuda::Task{args, workspace});
+    return cuda::launch(cuda::sample_kernel, blocks, queue, cuda::Follows::kAnything, cuda::Task{args, workspace});
   });
 }
 

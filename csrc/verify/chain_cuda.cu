@@ -10,6 +10,7 @@ namespace {
 
 // The statistics of a draft's rows that came without.
 __global__ void __launch_bounds__(kThreads, 2) draft_stats_kernel(Job job) {
+  take_over();
   const VerifyArgs& args = job.chains.args;
   const uint32_t blocks = job.workspace.blocks, block = blockIdx.x % blocks;
   const int64_t at = blockIdx.x / blocks, b = at / args.width;
@@ -27,6 +28,7 @@ __global__ void __launch_bounds__(kThreads, 2) draft_stats_kernel(Job job) {
 }
 
 __global__ void __launch_bounds__(kThreads, 2) rows_kernel(Job job) {
+  take_over();
   __shared__ Judged judged[kMostCudaWidth];
   const VerifyArgs& args = job.chains.args;
   const uint32_t blocks = job.workspace.blocks, block = blockIdx.x % blocks;
@@ -99,6 +101,7 @@ __device__ __forceinline__ float slice_mass(const Job& job, int64_t b, int32_t i
 }
 
 __global__ void __launch_bounds__(kThreads, 2) masses_kernel(Job job) {
+  take_over();
   __shared__ Judged judged[kMostCudaWidth];
   __shared__ double masses[kMostCudaWidth];
   const VerifyArgs& args = job.chains.args;
@@ -147,6 +150,7 @@ __device__ __forceinline__ float residual_score(const Job& job, const Row& targe
 }
 
 __global__ void __launch_bounds__(kThreads, 2) residual_kernel(Job job) {
+  take_over();
   const VerifyArgs& args = job.chains.args;
   const uint32_t slices = job.workspace.slices, blocks = job.workspace.blocks, block = blockIdx.x % blocks;
   const int64_t b = blockIdx.x / blocks;
@@ -197,8 +201,10 @@ cudaError_t run(const ChainJob& chains, const CudaQueue& queue, const Workspace&
   const bool sampled = args.rule == Rule::kToken || args.rule == Rule::kBlock;
   const bool has_residual = sampled && args.draft.logits.data != nullptr;
   cudaError_t error = cudaSuccess;
+  Follows follows = Follows::kAnything;
   const auto queue_kernel = [&](void (*kernel)(Job), int64_t blocks) {
-    if (error == cudaSuccess) error = launch(kernel, blocks, queue.stream, job);
+    if (error == cudaSuccess) error = launch(kernel, blocks, queue, follows, job);
+    follows = Follows::kOwnKernel;
   };
   if (goes_in_turn(args, queue.multiprocessors)) {
     queue_kernel(in_turn_kernel, args.batch);

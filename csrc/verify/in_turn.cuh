@@ -56,6 +56,7 @@ __device__ __forceinline__ void look_at_token(const Job& job, int64_t b, const C
 }
 
 __global__ void __launch_bounds__(kThreads, 2) in_turn_kernel(Job job) {
+  take_over();
   __shared__ Judged judged[kMostCudaWidth];
   __shared__ Decision decision;
   const int64_t b = blockIdx.x;

@@ -13,6 +13,8 @@ from tests.emulation import build
 
 MULTIPROCESSORS = 132  # batches of many hundreds have their rows looked at in turn, others all at once
 
+CAPABILITY = 9
+
 emulated_extension = functools.cache(build.build_extension)
 
 
@@ -27,4 +29,4 @@ def plug_in(monkeypatch: pytest.MonkeyPatch, extension: ModuleType, multiprocess
         monkeypatch.setattr(importlib.import_module(f"pearl_kernels.{op}._cuda"), "_C", extension)
     monkeypatch.setattr(dispatch, "_refusal", refuse)
     monkeypatch.setattr(_cuda, "_stream", lambda device: 0)
-    monkeypatch.setattr(_cuda, "_multiprocessors", lambda device: multiprocessors)
+    monkeypatch.setattr(_cuda, "_properties", lambda device: (multiprocessors, CAPABILITY))

@@ -24,7 +24,7 @@ FEW, MANY = 1, 1 << 20  # multiprocessors: rows in turn, all rows at once
 @pytest.fixture
 def on_a_device_of(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
     plug.plug_in(monkeypatch, plug.emulated_extension())
-    return lambda count: monkeypatch.setattr(_cuda, "_multiprocessors", lambda device: count)
+    return lambda count: monkeypatch.setattr(_cuda, "_properties", lambda device: (count, plug.CAPABILITY))
 
 
 def both_ways(case: VerifyCase, on_a_device_of: Callable[[int], None]) -> list[VerifyOutput]:

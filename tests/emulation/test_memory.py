@@ -23,7 +23,7 @@ pytestmark = pytest.mark.skipif(build.compiler() is None, reason="no C++ compile
 
 RULES = ("greedy", "token", "block", "coupled")
 KERNELS_OF = {"greedy": 1, "token": 3, "block": 4, "coupled": 1}  # without statistics of the draft's rows
-KERNEL, MEMSET = range(2)
+KERNEL, MEMSET, EARLY_KERNEL = range(3)
 STREAMS = count(1 << 20, 64)  # no two tests share one
 
 
@@ -118,10 +118,23 @@ def test_a_captured_call_is_kernels_alone(rule: str, runtime: Runtime) -> None:
     case = small(rule)
     wanted = case.run("cuda")
     graph = runtime.on(next(STREAMS)).capture(case)  # where nothing ran before
-    assert (graph.nodes(KERNEL), graph.nodes(MEMSET)) == (KERNELS_OF[rule], 0)
+    assert graph.nodes(KERNEL) + graph.nodes(EARLY_KERNEL) == KERNELS_OF[rule]
+    assert graph.nodes(MEMSET) == 0
     for _ in range(5):
         assert_equal(graph.replay(), wanted)
         poison_scratch()
+
+
+@pytest.mark.parametrize("capability", [8, 9, 12])
+def test_from_hopper_on_all_but_the_first_kernel_begin_early(
+    capability: int, runtime: Runtime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_cuda, "_properties", lambda device: (plug.MULTIPROCESSORS, capability))
+    for rule in RULES:
+        kernels = KERNELS_OF[rule]
+        first = 1 if capability >= 9 else kernels
+        graph = runtime.capture(small(rule))
+        assert (graph.nodes(KERNEL), graph.nodes(EARLY_KERNEL)) == (first, kernels - first)
 
 
 def test_streams_and_graphs_share_no_memory(runtime: Runtime) -> None:
@@ -182,9 +195,14 @@ def test_a_second_call_makes_no_memory(runtime: Runtime) -> None:
     assert [interval(tensor) for memory in memories() for tensor in memory] == before
 
 
-def test_threads_that_share_a_stream_take_turns(runtime: Runtime) -> None:
-    cases = [large(rule) for rule in ("token", "block")] * 8
+def check_turns() -> None:
+    """Threads that share a stream, with kernels that would mix."""
+    cases = [small(rule) for rule in ("token", "block")]
     wanted = [case.run("reference") for case in cases]
     with ThreadPoolExecutor(4) as pool:
-        for got, each in zip(pool.map(lambda case: case.run("cuda"), cases), wanted, strict=True):
-            assert_equal(got, each)
+        for i, got in enumerate(pool.map(lambda i: cases[i % 2].run("cuda"), range(60))):
+            assert_equal(got, wanted[i % 2])
+
+
+def test_threads_that_share_a_stream_take_turns(runtime: Runtime) -> None:
+    check_turns()

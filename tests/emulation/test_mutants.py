@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from tests.emulation import build, plug
+from tests.emulation.test_memory import check_turns
 from tests.kernels.advance_checks import check_commits, check_stories, stories_of_every_ending
 from tests.kernels.cases import peaked_logits, verify_case
 from tests.kernels.test_agreement import assert_agrees
@@ -108,6 +109,9 @@ MUTANTS = {
         "if (error == cudaSuccess) error = cudaMemsetAsync(begin, 0, static_cast<size_t>(counters_bytes), stream);",
         "",
         agrees("token"),
+    ),
+    "threads of a stream do not take turns": Mutant(
+        "common/cuda/memory.cu", "    turn_ = std::unique_lock(slot->turn);\n", "", check_turns,
     ),
     "counters not left at zero": Mutant(
         "common/cuda/block.cuh",

@@ -4,6 +4,8 @@
 
 #include <cstdint>
 
+#include "common/cuda/queue.h"
+
 #ifndef PEARL_CUDA_THREADS
 #define PEARL_CUDA_THREADS 256
 #endif
@@ -36,13 +38,32 @@ class DeviceScope {
   bool changed_ = false;
 };
 
+// An operation's kernels follow each other closely: from Hopper on, the blocks of one are set up while the last of the
+// kernel before it still run. Every kernel begins with this, and reads nothing of what others wrote before.
+__device__ __forceinline__ void take_over() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  cudaGridDependencySynchronize();
+  cudaTriggerProgrammaticLaunchCompletion();
+#endif
+}
+
+enum class Follows {
+  kAnything,
+  kOwnKernel
+};  // what is queued right before: `take_over` began that, or it may be any work
+
 // Queues a kernel whose only argument is `args`. Nothing is waited for.
 template <typename Args>
-cudaError_t launch(void (*kernel)(Args), int64_t blocks, void* stream, const Args& args) {
+cudaError_t launch(void (*kernel)(Args), int64_t blocks, const CudaQueue& queue, Follows follows, const Args& args) {
+  cudaLaunchAttribute overlap{};
+  overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  overlap.val.programmaticStreamSerializationAllowed = 1;
   cudaLaunchConfig_t config{};
   config.gridDim = dim3(static_cast<unsigned>(blocks));
   config.blockDim = dim3(kThreads);
-  config.stream = static_cast<cudaStream_t>(stream);
+  config.stream = static_cast<cudaStream_t>(queue.stream);
+  config.attrs = &overlap;
+  config.numAttrs = follows == Follows::kOwnKernel && queue.capability >= 9 ? 1 : 0;
   return cudaLaunchKernelEx(&config, kernel, args);
 }
 

@@ -9,6 +9,7 @@ struct CudaQueue {
   int device;
   void* stream;
   int multiprocessors;  // of the device
+  int capability;       // its compute capability's first number
 };
 
 }  // namespace pearl

@@ -69,7 +69,7 @@ namespace emulation {
 
 inline thread_local cudaError_t last_error = cudaSuccess;
 
-enum class NodeKind { kKernel, kMemset };
+enum class NodeKind { kKernel, kMemset, kEarlyKernel };  // the last may begin before what it follows is done
 
 // Does the work, or adds it to the graph that is being captured on the stream.
 cudaError_t submit(cudaStream_t stream, NodeKind kind, std::function<cudaError_t()> work);
@@ -105,7 +105,12 @@ cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(
   }
   const std::tuple<Parameters...> copies(std::forward<Arguments>(arguments)...);
   const emulation::Grid shape{grid.x, block.x, emulation::signature(kernel)};
-  return emulation::submit(config->stream, emulation::NodeKind::kKernel, [shape, kernel, copies] {
+  bool early = false;
+  for (unsigned i = 0; i < config->numAttrs; ++i) {
+    early |= config->attrs[i].val.programmaticStreamSerializationAllowed != 0;
+  }
+  const auto kind = early ? emulation::NodeKind::kEarlyKernel : emulation::NodeKind::kKernel;
+  return emulation::submit(config->stream, kind, [shape, kernel, copies] {
     const bool done = emulation::run(shape, [&] { std::apply(kernel, copies); });
     return done ? cudaSuccess : emulation::last_error = cudaErrorLaunchFailure;
   });
