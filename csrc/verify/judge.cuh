@@ -150,26 +150,40 @@ __device__ __forceinline__ DraftStats draft_stats(const Job& job, int64_t b, int
   return {__ldcg(&job.workspace.draft_threshold[at]), __ldcg(&job.workspace.draft_lse[at])};
 }
 
-// Completes what is known of token i, by a whole warp.
-__device__ __forceinline__ void judge(const Job& job, int64_t b, const Chain& chain, int32_t i, Judged& judged) {
+// What the draft says of a token that is in the target's vocabulary, and the target's probability of it. By a whole warp;
+// all lanes get the result.
+struct Drafted {
+  double target_prob = 0.0, draft_prob = 1.0;
+  int32_t status = kOk;
+};
+__device__ __forceinline__ Drafted look_at_draft(const Job& job, int64_t b, int32_t i, int64_t token,
+                                                 const Judged& judged) {
   const VerifyArgs& args = job.chains.args;
-  const int64_t token = chain.tokens[i];
   const float inverse_temperature = filter_of(args.params, b).inverse_temperature;
-  judged.draft_status = kOk;
-  judged.draft_prob = 1.0;
-  judged.target_prob = 0.0;
-  if (token < 0 || token >= args.target.vocab) return;
+  Drafted drafted;
   if (job.has_draft_probs()) {
     const Row row = job.draft_row(b, i);
     const DraftStats stats = draft_stats(job, b, i);
     const int64_t at = args.draft.d2t ? warp_find(args.draft.d2t, row.size, token) : token < row.size ? token : -1;
     const float logit = at < 0 ? -INFINITY : row.at(static_cast<uint32_t>(at));
     const bool good = isfinite(stats.lse) && !isnan(logit) && logit != INFINITY;
-    judged.draft_status = good ? kOk : kDraftInvalid;
-    judged.draft_prob = probability(logit, stats.threshold, stats.lse, inverse_temperature);
+    drafted.status = good ? kOk : kDraftInvalid;
+    drafted.draft_prob = probability(logit, stats.threshold, stats.lse, inverse_temperature);
   }
   const float logit = job.target_row(b, i).at(static_cast<uint32_t>(token));
-  judged.target_prob = probability(logit, judged.threshold, judged.lse, inverse_temperature);
+  drafted.target_prob = probability(logit, judged.threshold, judged.lse, inverse_temperature);
+  return drafted;
+}
+
+// Completes what is known of token i, in shared memory. By a whole warp.
+__device__ __forceinline__ void judge(const Job& job, int64_t b, const Chain& chain, int32_t i, Judged& judged) {
+  const int64_t token = chain.tokens[i];
+  Drafted drafted;
+  if (token >= 0 && token < job.chains.args.target.vocab) drafted = look_at_draft(job, b, i, token, judged);
+  if (lane_index() != 0) return;
+  judged.target_prob = drafted.target_prob;
+  judged.draft_prob = drafted.draft_prob;
+  judged.draft_status = drafted.status;
 }
 
 __device__ __forceinline__ bool is_refused(const Job& job, int64_t token, const Judged& judged) {
