@@ -5,23 +5,29 @@
 // Some of a row's logits, taken out of it into shared memory, and walks that skip the tiles where there are none.
 namespace pearl::cuda {
 
-constexpr uint32_t kMostHeld = 2048;
+constexpr uint32_t kMostHeld = 4096;
 
 struct Held {
   float values[kMostHeld];  // in no order
   uint32_t count;
 };
 
-// Calls visit(begin, tile) for every tile whose peak reaches `floor`, as `for_tiles` does for all. peaks: of the row's
-// tiles; null: every tile is visited.
+// Calls visit(begin, tile) for every tile whose peak reaches `floor`, as `for_tiles` does for all, until `done`, which is
+// the same in all lanes of a warp, is true. peaks: of the row's tiles; null: every tile is visited.
 template <typename Visit>
-__device__ __forceinline__ void for_tiles_from(const Row& row, const float* peaks, float floor, const Visit& visit) {
-  for (uint32_t begin = warp_index() * kTile; begin < row.size; begin += kSlice) {
+__device__ __forceinline__ void for_tiles_until(const bool& done, const Row& row, const float* peaks, float floor,
+                                                const Visit& visit) {
+  for (uint32_t begin = warp_index() * kTile; begin < row.size && !done; begin += kSlice) {
     if (peaks != nullptr && __ldcg(peaks + begin / kTile) < floor) continue;
     Tile tile;
     load_tile(row, begin, tile);
     visit(begin, tile);
   }
+}
+
+template <typename Visit>
+__device__ __forceinline__ void for_tiles_from(const Row& row, const float* peaks, float floor, const Visit& visit) {
+  for_tiles_until(false, row, peaks, floor, visit);
 }
 
 // Calls visit(x) for what is held, or, where that is null, for the logits of all tiles whose peak reaches `floor`.
@@ -46,9 +52,8 @@ __device__ __forceinline__ bool hold_values(const Row& row, const float* peaks, 
   __syncthreads();
   if (threadIdx.x == 0) held.count = 0;
   __syncthreads();
-  bool full = false;  // the same in all lanes of a warp
-  for_tiles_from(row, peaks, floor, [&](uint32_t, const Tile& tile) {
-    if (full) return;
+  bool full = false;
+  for_tiles_until(full, row, peaks, floor, [&](uint32_t, const Tile& tile) {
     uint32_t taken = 0;
 #pragma unroll
     for (int i = 0; i < kHeld; ++i) taken |= static_cast<uint32_t>(take(tile.x[i])) << i;
