@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from pearl_kernels import Purpose, RowStats, SamplingTensors
+from pearl_kernels import Purpose, RowStats, SamplingTensors, _cuda
 from tests.gpu.elsewhere import moved
 from tests.gpu.test_streams import assert_equal
 from tests.kernels.cases import SampleCase, VerifyCase, mixed_params, peaked_logits, verify_case
@@ -63,7 +63,7 @@ def test_sample_of_a_row_does_not_depend_on_its_address(
     assert_equal(replace(case, logits=shifted).run(backend), case.run(backend))
 
 
-@pytest.mark.parametrize(("batch", "width", "vocab"), [(24, 5, 49152), (256, 9, 1000)])
+@pytest.mark.parametrize(("batch", "width", "vocab"), [(24, 5, 49152), (256, 9, 1000), (600, 4, 5000)])
 @pytest.mark.parametrize("rule", RULES)
 def test_verify_of_a_row_does_not_depend_on_the_others(
     rule: str, batch: int, width: int, vocab: int, backend: str, device: torch.device
@@ -77,6 +77,21 @@ def test_verify_of_a_row_does_not_depend_on_the_others(
         alone = rows_of(case, torch.tensor([slot], device=device)).run(backend)
         for a, b in zip(alone, whole, strict=True):
             assert torch.equal(a, b[slot : slot + 1])
+
+
+@pytest.mark.parametrize("stats", [False, True])
+@pytest.mark.parametrize("rule", ["greedy", "token", "coupled"])
+def test_rows_in_turn_and_all_at_once_give_the_same_bits(
+    rule: str, stats: bool, gpu: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The cuda backend looks at rows in turn where requests are many beside the device's multiprocessors."""
+    case: VerifyCase = moved(verify_case(64, 5, 49152, rule=rule, stats=stats, seed=5, dtype=torch.bfloat16), gpu)
+    outs = []
+    for multiprocessors in (1, 1 << 20):
+        monkeypatch.setattr(_cuda, "_properties", lambda device, count=multiprocessors: (count, 8))
+        outs.append(case.run("cuda"))
+    for a, b in zip(*outs, strict=True):
+        assert torch.equal(a, b)
 
 
 @pytest.mark.parametrize("rule", RULES)
