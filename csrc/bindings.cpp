@@ -132,6 +132,37 @@ pearl::LinearArgs linear_args(Address x, int64_t rows, int64_t x_stride, Address
   return args;
 }
 
+// (address, strides between batch rows, heads and positions in elements)
+using Heads = std::tuple<Address, int64_t, int64_t, int64_t>;
+
+pearl::HeadsView heads_view(const Heads& heads) {
+  const auto& [address, batch_stride, head_stride, position_stride] = heads;
+  return {pointer<void>(address), batch_stride, head_stride, position_stride};
+}
+
+// sizes: (batch, width, heads, kv_heads, head_dim, capacity)
+pearl::AttentionArgs attention_args(int32_t dtype,
+                                    const std::tuple<int64_t, int64_t, int64_t, int64_t, int64_t, int64_t>& sizes,
+                                    const Heads& q, const Heads& k_cache, const Heads& v_cache, const Heads& k_new,
+                                    const Heads& v_new, Address seq_lens, float scale, int64_t window, float softcap,
+                                    Address out, int threads) {
+  pearl::AttentionArgs args;
+  args.dtype = static_cast<pearl::DType>(dtype);
+  std::tie(args.batch, args.width, args.heads, args.kv_heads, args.head_dim, args.capacity) = sizes;
+  args.q = heads_view(q);
+  args.k_cache = heads_view(k_cache);
+  args.v_cache = heads_view(v_cache);
+  args.k_new = heads_view(k_new);
+  args.v_new = heads_view(v_new);
+  args.seq_lens = pointer<int64_t>(seq_lens);
+  args.scale = scale;
+  args.window = window;
+  args.softcap = softcap;
+  args.out = pointer<void>(out);
+  args.threads = threads;
+  return args;
+}
+
 #ifdef PEARL_WITH_CUDA
 // (device, stream, multiprocessors of the device, the first number of its compute capability)
 using Queue = std::tuple<int, Address, int, int>;
@@ -225,6 +256,7 @@ PYBIND11_MODULE(_C, m) {
   def_op(m, "verify", &verify_args, [](const auto& args) { pearl::cpu_kernels().verify(args); });
   def_op(m, "advance", &advance_args, [](const auto& args) { pearl::cpu_kernels().advance(args); });
   def_op(m, "window_linear", &linear_args, [](const auto& args) { pearl::cpu_kernels().window_linear(args); });
+  def_op(m, "window_attention", &attention_args, [](const auto& args) { pearl::cpu_kernels().window_attention(args); });
 #ifdef PEARL_WITH_CUDA
   m.def("cuda_memory", &cuda_memory, "What the kernels' blocks talk through, for tests to look at and to poison.");
   def_cuda_op(m, "sample_cuda", &sample_args,

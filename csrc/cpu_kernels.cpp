@@ -6,8 +6,11 @@
 
 #include "cpu_level.h"
 
-#define PEARL_LEVEL_TABLE(level) \
-  CpuKernels { #level, level::sample, level::verify, level::advance, level::window_linear, level::read_bytes }
+#define PEARL_LEVEL_TABLE(level)                                                                         \
+  CpuKernels {                                                                                           \
+    #level, level::sample, level::verify, level::advance, level::window_linear, level::window_attention, \
+        level::read_bytes                                                                                \
+  }
 
 PEARL_DECLARE_LEVEL(baseline)
 #ifdef PEARL_X86

@@ -6,6 +6,7 @@
 #include "advance/advance.h"
 #include "sample/sample.h"
 #include "verify/verify.h"
+#include "window_attention/window_attention.h"
 #include "window_linear/window_linear.h"
 
 namespace pearl {
@@ -17,6 +18,7 @@ struct CpuKernels {
   void (*verify)(const VerifyArgs&);
   void (*advance)(const AdvanceArgs&);
   void (*window_linear)(const LinearArgs&);
+  void (*window_attention)(const AttentionArgs&);
   float (*read_bytes)(const void*, std::size_t);
 };
 

@@ -5,6 +5,7 @@
 #include "advance/advance.h"
 #include "sample/sample.h"
 #include "verify/verify.h"
+#include "window_attention/window_attention.h"
 #include "window_linear/window_linear.h"
 
 // The CPU kernels of one SIMD level. Their sources are compiled once per level, each time into the namespace that
@@ -15,6 +16,7 @@
   void verify(const VerifyArgs& args);                   \
   void advance(const AdvanceArgs& args);                 \
   void window_linear(const LinearArgs& args);            \
+  void window_attention(const AttentionArgs& args);      \
   float read_bytes(const void* data, std::size_t bytes); \
   }
 

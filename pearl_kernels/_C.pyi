@@ -3,6 +3,7 @@ from typing import TypedDict
 _Logits = tuple[int, int, int, int, int]
 _Draft = tuple[_Logits, int, int, int]
 _Params = tuple[int, int, int, int, int]
+_Heads = tuple[int, int, int, int]
 _Queue = tuple[int, int, int, int]
 _State = tuple[int, int, int, int, int, int, int, int, int]
 
@@ -63,6 +64,21 @@ def window_linear(
     inputs: int,
     weight_stride: int,
     bias: int,
+    out: int,
+    threads: int,
+) -> None: ...
+def window_attention(
+    dtype: int,
+    sizes: tuple[int, int, int, int, int, int],
+    q: _Heads,
+    k_cache: _Heads,
+    v_cache: _Heads,
+    k_new: _Heads,
+    v_new: _Heads,
+    seq_lens: int,
+    scale: float,
+    window: int,
+    softcap: float,
     out: int,
     threads: int,
 ) -> None: ...

@@ -31,7 +31,6 @@ _WITHOUT = {
     "flash": _ENTRY.keys() - {"window_attention"},
 }
 _MODULE = {"reference": "reference", "cpu": "_native", "triton": "_triton", "cuda": "_cuda", "flash": "_flash"}
-_TORCHS_OWN = ("cpu", "window_attention")  # needs no extension
 
 
 # Held for the life of the process: dropping a Library drops its operations.
@@ -61,8 +60,7 @@ def _state(name: str) -> Backend:
     try:
         info = importlib.import_module("pearl_kernels._C").build_info()
         for op in _operations(name):
-            if (name, op) != _TORCHS_OWN:
-                _entry(name, op)
+            _entry(name, op)
     except ImportError as error:
         return Backend(False, f"the native extension did not import: {error}")
     if name == "cpu":
@@ -115,7 +113,7 @@ def _refusal(name: str, op: str, device: str) -> str | None:
     """Why backend `name` cannot run `op` on tensors of `device`, or None if it can."""
     if op not in _operations(name):
         return f"{name} backend: has no {op}"
-    if (name, op) != _TORCHS_OWN and not _state(name).available:
+    if not _state(name).available:
         return f"{name} backend: {_state(name).reason}"
     if name == "cpu" and device != "cpu":
         return f"cpu backend: takes CPU tensors, got {device} tensors"
@@ -128,8 +126,7 @@ def _refusal(name: str, op: str, device: str) -> str | None:
 
 @functools.cache
 def _entry(name: str, op: str) -> Callable[..., Any]:
-    leaf = "_sdpa" if (name, op) == _TORCHS_OWN else _MODULE[name]
-    module = importlib.import_module(f"pearl_kernels.{op}.{leaf}")
+    module = importlib.import_module(f"pearl_kernels.{op}.{_MODULE[name]}")
     entry: Callable[..., Any] = getattr(module, _ENTRY[op])
     return entry
 

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <atomic>
 #include <cstring>
+#include <exception>
 
 #ifdef __linux__
 #include <dlfcn.h>
@@ -40,12 +41,18 @@ struct Work {
   void (*body)(void*, int64_t, int64_t);
   void* context;
   std::atomic<int64_t> next{0};
+  std::atomic<bool> failed{false};
+  std::exception_ptr error;
 };
 
 void take_pieces(void* data) {
   Work& work = *static_cast<Work*>(data);
-  for (int64_t piece = work.next++; piece < work.pieces; piece = work.next++) {
-    work.body(work.context, work.count * piece / work.pieces, work.count * (piece + 1) / work.pieces);
+  try {
+    for (int64_t piece = work.next++; piece < work.pieces; piece = work.next++) {
+      work.body(work.context, work.count * piece / work.pieces, work.count * (piece + 1) / work.pieces);
+    }
+  } catch (...) {  // it must not leave a thread of the team
+    if (!work.failed.exchange(true)) work.error = std::current_exception();
   }
 }
 
@@ -64,6 +71,7 @@ void parallel_for(int64_t count, int64_t pieces, int threads, void (*body)(void*
   } else {
     take_pieces(&work);
   }
+  if (work.error) std::rethrow_exception(work.error);
 }
 
 }  // namespace pearl

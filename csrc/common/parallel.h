@@ -5,7 +5,7 @@
 namespace pearl {
 
 // Calls body(context, begin, end) on pieces that cover [0, count), by up to `threads` threads at once, and returns when
-// all are done. The threads are those of the OpenMP runtime that torch brought into the process, so the two never
+// all are done; the first exception of a piece is thrown then. The threads are those of the OpenMP runtime that torch brought into the process, so the two never
 // compete for a core; where there is none, the caller does all the work.
 void parallel_for(int64_t count, int64_t pieces, int threads, void (*body)(void*, int64_t, int64_t), void* context);
 

@@ -2,9 +2,8 @@
 
 #include <algorithm>
 
-#include "common/half.h"
 #include "common/parallel.h"
-#include "common/simd/simd.h"
+#include "common/stored.h"
 #include "cpu_level.h"
 
 // A few rows against a whole weight matrix: reading the weights is the cost, so each is read once for up to kTileRows
@@ -17,24 +16,6 @@ constexpr int kTileRows = kLanes >= 16 ? 12 : 6;  // with kTileOutputs as many s
 constexpr int kTileOutputs = 2;
 constexpr int kAhead = 4096;               // bytes: rows are short, and the processor itself fetches ahead too late
 constexpr int64_t kPieceBytes = 64 << 10;  // of weights: less is not worth waking a thread for
-
-struct Float32 {
-  using Stored = float;
-  static PEARL_INLINE Float load(const float* p) { return load_float32(p); }
-  static PEARL_INLINE float value(float stored) { return stored; }
-};
-
-struct BFloat16 {
-  using Stored = uint16_t;
-  static PEARL_INLINE Float load(const uint16_t* p) { return load_bfloat16(p); }
-  static PEARL_INLINE float value(uint16_t stored) { return bfloat16_to_float(stored); }
-};
-
-struct Float16 {
-  using Stored = uint16_t;
-  static PEARL_INLINE Float load(const uint16_t* p) { return load_float16(p); }
-  static PEARL_INLINE float value(uint16_t stored) { return float16_to_float(stored); }
-};
 
 template <typename Weight, int Rows, int Outputs>
 void tile(const LinearArgs& args, int64_t row, int64_t output) {

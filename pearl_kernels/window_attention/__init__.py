@@ -48,7 +48,9 @@ def window_attention(
 
     All of one dtype, with any strides but a contiguous last dimension. Scores and sums are float32.
     Returns (batch, width, heads, head_dim) in q's dtype. What the cache holds past a row's end changes nothing.
-    In the `reference` and `triton` backends a row's bits do not depend on its slot or on the other rows. In `triton`
+    In the `reference`, `cpu` and `triton` backends a row's bits do not depend on its slot or on the other rows. In
+    `cpu` neither do they on the capacity, on the number of threads (torch.get_num_threads()) or on the width: a query's
+    are those that it would have alone, once the entries before it are in the cache, be that now or before. In `triton`
     they depend on the capacity only above 32768, and whether entries were appended now or before is the same; the
     number of queries per key head (width * group) may change the last bits where it changes the tile: 16, 32 or 64.
     Raises ValueError naming the argument, what was expected and what came.

@@ -51,6 +51,14 @@ static PEARL_INLINE Mask first_lanes(int64_t count) {
   return (Mask)(lanes < static_cast<int32_t>(count));
 }
 
+// a[0], b[0], a[1], b[1] ... of the first halves, and of the second.
+static PEARL_INLINE Float interleave_first(Float a, Float b) {
+  return _mm256_permute2f128_ps(_mm256_unpacklo_ps(a, b), _mm256_unpackhi_ps(a, b), 0x20);
+}
+static PEARL_INLINE Float interleave_second(Float a, Float b) {
+  return _mm256_permute2f128_ps(_mm256_unpacklo_ps(a, b), _mm256_unpackhi_ps(a, b), 0x31);
+}
+
 static PEARL_INLINE Word max(Word a, Word b) { return (Word)_mm256_max_epu32((__m256i)a, (__m256i)b); }
 static PEARL_INLINE Wide multiply_low_words(Wide a, Wide b) { return (Wide)_mm256_mul_epu32((__m256i)a, (__m256i)b); }
 static PEARL_INLINE Word interleave_even_pairs(Wide a, Wide b) {

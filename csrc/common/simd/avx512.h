@@ -40,6 +40,16 @@ static PEARL_INLINE Float zero_unless(Mask mask, Float a) { return _mm512_maskz_
 static PEARL_INLINE Float choose(Mask mask, Float a, Float b) { return _mm512_mask_blend_ps(mask, b, a); }
 static PEARL_INLINE Mask first_lanes(int64_t count) { return static_cast<Mask>((1u << count) - 1); }
 
+// a[0], b[0], a[1], b[1] ... of the first halves, and of the second.
+static PEARL_INLINE Float interleave_first(Float a, Float b) {
+  const __m512i order = _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+  return _mm512_permutex2var_ps(a, order, b);
+}
+static PEARL_INLINE Float interleave_second(Float a, Float b) {
+  const __m512i order = _mm512_setr_epi32(8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
+  return _mm512_permutex2var_ps(a, order, b);
+}
+
 // Packs the masked lanes to the front of `out`, writes a whole vector, and returns how many there are.
 static PEARL_INLINE int compress(float* out, Float a, Mask mask) {
   _mm512_storeu_ps(out, _mm512_maskz_compress_ps(mask, a));

@@ -53,6 +53,10 @@ static PEARL_INLINE Mask first_lanes(int64_t count) {
   return (Mask)(lanes < static_cast<int32_t>(count));
 }
 
+// a[0], b[0], a[1], b[1] of the first halves, and of the second.
+static PEARL_INLINE Float interleave_first(Float a, Float b) { return Float{a[0], b[0], a[1], b[1]}; }
+static PEARL_INLINE Float interleave_second(Float a, Float b) { return Float{a[2], b[2], a[3], b[3]}; }
+
 static PEARL_INLINE Word max(Word a, Word b) {
   const Word first = (Word)(a > b);
   return (a & first) | (b & ~first);
