@@ -4,6 +4,7 @@
 #include <stdexcept>
 #include <string>
 #include <tuple>
+#include <utility>
 #include <vector>
 
 #include "cpu_kernels.h"
@@ -115,21 +116,19 @@ pearl::AdvanceArgs advance_args(int64_t batch, int64_t width, const State& state
   return args;
 }
 
-pearl::LinearArgs linear_args(Address x, int64_t rows, int64_t x_stride, Address weight, int32_t dtype, int64_t outputs,
-                              int64_t inputs, int64_t weight_stride, Address bias, Address out, int threads) {
-  pearl::LinearArgs args;
-  args.x = pointer<float>(x);
-  args.rows = rows;
-  args.x_stride = x_stride;
-  args.weight = pointer<void>(weight);
-  args.dtype = static_cast<pearl::DType>(dtype);
-  args.outputs = outputs;
-  args.inputs = inputs;
-  args.weight_stride = weight_stride;
-  args.bias = pointer<float>(bias);
-  args.out = pointer<float>(out);
-  args.threads = threads;
-  return args;
+// (weight, dtype, outputs, weight stride, bias, out)
+using Linear = std::tuple<Address, int32_t, int64_t, int64_t, Address, Address>;
+
+void window_linear(Address x, int64_t rows, int64_t x_stride, int64_t inputs, const std::vector<Linear>& linears,
+                   int threads) {
+  std::vector<pearl::LinearLayer> layers;
+  layers.reserve(linears.size());
+  for (const auto& [weight, dtype, outputs, weight_stride, bias, out] : linears) {
+    layers.push_back({pointer<void>(weight), static_cast<pearl::DType>(dtype), outputs, weight_stride,
+                      pointer<float>(bias), pointer<float>(out)});
+  }
+  const auto count = static_cast<int64_t>(layers.size());
+  pearl::cpu_kernels().window_linear({pointer<float>(x), rows, x_stride, inputs, layers.data(), count, threads});
 }
 
 // (address, strides between batch rows, heads and positions in elements)
@@ -255,7 +254,7 @@ PYBIND11_MODULE(_C, m) {
   def_op(m, "sample", &sample_args, [](const auto& args) { pearl::cpu_kernels().sample(args); });
   def_op(m, "verify", &verify_args, [](const auto& args) { pearl::cpu_kernels().verify(args); });
   def_op(m, "advance", &advance_args, [](const auto& args) { pearl::cpu_kernels().advance(args); });
-  def_op(m, "window_linear", &linear_args, [](const auto& args) { pearl::cpu_kernels().window_linear(args); });
+  m.def("window_linear", &window_linear, WithoutGil());
   def_op(m, "window_attention", &attention_args, [](const auto& args) { pearl::cpu_kernels().window_attention(args); });
 #ifdef PEARL_WITH_CUDA
   m.def("cuda_memory", &cuda_memory, "What the kernels' blocks talk through, for tests to look at and to poison.");

@@ -4,6 +4,7 @@ _Logits = tuple[int, int, int, int, int]
 _Draft = tuple[_Logits, int, int, int]
 _Params = tuple[int, int, int, int, int]
 _Heads = tuple[int, int, int, int]
+_Linear = tuple[int, int, int, int, int, int]
 _Queue = tuple[int, int, int, int]
 _State = tuple[int, int, int, int, int, int, int, int, int]
 
@@ -58,13 +59,8 @@ def window_linear(
     x: int,
     rows: int,
     x_stride: int,
-    weight: int,
-    dtype: int,
-    outputs: int,
     inputs: int,
-    weight_stride: int,
-    bias: int,
-    out: int,
+    layers: list[_Linear],
     threads: int,
 ) -> None: ...
 def window_attention(

@@ -20,7 +20,7 @@ from pearl_kernels.types import (
 )
 from pearl_kernels.verify import verify
 from pearl_kernels.window_attention import window_attention
-from pearl_kernels.window_linear import window_linear
+from pearl_kernels.window_linear import window_linear, window_linears
 
 __all__ = [
     "AdvanceOutput",
@@ -39,4 +39,5 @@ __all__ = [
     "verify",
     "window_attention",
     "window_linear",
+    "window_linears",
 ]

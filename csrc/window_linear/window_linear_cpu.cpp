@@ -18,15 +18,15 @@ constexpr int kAhead = 4096;               // bytes: rows are short, and the pro
 constexpr int64_t kPieceBytes = 64 << 10;  // of weights: less is not worth waking a thread for
 
 template <typename Weight, int Rows, int Outputs>
-void tile(const LinearArgs& args, int64_t row, int64_t output) {
+void tile(const LinearArgs& args, const LinearLayer& layer, int64_t row, int64_t output) {
   const float* x = args.x + row * args.x_stride;
-  const auto* weight = static_cast<const typename Weight::Stored*>(args.weight) + output * args.weight_stride;
+  const auto* weight = static_cast<const typename Weight::Stored*>(layer.weight) + output * layer.weight_stride;
   Float sums[Rows][Outputs] = {};
   int64_t k = 0;
   for (; k + kLanes <= args.inputs; k += kLanes) {
     Float weights[Outputs];
     for (int n = 0; n < Outputs; ++n) {
-      const auto* p = weight + n * args.weight_stride + k;
+      const auto* p = weight + n * layer.weight_stride + k;
       __builtin_prefetch(reinterpret_cast<const char*>(p) + kAhead);
       weights[n] = Weight::load(p);
     }
@@ -39,52 +39,63 @@ void tile(const LinearArgs& args, int64_t row, int64_t output) {
     for (int n = 0; n < Outputs; ++n) {
       float sum = reduce_add(sums[r][n]);
       for (int64_t i = k; i < args.inputs; ++i) {
-        sum += x[r * args.x_stride + i] * Weight::value(weight[n * args.weight_stride + i]);
+        sum += x[r * args.x_stride + i] * Weight::value(weight[n * layer.weight_stride + i]);
       }
-      args.out[(row + r) * args.outputs + output + n] = args.bias ? sum + args.bias[output + n] : sum;
+      layer.out[(row + r) * layer.outputs + output + n] = layer.bias ? sum + layer.bias[output + n] : sum;
     }
   }
 }
 
 template <typename Weight, int Rows>
-void rows_tile(const LinearArgs& args, int rows, int64_t row, int64_t output, int outputs) {
+void rows_tile(const LinearArgs& args, const LinearLayer& layer, int rows, int64_t row, int64_t output, int outputs) {
   if constexpr (Rows > 1) {
-    if (rows < Rows) return rows_tile<Weight, Rows - 1>(args, rows, row, output, outputs);
+    if (rows < Rows) return rows_tile<Weight, Rows - 1>(args, layer, rows, row, output, outputs);
   }
-  outputs == kTileOutputs ? tile<Weight, Rows, kTileOutputs>(args, row, output)
-                          : tile<Weight, Rows, 1>(args, row, output);
+  outputs == kTileOutputs ? tile<Weight, Rows, kTileOutputs>(args, layer, row, output)
+                          : tile<Weight, Rows, 1>(args, layer, row, output);
 }
 
 template <typename Weight>
-void outputs_between(void* context, int64_t begin, int64_t end) {
-  const LinearArgs& args = *static_cast<const LinearArgs*>(context);
+void outputs_between(const LinearArgs& args, const LinearLayer& layer, int64_t begin, int64_t end) {
+  static_assert(kTileOutputs == 2, "a remainder is one output");
   const int64_t tiles = (args.rows + kTileRows - 1) / kTileRows;
   for (int64_t output = begin; output < end; output += kTileOutputs) {
     const int outputs = output + kTileOutputs <= end ? kTileOutputs : 1;
     for (int64_t t = 0; t < tiles; ++t) {  // of nearly equal size
       const int64_t row = args.rows * t / tiles;
       const int rows = static_cast<int>(args.rows * (t + 1) / tiles - row);
-      rows_tile<Weight, kTileRows>(args, rows, row, output, outputs);
+      rows_tile<Weight, kTileRows>(args, layer, rows, row, output, outputs);
     }
   }
 }
 
-template <typename Weight>
-void all_outputs(const LinearArgs& args) {
-  static_assert(kTileOutputs == 2, "a remainder is one output");
-  const int64_t bytes = args.outputs * args.inputs * static_cast<int64_t>(sizeof(typename Weight::Stored));
-  const int64_t pieces = std::min<int64_t>(4 * args.threads, bytes / kPieceBytes);
-  parallel_for(args.outputs, pieces, args.threads, outputs_between<Weight>, const_cast<LinearArgs*>(&args));
+// The outputs of all layers are counted through, one layer after the other.
+void all_between(void* context, int64_t begin, int64_t end) {
+  const LinearArgs& args = *static_cast<const LinearArgs*>(context);
+  int64_t first = 0;
+  for (int64_t i = 0; i < args.count; ++i) {
+    const LinearLayer& layer = args.layers[i];
+    const int64_t from = std::max<int64_t>(begin - first, 0), to = std::min(end - first, layer.outputs);
+    first += layer.outputs;
+    if (from >= to) continue;
+    switch (layer.dtype) {
+      case DType::kFloat32: outputs_between<Float32>(args, layer, from, to); break;
+      case DType::kBFloat16: outputs_between<BFloat16>(args, layer, from, to); break;
+      case DType::kFloat16: outputs_between<Float16>(args, layer, from, to); break;
+    }
+  }
 }
 
 }  // namespace
 
 void window_linear(const LinearArgs& args) {
-  switch (args.dtype) {
-    case DType::kFloat32: return all_outputs<Float32>(args);
-    case DType::kBFloat16: return all_outputs<BFloat16>(args);
-    case DType::kFloat16: return all_outputs<Float16>(args);
+  int64_t outputs = 0, bytes = 0;
+  for (int64_t i = 0; i < args.count; ++i) {
+    outputs += args.layers[i].outputs;
+    bytes += args.layers[i].outputs * args.inputs * (args.layers[i].dtype == DType::kFloat32 ? 4 : 2);
   }
+  const int64_t pieces = std::min<int64_t>(4 * args.threads, bytes / kPieceBytes);
+  parallel_for(outputs, pieces, args.threads, all_between, const_cast<LinearArgs*>(&args));
 }
 
 }  // namespace pearl::PEARL_SIMD

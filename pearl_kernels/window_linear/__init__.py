@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -29,6 +31,20 @@ def window_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, back
     return _window_linear(x, weight, bias, backend)  # a model calls this hundreds of times: the registry costs more
 
 
+def window_linears(
+    x: Tensor, layers: Sequence[tuple[Tensor, Tensor | None]], *, backend: str | None = None
+) -> list[Tensor]:
+    """`window_linear` of the same rows with each layer's (weight, bias), to the same bits, begun once for all of them.
+
+    The cpu backend's threads share out the outputs of all layers together, as if the weights were one matrix.
+    """
+    for weight, bias in layers:
+        _check(x, weight, bias)
+    if torch.compiler.is_compiling():
+        return [torch.ops.pearl.window_linear.default(x, weight, bias, backend) for weight, bias in layers]
+    return _window_linears(x, layers, backend)
+
+
 def _check(x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
     if x.dtype is not torch.float32:
         raise ValueError(f"window_linear: x must be float32, got {x.dtype}")
@@ -50,10 +66,16 @@ def _check(x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
         raise ValueError(f"window_linear: weight and bias must be on {x.device}, got weight on {weight.device}")
 
 
+def _window_linears(x: Tensor, layers: Sequence[tuple[Tensor, Tensor | None]], backend: str | None) -> list[Tensor]:
+    rows, device = x.shape[:-1], x.device
+    outs = [torch.empty((*rows, weight.shape[0]), dtype=torch.float32, device=device) for weight, _ in layers]
+    if outs:
+        choose("window_linear", device, backend)(x.contiguous(), layers, outs)
+    return outs
+
+
 def _window_linear(x: Tensor, weight: Tensor, bias: Tensor | None, backend: str | None) -> Tensor:
-    out = x.new_empty((*x.shape[:-1], weight.shape[0]))
-    choose("window_linear", x.device, backend)(x.contiguous(), weight, bias, out)
-    return out
+    return _window_linears(x, [(weight, bias)], backend)[0]
 
 
 def _fake(x: Tensor, weight: Tensor, bias: Tensor | None, backend: str | None) -> Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -9,19 +11,24 @@ from pearl_kernels import _C
 from pearl_kernels._pointers import DTYPES, address
 
 
-def window_linear_out(x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor) -> None:
-    """Multiply the contiguous rows of CPU tensors, as `pearl_kernels.window_linear` says."""
-    outputs, inputs = weight.shape
+def window_linear_out(x: Tensor, layers: Sequence[tuple[Tensor, Tensor | None]], outs: Sequence[Tensor]) -> None:
+    """Multiply the contiguous rows of CPU tensors, as `pearl_kernels.window_linears` says."""
+    inputs = x.shape[-1]
     _C.window_linear(
         address(x),
-        out.numel() // outputs if outputs else 0,
+        x.numel() // inputs if inputs else outs[0].numel() // max(1, outs[0].shape[-1]),
         inputs,
-        weight.data_ptr(),
-        DTYPES[weight.dtype],
-        outputs,
         inputs,
-        weight.stride(0),
-        address(bias),
-        address(out),
+        [
+            (
+                w.data_ptr(),
+                DTYPES[w.dtype],
+                w.shape[0],
+                w.stride(0),
+                0 if bias is None else address(bias),
+                out.data_ptr(),
+            )
+            for (w, bias), out in zip(layers, outs, strict=True)
+        ],
         torch.get_num_threads(),
     )

@@ -1,11 +1,15 @@
 """Linear layers for windows on a CPU: weights stay in the 16 bits of the checkpoint, everything else is float32.
 
 Decoding a few rows costs what reading the weights costs, so half the bytes is twice the speed; and no value changes,
-since a bfloat16 or float16 weight is exact in float32.
+since a bfloat16 or float16 weight is exact in float32. Layers that multiply the same rows, as a query's, a key's and a
+value's do, are multiplied together when the first of them is called.
 """
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -13,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 from transformers import PreTrainedModel
 
-from pearl_kernels import window_linear
+from pearl_kernels import window_linear, window_linears
 
 MOST_ROWS = 64  # beyond them arithmetic is the cost, and torch's own product the faster one
 
@@ -21,11 +25,51 @@ MOST_ROWS = 64  # beyond them arithmetic is the cost, and torch's own product th
 class WindowLinear(nn.Linear):
     """An nn.Linear that takes float32 rows whatever its weights are stored in."""
 
+    joined: Joined | None = None
+
     def forward(self, input: Tensor) -> Tensor:
+        joined = self.joined
+        if joined is not None:
+            rows, products = joined.ready
+            if rows is input and self in products:
+                return products.pop(self)
         few = input.numel() <= MOST_ROWS * self.in_features
-        if few and input.dtype is torch.float32 and input.device.type == "cpu" and not torch.is_grad_enabled():
-            return window_linear(input, self.weight, self.bias)
-        return linear(input, self.weight.to(input.dtype), self.bias)
+        if not few or input.dtype is not torch.float32 or input.device.type != "cpu" or torch.is_grad_enabled():
+            return linear(input, self.weight.to(input.dtype), self.bias)
+        if joined is None or joined.layers[0] is not self:
+            parameters = self._parameters
+            return window_linear(input, parameters["weight"], parameters["bias"])  # type: ignore[arg-type]
+        return joined.multiply(input)
+
+
+class Joined:
+    """Layers that are given the same rows one after the other. When the first is called, all are multiplied.
+
+    ready: what the first was given last, and the products with it of the layers that were not called since. One tuple,
+           so that a thread that runs the same model meanwhile cannot come between the two
+    """
+
+    def __init__(self, layers: list[WindowLinear]) -> None:
+        self.layers = layers
+        self.ready: tuple[Tensor | None, dict[WindowLinear, Tensor]] = (None, {})
+        for layer in layers:
+            layer.joined = self
+
+    def multiply(self, rows: Tensor) -> Tensor:
+        """The first layer's product; the others' are kept until they are called."""
+        if self.ready[1]:
+            # Not all were called since: the model took another way, and what was multiplied for them was wasted.
+            self.separate()
+            return self.layers[0](rows)  # type: ignore[no-any-return]
+        weights = [(layer._parameters["weight"], layer._parameters["bias"]) for layer in self.layers]
+        first, *others = window_linears(rows, weights)  # type: ignore[arg-type]
+        self.ready = rows, dict(zip(self.layers[1:], others, strict=True))
+        return first
+
+    def separate(self) -> None:
+        """Let each layer be multiplied by itself."""
+        for layer in self.layers:
+            layer.joined = None
 
 
 class WideEmbedding(nn.Embedding):
@@ -54,11 +98,48 @@ def use_window_linear(model: PreTrainedModel) -> None:
         if tensor.is_floating_point() and id(tensor) not in kept:
             tensor.data = tensor.data.float()
     try:
-        with torch.inference_mode():
-            model(input_ids=torch.zeros(1, 2, dtype=torch.int64), use_cache=False)
+        _join_layers(model)
     except RuntimeError:
         model.float()  # type: ignore[no-untyped-call]
 
 
 def uses_window_linear(model: Any) -> bool:
     return any(isinstance(module, WindowLinear) for module in model.modules())
+
+
+@torch.inference_mode()
+def _join_layers(model: PreTrainedModel) -> None:
+    """Multiply the layers of one module together that a trial gives the same rows, one right after the other.
+
+    If the model then says anything else, for it changes the rows in between, none are.
+    """
+    parents = {child: parent for parent in model.modules() for child in parent.children()}
+    ids = torch.arange(2)[None]
+    with _calls(model) as calls:
+        wanted = model(input_ids=ids, use_cache=False).logits
+    runs: list[list[WindowLinear]] = []
+    last: Tensor | None = None
+    for layer, rows in calls:
+        if rows is last and parents[layer] is parents[runs[-1][0]] and layer not in runs[-1]:
+            runs[-1].append(layer)
+        else:
+            runs.append([layer])
+        last = rows
+    counts = Counter(layer for layer, _ in calls)
+    joined = [Joined(run) for run in runs if len(run) > 1 and all(counts[layer] == 1 for layer in run)]
+    if not torch.equal(model(input_ids=ids, use_cache=False).logits, wanted):
+        for group in joined:
+            group.separate()
+
+
+@contextmanager
+def _calls(model: PreTrainedModel) -> Iterator[list[tuple[WindowLinear, Tensor]]]:
+    """Within: the layers that are called, in order, and what they are given."""
+    calls: list[tuple[WindowLinear, Tensor]] = []
+    layers = [module for module in model.modules() if isinstance(module, WindowLinear)]
+    hooks = [layer.register_forward_pre_hook(lambda layer, args: calls.append((layer, args[0]))) for layer in layers]
+    try:
+        yield calls
+    finally:
+        for hook in hooks:
+            hook.remove()

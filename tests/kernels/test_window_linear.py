@@ -8,7 +8,7 @@ import sys
 import pytest
 import torch
 
-from pearl_kernels import window_linear
+from pearl_kernels import window_linear, window_linears
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 SHAPES = [(1, 1), (7, 5), (33, 64), (64, 33), (192, 576), (10, 1000)]  # (outputs, inputs)
@@ -63,6 +63,17 @@ def test_any_leading_shape_and_strides(backend):
     assert window_linear(x[:0], weight, bias, backend=backend).shape == (0, 33)
     zeros = window_linear(x[:, :0], weight[:, :0], bias, backend=backend)
     assert torch.equal(zeros, bias.expand(12, 33))
+
+
+def test_several_layers_at_once_have_the_bits_of_each_alone(backend):
+    x, weight, bias = problem(5, 301, 577, torch.bfloat16)
+    layers = [(weight, bias), (weight[:7].float(), None), (weight[:0], None), (weight[:64].half(), bias[:64])]
+    found = window_linears(x.view(1, 5, 577), layers, backend=backend)
+    for (w, b), got in zip(layers, found, strict=True):
+        assert torch.equal(got, window_linear(x.view(1, 5, 577), w, b, backend=backend))
+    assert window_linears(x, []) == []
+    with pytest.raises(ValueError, match=r"window_linear: x must be \(\.\.\., 576\), got shape"):
+        window_linears(x, [(weight, bias), (weight[:, 1:], None)])
 
 
 def test_a_bad_weight_spoils_its_own_output_only(backend):
