@@ -58,6 +58,8 @@ def window_attention(
     """
     _check(q, k_cache, v_cache, k_new, v_new, seq_lens)
     _check_numbers(scale, window, softcap)
+    if not torch.compiler.is_compiling():  # a model calls this for every layer: the registry costs more
+        return _append_and_attend(q, k_cache, v_cache, k_new, v_new, seq_lens, scale, window, softcap, backend)
     if k_new is None or v_new is None:
         out: Tensor = torch.ops.pearl.window_attention.default(
             q, k_cache, v_cache, seq_lens, scale, window, softcap, backend

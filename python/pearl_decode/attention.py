@@ -14,6 +14,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from pearl_decode.cache import new_entries
 from pearl_kernels import window_attention
 
 ATTENTION_NAME = "pearl_window"
@@ -34,8 +35,8 @@ def attention_forward(
     """What transformers calls for each layer.
 
     query:          (batch, heads, width, head_dim)
-    key, value:     (batch, kv_heads, capacity, head_dim), the whole cache with the new entries in it where
-                    attention_mask is integer
+    key, value:     (batch, kv_heads, capacity, head_dim), the whole cache where attention_mask is integer, with the
+                    new entries in it or left for this attention to append
     attention_mask: (batch, 1, 1, 1) int64 or int32, each row's first new position: `window_attention`. Any other,
                     and None: transformers' own "sdpa", or the same with the scores capped.
     Returns (batch, width, heads, head_dim), and None for the weights.
@@ -52,12 +53,20 @@ def attention_forward(
     foreign = [name for name in _FOREIGN if kwargs.get(name) is not None]
     if foreign:
         raise ValueError(f"{ATTENTION_NAME}: attention must not need {foreign[0]}, got it from {type(module).__name__}")
+    new = new_entries(key)
+    k_new, v_new = (None, None) if new is None else (by_rows(states) for states in new)
     out = window_attention(
-        query.transpose(1, 2), key, value, None, None, attention_mask.reshape(-1),
+        by_rows(query), key, value, k_new, v_new, attention_mask.reshape(-1),
         scale=query.shape[-1] ** -0.5 if scaling is None else scaling,
         window=_sliding_window(module, kwargs), softcap=kwargs.get("softcap"),
     )  # fmt: skip
     return out, None
+
+
+def by_rows(states: Tensor) -> Tensor:
+    """(batch, heads, width, head_dim) as (batch, width, heads, head_dim), the last dimension contiguous."""
+    rows = states.transpose(1, 2)
+    return rows if rows.stride(-1) == 1 else rows.contiguous()
 
 
 def _sliding_window(module: Any, kwargs: dict[str, Any]) -> int | None:

@@ -12,7 +12,7 @@ class WindowLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
     """One layer's preallocated keys and values: (batch, kv_heads, capacity, head_dim)."""
 
     is_croppable = True
-    keys: torch.Tensor
+    keys: Any  # tensors; that of keys carries what is to be appended
     values: torch.Tensor
 
     def __init__(self, cache: WindowCache) -> None:
@@ -31,6 +31,9 @@ class WindowLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
     ) -> tuple[torch.Tensor, torch.Tensor]:
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
+        if self.cache.appends_later:
+            self.keys.new_entries = key_states, value_states
+            return self.keys, self.values
         self.cache.write(self.keys, key_states)
         self.cache.write(self.values, value_states)
         view = self.cache.view
@@ -44,6 +47,12 @@ class WindowLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
 
     def get_max_length(self) -> int:
         return self.cache.capacity
+
+
+def new_entries(keys: Any) -> tuple[torch.Tensor, torch.Tensor] | None:
+    """What is still to be appended to a layer's keys and values, (batch, kv_heads, width, head_dim) each; only once."""
+    found: tuple[torch.Tensor, torch.Tensor] | None = keys.__dict__.pop("new_entries", None)
+    return found
 
 
 class WindowCache(Cache):
@@ -61,6 +70,7 @@ class WindowCache(Cache):
         self.capacity = capacity
         self.view = 0  # cached positions the next forward looks at
         self.offset = 0  # smallest start among the rows
+        self.appends_later = False  # whether attention, not `update`, writes the next forward's entries
         self._columns: torch.Tensor | None = None  # (batch, width) target indices of ragged rows
 
     def place(self, starts: list[int], width: int, device: torch.device) -> torch.Tensor | None:
@@ -71,11 +81,26 @@ class WindowCache(Cache):
         self.offset, last = min(starts), max(starts)
         self.view = last + width
         assert self.view <= self.capacity, f"cache holds {self.capacity} positions, {self.view} asked"
-        self._columns = None
+        self.appends_later, self._columns = False, None
         if last != self.offset:
             first = torch.tensor(starts, device=device)
             self._columns = first[:, None] + torch.arange(width, device=device)
         return self._columns
+
+    def place_windows(self, starts: list[int], positions: torch.Tensor, *, appends_later: bool) -> None:
+        """As `place`, for attention that reads each row's own entries in the whole cache.
+
+        positions:     (batch, width) int64, of each new token
+        appends_later: `update` writes nothing, and the attention that gets its keys appends their `new_entries`
+        """
+        last = max(starts) + positions.shape[1]
+        assert last <= self.capacity, f"cache holds {self.capacity} positions, {last} asked"
+        self.offset, self.view = min(starts), self.capacity
+        self.appends_later, self._columns = appends_later, positions
+
+    def left_behind(self) -> bool:
+        """Whether a forward did not append all that was to be appended later."""
+        return sum(new_entries(layer.keys) is not None for layer in self._window_layers) > 0
 
     def place_at(self, starts: torch.Tensor, width: int, view: int) -> torch.Tensor:
         """As `place`, with starts (batch,) int64 that only the device knows: nothing is read back.
@@ -84,7 +109,7 @@ class WindowCache(Cache):
         Returns the positions (batch, width) int64.
         """
         assert view <= self.capacity, f"cache holds {self.capacity} positions, {view} asked"
-        self.offset, self.view = 0, view
+        self.offset, self.view, self.appends_later = 0, view, False
         columns = starts[:, None] + torch.arange(width, device=starts.device)
         self._columns = columns
         return columns

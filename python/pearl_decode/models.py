@@ -13,7 +13,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from pearl_decode import builtin
-from pearl_decode.attention import ATTENTION_NAME
+from pearl_decode.attention import ATTENTION_NAME, use_window_attention
 from pearl_decode.cache import WindowCache
 from pearl_decode.linear import use_window_linear, uses_window_linear
 from pearl_decode.masks import ragged_masks
@@ -21,6 +21,7 @@ from pearl_decode.masks import ragged_masks
 LOGGER = logging.getLogger(__name__)
 ATTENTION_TYPES = {"full_attention", "sliding_attention", "chunked_attention"}
 CACHE_ARGUMENTS = ("cache", "past_key_values")  # transformers names it so from 5.24 on, and so before
+MOST_WINDOW = 64  # new tokens per row; for longer texts torch's own attention is made
 MOST_COMPILED = 256  # shapes, of all models together, before torch refuses to compile more
 
 
@@ -60,6 +61,7 @@ class CausalModel:
         self._known_ids: int = self._input_size()
         self._keeps_rows = "logits_to_keep" in parameters
         self._compiled: Any = None
+        self._appends_later = True
 
     @property
     def device(self) -> torch.device:
@@ -86,12 +88,24 @@ class CausalModel:
         input_ids: (batch, width) int64; row b's tokens stand at positions starts[b] ... starts[b] + width - 1
         and their keys and values are written there.
         """
+        if self.reads_lengths and (input_ids.shape[1] <= MOST_WINDOW or min(starts) != max(starts)):
+            return self._window_logits(input_ids, starts, cache, keep)
         ragged = cache.place(starts, input_ids.shape[1], input_ids.device)
         if ragged is not None:
             mask = ragged_masks(self.config, ragged, cache.view, self.model.dtype)
             return self._logits(self.model, input_ids, ragged, mask, cache, keep)
         positions = torch.arange(starts[0], starts[0] + input_ids.shape[1], device=input_ids.device)[None]
         return self._logits(self.model, input_ids, positions.expand(input_ids.shape[0], -1), None, cache, keep)
+
+    def _window_logits(self, input_ids: torch.Tensor, starts: list[int], cache: WindowCache, keep: int) -> torch.Tensor:
+        first = torch.tensor(starts, device=input_ids.device)
+        positions = first[:, None] + torch.arange(input_ids.shape[1], device=input_ids.device)
+        cache.place_windows(starts, positions, appends_later=self._appends_later)
+        logits = self._logits(self.model, input_ids, positions, first[:, None, None, None], cache, keep)
+        if self._appends_later and cache.left_behind():
+            self._appends_later = False  # this model's attention looks at copies of what the cache gave it
+            return self._window_logits(input_ids, starts, cache, keep)
+        return logits
 
     def forward_at(
         self, input_ids: torch.Tensor, starts: torch.Tensor, cache: WindowCache, view: int, keep: int
@@ -189,8 +203,37 @@ def load_model(
         model = model.to(device or default_device())
     if model.device.type == "cpu" and dtype in (None, torch.float32):
         use_window_linear(model)
+        _attend_to_windows(model)
     loaded: PreTrainedModel = model
     return loaded
+
+
+def _attend_to_windows(model: PreTrainedModel) -> None:
+    """Let a model on a CPU run `window_attention`, unless it cannot, or then says something else."""
+    before = model.config._attn_implementation
+    if before not in ("sdpa", "eager"):
+        return
+    name = type(model).__name__
+    try:
+        wanted = _ragged_logits(model)
+        use_window_attention(model)
+        got = _ragged_logits(model)
+    except (ValueError, RuntimeError) as error:
+        LOGGER.info("%s attends with %s: %s", name, before, error)
+    else:
+        if (got - wanted).abs().max() <= 1e-3 * wanted.abs().max():
+            return
+        LOGGER.info("%s attends with %s: with window_attention its logits would be others", name, before)
+    model.set_attn_implementation(before)
+
+
+@torch.inference_mode()
+def _ragged_logits(model: PreTrainedModel) -> torch.Tensor:
+    """Logits of a window over rows of different length."""
+    windows, cache = CausalModel(model), WindowCache(16)
+    ids = torch.arange(32).view(2, 16) % windows.vocab_size
+    windows.forward(ids[:, :12], [0, 0], cache, keep=1)
+    return windows.forward(ids[:, 12:15], [12, 9], cache, keep=3)
 
 
 def load_tokenizer(role: str, spec: str | os.PathLike[str]) -> Any:

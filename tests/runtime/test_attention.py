@@ -16,6 +16,7 @@ from transformers import (
 from pearl_decode import attention
 from pearl_decode.attention import ATTENTION_NAME, use_window_attention
 from pearl_decode.cache import WindowCache
+from pearl_decode.linear import use_window_linear
 from pearl_decode.models import CausalModel
 from tests.runtime.tiny import SIZES, VOCAB
 
@@ -83,7 +84,7 @@ def test_several_rows_over_a_ragged_cache_give_the_logits_of_each_whole_text(
     cache = WindowCache(64)
     windows = CausalModel(model)
     windows.forward(ids[:, : max(STARTS)], [0] * len(STARTS), cache, keep=1)
-    assert not calls
+    calls.clear()
     starts = torch.tensor(STARTS)
     positions = starts[:, None] + torch.arange(WIDTH)
     window = ids.gather(1, positions)
@@ -93,6 +94,48 @@ def test_several_rows_over_a_ragged_cache_give_the_logits_of_each_whole_text(
     for row, start in enumerate(STARTS):
         wanted = judge(ids[row : row + 1, : start + WIDTH]).logits[0, start:]
         torch.testing.assert_close(got[row], wanted, atol=2e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", list(MODELS))
+@torch.no_grad()
+def test_a_window_gives_the_bits_of_its_tokens_one_by_one(name: str) -> None:
+    """Whatever the width, the rows beside it and what is stale behind them: greedy text cannot part."""
+    model, ids = build(name, ATTENTION_NAME), texts()
+    use_window_linear(model)
+    windows = CausalModel(model)
+    together, apart = WindowCache(64), WindowCache(64)
+    for cache in (together, apart):
+        windows.forward(ids[:, : max(STARTS)], [0] * len(STARTS), cache, keep=1)
+    got = windows.forward(ids.gather(1, torch.tensor(STARTS)[:, None] + torch.arange(WIDTH)), STARTS, together, WIDTH)
+    for i in range(WIDTH):
+        starts = [start + i for start in STARTS]
+        step = windows.forward(ids.gather(1, torch.tensor(starts)[:, None]), starts, apart, 1)
+        assert torch.equal(got[:, i], step[:, 0]), i
+    for layer, other in zip(together.layers, apart.layers, strict=True):
+        assert torch.equal(layer.keys, other.keys)
+        assert torch.equal(layer.values, other.values)
+
+
+@torch.no_grad()
+def test_a_model_that_attends_to_copies_of_its_cache_misses_nothing() -> None:
+    """What was left to be appended would be lost with the copy: the forward is made again, and none after it."""
+    ids = texts()
+    judge, model = CausalModel(build("llama", "eager")), build("llama", ATTENTION_NAME)
+    cache, others = WindowCache(64), WindowCache(64)
+    update, calls = cache.update, []
+
+    def copies(*args, **kwargs):
+        calls.append(args[2])
+        return tuple(states.clone() for states in update(*args, **kwargs))
+
+    cache.update = copies
+    windows = CausalModel(model)
+    for first, starts in ((0, [0, 0, 0]), (8, [8, 8, 8]), (12, [12, 11, 10])):
+        got = windows.forward(ids[:, first : first + 4], starts, cache, keep=4)
+        torch.testing.assert_close(
+            got, judge.forward(ids[:, first : first + 4], starts, others, 4), atol=2e-4, rtol=1e-4
+        )
+    assert len(calls) == 4 * SIZES["num_hidden_layers"]
 
 
 @pytest.mark.parametrize("name", list(MODELS))

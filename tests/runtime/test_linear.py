@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, Gemma2Config, LlamaConfig, Qwen2Config
 
-from pearl_decode import PearlDecoder, SamplingParams
+from pearl_decode import PearlDecoder, SamplingParams, attention
+from pearl_decode.attention import ATTENTION_NAME
 from pearl_decode.linear import WindowLinear, use_window_linear, uses_window_linear
 from pearl_decode.models import first_layers, load_model
 
@@ -75,6 +78,85 @@ def test_gradients_are_those_of_a_plain_model(directory):
         model(input_ids=IDS, labels=IDS).loss.backward()
     for expected, got in zip(plain.parameters(), ours.parameters(), strict=True):
         torch.testing.assert_close(got.grad, expected.grad)
+
+
+def test_attends_to_windows_unless_it_would_say_something_else(directory, monkeypatch):
+    assert load_model("target", directory, None).config._attn_implementation == ATTENTION_NAME
+    plain = AutoModelForCausalLM.from_pretrained(directory)
+    operation = attention.window_attention
+    monkeypatch.setattr(attention, "window_attention", lambda *args, **named: operation(*args, **named) * 1.1)
+    ours = load_model("target", directory, None)
+    assert ours.config._attn_implementation == plain.config._attn_implementation
+
+
+def test_a_model_that_window_attention_does_not_take_runs_as_before(directory, monkeypatch):
+    def refuse(*args, **named):
+        raise ValueError("q must have a head_dim of at most 256, got 512")
+
+    monkeypatch.setattr(attention, "window_attention", refuse)
+    model = load_model("target", directory, None)
+    assert model.config._attn_implementation in ("sdpa", "eager")
+    assert logits(model).isfinite().all()
+
+
+def joined_names(model):
+    names = {module: name for name, module in model.named_modules()}
+    groups = {module.joined for module in model.modules() if isinstance(module, WindowLinear) and module.joined}
+    return sorted([names[layer] for layer in group.layers] for group in groups)
+
+
+def test_layers_of_one_input_are_multiplied_together_to_the_same_bits(directory):
+    ours = load_model("target", directory, None)
+    layer = "model.layers.0"
+    assert [f"{layer}.self_attn.{name}_proj" for name in "qkv"] in joined_names(ours)
+    assert [f"{layer}.mlp.gate_proj", f"{layer}.mlp.up_proj"] in joined_names(ours)
+    assert len(joined_names(ours)) == 2 * SIZES["num_hidden_layers"]
+    together = logits(ours)
+    for module in ours.modules():
+        if isinstance(module, WindowLinear) and module.joined:
+            module.joined.separate()
+    assert joined_names(ours) == []
+    assert torch.equal(logits(ours), together)
+
+
+class _Branches(torch.nn.Module):
+    """Two layers of the same rows. `both`: whether the second is called; `between`: done to the rows before it is."""
+
+    def __init__(self, both=True, between=None):
+        super().__init__()
+        self.first, self.second = torch.nn.Linear(8, 4), torch.nn.Linear(8, 4)
+        self.embedding = torch.nn.Embedding(10, 8)
+        self.both, self.between = both, between
+
+    def forward(self, input_ids, use_cache):
+        rows = self.embedding(input_ids)
+        found = self.first(rows)
+        if self.between:
+            self.between(rows)
+        return SimpleNamespace(logits=found + self.second(rows) if self.both else found)
+
+
+@torch.inference_mode()
+def test_layers_are_not_joined_where_the_rows_change_in_between():
+    model = _Branches(between=lambda rows: rows.mul_(2))
+    use_window_linear(model)
+    assert joined_names(model) == []
+
+
+@torch.inference_mode()
+def test_joined_layers_part_when_one_of_them_is_left_out():
+    model = _Branches()
+    use_window_linear(model)
+    assert joined_names(model) == [["first", "second"]]
+    rows, other = torch.randn(3, 8), torch.randn(3, 8)
+    wanted = [rows @ layer.weight.T + layer.bias for layer in (model.first, model.second)]
+    torch.testing.assert_close(model.first(rows), wanted[0])
+    torch.testing.assert_close(model.second(other), other @ model.second.weight.T + model.second.bias)
+    torch.testing.assert_close(model.second(rows), wanted[1])
+    model.first(rows)
+    torch.testing.assert_close(model.first(rows), wanted[0])
+    assert joined_names(model) == []
+    torch.testing.assert_close(model.second(rows), wanted[1])
 
 
 @pytest.mark.parametrize("strategy", ["sequential", "pearl"])

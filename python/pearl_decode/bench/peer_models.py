@@ -9,6 +9,8 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from pearl_decode.attention import ATTENTION_NAME
+
 
 class FullHead(nn.Module):
     """The reduced head, its logits put at the ids they belong to; ids outside the map get -inf.
@@ -48,8 +50,10 @@ def with_full_vocabulary(draft: PreTrainedModel, vocab_size: int) -> PreTrainedM
 
 
 def plain(model: PreTrainedModel) -> PreTrainedModel:
-    """A float32 copy with torch's own linear layers and embeddings in place of ours: as it loads without us."""
+    """A float32 copy with torch's own layers and transformers' attention in place of ours: as it loads without us."""
     twin: Any = copy.deepcopy(model)
+    if twin.config._attn_implementation == ATTENTION_NAME:
+        twin.set_attn_implementation("sdpa")
     for module in twin.modules():
         if type(module).__module__.startswith("pearl_decode.") and isinstance(module, (nn.Linear, nn.Embedding)):
             module.__class__ = nn.Linear if isinstance(module, nn.Linear) else nn.Embedding

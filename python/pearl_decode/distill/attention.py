@@ -12,6 +12,8 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from pearl_decode.attention import ATTENTION_NAME
+
 NAME = "pearl_grouped_sdpa"
 
 
@@ -45,9 +47,9 @@ AttentionMaskInterface.register(NAME, sdpa_mask)
 
 @contextmanager
 def grouped(model: PreTrainedModel) -> Iterator[None]:
-    """Within: a model that runs sdpa attends as above. Its results differ by rounding only."""
+    """Within: a model that runs sdpa, or ours, attends as above. Its results differ by rounding only."""
     before = model.config._attn_implementation
-    if before != "sdpa":
+    if before not in ("sdpa", ATTENTION_NAME):
         yield
         return
     model.set_attn_implementation(NAME)
