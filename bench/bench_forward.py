@@ -1,0 +1,93 @@
+"""Time a whole forward over the rows of a window, beside transformers' own layers and reading the weights once.
+
+    python bench/bench_forward.py [--threads N] [--cases MODEL,...] [--json FILE]
+
+A case is a model's path, hub id or built-in name, on a CPU. "cpu" is the model as the decoder loads it. "transformers"
+is the same checkpoint in float32, "transformers, bfloat16" in bfloat16, both with their own layers and sdpa attention.
+All run over a cache of the decoder's, with LENGTH tokens before the window. The floor reads, with as many threads, the
+weights that are multiplied, in the type they are stored in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import torch
+from harness import FLOOR, TRANSFORMERS, Contender, Row, arguments, compare, report, time_us
+from torch import Tensor
+from transformers import AutoModelForCausalLM
+
+from pearl_decode.cache import WindowCache
+from pearl_decode.linear import WindowLinear
+from pearl_decode.models import CausalModel, load_model, resolve
+from pearl_kernels import _C
+
+CASES = {"cpu": "smollm2-135m"}
+LENGTH = 256
+WIDTHS = (1, 5, 9)
+PIECE = 1 << 20  # bytes a thread reads at a time
+
+
+class Model:
+    """A model with a cache that holds LENGTH tokens."""
+
+    def __init__(self, model: CausalModel, ids: Tensor) -> None:
+        self.model = model
+        self.ids = ids
+        self.cache = WindowCache(LENGTH + max(WIDTHS))
+        self.logits(0, LENGTH)
+
+    def logits(self, start: int, width: int) -> Tensor:
+        with torch.inference_mode():
+            return self.model.forward(self.ids[:, start : start + width], [start], self.cache, keep=width)
+
+    def window(self, width: int) -> Callable[[], Tensor]:
+        return lambda: self.logits(LENGTH, width)
+
+
+def read_weights(model: CausalModel, threads: int) -> tuple[int, Callable[[], object]]:
+    """Their bytes, and reading them with so many threads."""
+    weights = [module.weight for module in model.model.modules() if isinstance(module, WindowLinear)]
+    pieces = [
+        (weight.data_ptr() + begin, min(PIECE, weight.nbytes - begin))
+        for weight in weights
+        for begin in range(0, weight.nbytes, PIECE)
+    ]
+    shares = [pieces[i::threads] for i in range(threads)]
+    readers = ThreadPoolExecutor(threads)
+
+    def read(share: list[tuple[int, int]]) -> None:
+        for address, count in share:
+            _C.read_bytes(address, count)
+
+    return sum(weight.nbytes for weight in weights), lambda: list(readers.map(read, shares))
+
+
+def bench_case(case: str, repeats: int, threads: int) -> list[Row]:
+    source = resolve("target", case)
+    ours = CausalModel(load_model("target", case, None))
+    ids = torch.randint(ours.vocab_size, (1, LENGTH + max(WIDTHS)), generator=torch.Generator().manual_seed(0))
+    models = {"cpu": Model(ours, ids)}
+    for name, dtype in ((TRANSFORMERS, torch.float32), ("transformers, bfloat16", torch.bfloat16)):
+        stock = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, attn_implementation="sdpa")
+        models[name] = Model(CausalModel(stock), ids)
+    bytes_read, read = read_weights(ours, threads)
+    rows = []
+    for width in WIDTHS:
+        wanted = models[TRANSFORMERS].logits(LENGTH, width)
+        torch.testing.assert_close(models["cpu"].logits(LENGTH, width), wanted, atol=2e-3, rtol=1e-3)
+        contenders = [Contender(name, [model.window(width)]) for name, model in models.items()]
+        times = time_us([Contender(FLOOR, [read]), *contenders], repeats)
+        rows += compare(case, f"width {width}", times, bytes_read)
+    return rows
+
+
+def main() -> None:
+    parsed = arguments(__doc__ or "", CASES)
+    rows = [row for case in parsed.cases.split(",") for row in bench_case(case, parsed.repeats, parsed.threads)]
+    report("forward", rows, parsed)
+
+
+if __name__ == "__main__":
+    main()
