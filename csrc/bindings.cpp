@@ -116,6 +116,10 @@ pearl::AdvanceArgs advance_args(int64_t batch, int64_t width, const State& state
   return args;
 }
 
+pearl::NormArgs norm_args(Address x, int64_t rows, int64_t size, Address weight, float offset, float eps, Address out) {
+  return {pointer<float>(x), rows, size, pointer<float>(weight), offset, eps, pointer<float>(out)};
+}
+
 // (weight, dtype, outputs, weight stride, bias, out)
 using Linear = std::tuple<Address, int32_t, int64_t, int64_t, Address, Address>;
 
@@ -255,6 +259,7 @@ PYBIND11_MODULE(_C, m) {
   def_op(m, "verify", &verify_args, [](const auto& args) { pearl::cpu_kernels().verify(args); });
   def_op(m, "advance", &advance_args, [](const auto& args) { pearl::cpu_kernels().advance(args); });
   m.def("window_linear", &window_linear, WithoutGil());
+  def_op(m, "window_norm", &norm_args, [](const auto& args) { pearl::cpu_kernels().window_norm(args); });
   def_op(m, "window_attention", &attention_args, [](const auto& args) { pearl::cpu_kernels().window_attention(args); });
 #ifdef PEARL_WITH_CUDA
   m.def("cuda_memory", &cuda_memory, "What the kernels' blocks talk through, for tests to look at and to poison.");

@@ -8,6 +8,7 @@
 #include "verify/verify.h"
 #include "window_attention/window_attention.h"
 #include "window_linear/window_linear.h"
+#include "window_norm/window_norm.h"
 
 namespace pearl {
 
@@ -19,6 +20,7 @@ struct CpuKernels {
   void (*advance)(const AdvanceArgs&);
   void (*window_linear)(const LinearArgs&);
   void (*window_attention)(const AttentionArgs&);
+  void (*window_norm)(const NormArgs&);
   float (*read_bytes)(const void*, std::size_t);
 };
 

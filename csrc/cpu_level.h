@@ -7,6 +7,7 @@
 #include "verify/verify.h"
 #include "window_attention/window_attention.h"
 #include "window_linear/window_linear.h"
+#include "window_norm/window_norm.h"
 
 // The CPU kernels of one SIMD level. Their sources are compiled once per level, each time into the namespace that
 // PEARL_SIMD names. read_bytes is a checksum of whole vectors of memory: the cost of reading it once.
@@ -17,6 +18,7 @@
   void advance(const AdvanceArgs& args);                 \
   void window_linear(const LinearArgs& args);            \
   void window_attention(const AttentionArgs& args);      \
+  void window_norm(const NormArgs& args);                \
   float read_bytes(const void* data, std::size_t bytes); \
   }
 

@@ -63,6 +63,7 @@ def window_linear(
     layers: list[_Linear],
     threads: int,
 ) -> None: ...
+def window_norm(x: int, rows: int, size: int, weight: int, offset: float, eps: float, out: int) -> None: ...
 def window_attention(
     dtype: int,
     sizes: tuple[int, int, int, int, int, int],

@@ -21,6 +21,7 @@ from pearl_kernels.types import (
 from pearl_kernels.verify import verify
 from pearl_kernels.window_attention import window_attention
 from pearl_kernels.window_linear import window_linear, window_linears
+from pearl_kernels.window_norm import window_norm
 
 __all__ = [
     "AdvanceOutput",
@@ -40,4 +41,5 @@ __all__ = [
     "window_attention",
     "window_linear",
     "window_linears",
+    "window_norm",
 ]

@@ -22,12 +22,13 @@ _ENTRY = {
     "verify": "verify_out",
     "advance": "advance_",
     "window_linear": "window_linear_out",
+    "window_norm": "window_norm_out",
     "window_attention": "window_attention",
 }
 # Operations a backend does not have.
 _WITHOUT = {
-    "triton": {"window_linear"},
-    "cuda": {"window_linear", "window_attention"},
+    "triton": {"window_linear", "window_norm"},
+    "cuda": {"window_linear", "window_norm", "window_attention"},
     "flash": _ENTRY.keys() - {"window_attention"},
 }
 _MODULE = {"reference": "reference", "cpu": "_native", "triton": "_triton", "cuda": "_cuda", "flash": "_flash"}

@@ -1,0 +1,14 @@
+"""`window_norm` in C++."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from pearl_kernels import _C
+from pearl_kernels._pointers import address
+
+
+def window_norm_out(x: Tensor, weight: Tensor, eps: float, offset: float, out: Tensor) -> None:
+    """Normalise the contiguous rows of CPU tensors, as `pearl_kernels.window_norm` says."""
+    size = weight.shape[0]
+    _C.window_norm(address(x), x.numel() // size if size else 0, size, address(weight), offset, eps, out.data_ptr())
