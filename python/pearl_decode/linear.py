@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 from transformers import PreTrainedModel
 
+from pearl_decode.norm import use_window_norm
 from pearl_kernels import window_linear, window_linears
 
 MOST_ROWS = 64  # beyond them arithmetic is the cost, and torch's own product the faster one
@@ -83,7 +84,8 @@ _SWAPS: dict[type[nn.Module], type[nn.Module]] = {nn.Linear: WindowLinear, nn.Em
 
 
 def use_window_linear(model: PreTrainedModel) -> None:
-    """Let a model on a CPU compute in float32, with its linear layers and embeddings kept as they are stored.
+    """Let a model on a CPU compute in float32, with its linear layers and embeddings kept as they are stored, and its
+    norms as `use_window_norm` has them.
 
     A model that does not run like this, because its code looks at the type of its weights, becomes float32 throughout.
     """
@@ -97,6 +99,7 @@ def use_window_linear(model: PreTrainedModel) -> None:
     for tensor in [*model.parameters(), *model.buffers()]:
         if tensor.is_floating_point() and id(tensor) not in kept:
             tensor.data = tensor.data.float()
+    use_window_norm(model)
     try:
         _join_layers(model)
     except RuntimeError:

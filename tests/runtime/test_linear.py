@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from types import SimpleNamespace
 
 import pytest
@@ -12,6 +13,7 @@ from pearl_decode import PearlDecoder, SamplingParams, attention
 from pearl_decode.attention import ATTENTION_NAME
 from pearl_decode.linear import WindowLinear, use_window_linear, uses_window_linear
 from pearl_decode.models import first_layers, load_model
+from pearl_decode.norm import WindowNorm, own_class, use_window_norm
 
 SIZES = {
     "vocab_size": 96, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
@@ -183,3 +185,24 @@ def test_a_model_that_looks_at_the_type_of_its_weights_becomes_float32():
     use_window_linear(model)
     assert {weight.dtype for weight in model.parameters()} == {torch.float32}
     assert logits(model).dtype is torch.float32
+
+
+def test_norms_are_recognised_by_what_they_give(directory):
+    plain = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
+    ours = load_model("target", directory, None)
+    norms = [module for module in ours.modules() if isinstance(module, WindowNorm)]
+    assert len(norms) == sum("norm" in name for name, _ in plain.named_parameters()) > 0
+    assert {norm.norm_offset for norm in norms} == {1.0 if "Gemma2" in type(ours).__name__ else 0.0}
+    assert {own_class(norm) for norm in norms} == {type(m) for m in plain.modules() if "Norm" in type(m).__name__}
+    torch.testing.assert_close(logits(ours), logits(plain), rtol=1e-5, atol=1e-5)
+    assert type(copy.deepcopy(norms[0])) is type(norms[0])
+
+
+@pytest.mark.parametrize(
+    "other", [torch.nn.LayerNorm(8, bias=False), torch.nn.RMSNorm(8), torch.nn.GroupNorm(2, 8), torch.nn.PReLU(8)]
+)
+@torch.inference_mode()
+def test_modules_that_are_no_such_norm_are_left_alone(other):
+    own = type(other)
+    use_window_norm(torch.nn.Sequential(other))
+    assert type(other) is own

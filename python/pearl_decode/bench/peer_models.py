@@ -10,6 +10,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from pearl_decode.attention import ATTENTION_NAME
+from pearl_decode.norm import own_class
 
 
 class FullHead(nn.Module):
@@ -55,6 +56,7 @@ def plain(model: PreTrainedModel) -> PreTrainedModel:
     if twin.config._attn_implementation == ATTENTION_NAME:
         twin.set_attn_implementation("sdpa")
     for module in twin.modules():
+        module.__class__ = own_class(module)
         if type(module).__module__.startswith("pearl_decode.") and isinstance(module, (nn.Linear, nn.Embedding)):
             module.__class__ = nn.Linear if isinstance(module, nn.Linear) else nn.Embedding
     return twin.float()  # type: ignore[no-any-return]
