@@ -18,6 +18,7 @@ namespace {
 constexpr int kBlock = 2 * kLanes;              // positions scored at once
 constexpr int kTile = 6;                        // queries; times 2 vectors as many sums as 16 registers hold
 constexpr int kVectors = kLanes >= 16 ? 4 : 2;  // of a value that are summed at once
+constexpr int kAhead = 8192;                    // bytes: the processor itself fetches ahead too late
 constexpr int64_t kMostQueries = 32;            // of a task: their scores are kept
 constexpr int64_t kTaskProducts = 64 << 10;     // less is not worth waking a thread for
 
@@ -67,7 +68,9 @@ void transpose_keys(const typename Kept::Stored* key, int64_t stride, int64_t co
     for (int half = 0; half < kBlock; half += kLanes) {
       Float rows[2][kLanes];
       for (int j = 0; j < kLanes; ++j) {
-        rows[0][j] = half + j < count ? Kept::load(key + (half + j) * stride + d) : Float{};
+        const auto* p = key + (half + j) * stride + d;
+        __builtin_prefetch(reinterpret_cast<const char*>(p) + kAhead);
+        rows[0][j] = half + j < count ? Kept::load(p) : Float{};
       }
       int from = 0;
       for (int step = 1; step < kLanes; step *= 2, from ^= 1) {
@@ -111,7 +114,10 @@ void sum_tile(const typename Kept::Stored* value, int64_t value_stride, int64_t 
   }
   for (int64_t t = 0; t < count; ++t, value += value_stride) {
     Float vectors[Vectors];
-    for (int v = 0; v < Vectors; ++v) vectors[v] = Kept::load(value + v * kLanes);
+    for (int v = 0; v < Vectors; ++v) {
+      __builtin_prefetch(reinterpret_cast<const char*>(value + v * kLanes) + kAhead);
+      vectors[v] = Kept::load(value + v * kLanes);
+    }
     for (int n = 0; n < Queries; ++n) {
       const Float weight = broadcast(weights[n * stride + t]);
       for (int v = 0; v < Vectors; ++v) kept[n][v] = fma(weight, vectors[v], kept[n][v]);
