@@ -14,7 +14,7 @@ namespace {
 
 constexpr int kTileRows = kLanes >= 16 ? 12 : 6;  // with kTileOutputs as many sums as registers hold
 constexpr int kTileOutputs = 2;
-constexpr int kAhead = 4096;               // bytes: rows are short, and the processor itself fetches ahead too late
+constexpr int kAhead = 8192;               // bytes: rows are short, and the processor itself fetches ahead too late
 constexpr int64_t kPieceBytes = 64 << 10;  // of weights: less is not worth waking a thread for
 
 template <typename Weight, int Rows, int Outputs>
