@@ -10,6 +10,7 @@ import torch
 
 from pearl_decode import PearlDecoder, SamplingParams
 from pearl_decode.lanes import CpuLane, PacedLane
+from pearl_decode.lanes.cpu import lane_pair
 from tests.runtime.scripted import scripted_pair
 
 
@@ -89,3 +90,12 @@ def test_close_ends_the_threads(pair):
         decoder.generate([[0]], SamplingParams(max_tokens=4))
         assert set(threading.enumerate()) > before
     assert set(threading.enumerate()) == before
+
+
+def test_lanes_that_take_turns_share_a_thread_and_others_have_one_each():
+    for concurrent in (False, True):
+        pair = lane_pair(concurrent)
+        threads = {lane.run(threading.get_ident).result() for lane in pair}
+        assert len(threads) == 1 + concurrent
+        for lane in pair:
+            lane.close()

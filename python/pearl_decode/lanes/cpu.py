@@ -18,16 +18,22 @@ class CpuLane:
     """Runs work in order, one piece at a time, without holding up the caller.
 
     cores:     the processors it may use, which is also its number of compute threads
+    thread_of: a lane of the same cores whose thread it runs on too, for two lanes that never work at once: compute
+               threads of two would get in each other's way, waiting awake for more work
     intervals: (start, end) in seconds of time.perf_counter of every forward since the last `reset`
     busy_s:    their sum
     """
 
-    def __init__(self, name: str, cores: Sequence[int]) -> None:
+    def __init__(self, name: str, cores: Sequence[int], *, thread_of: CpuLane | None = None) -> None:
         self.name = name
         self.cores = tuple(cores)
         self.intervals: list[tuple[float, float]] = []
         self.busy_s = 0.0
-        self._worker = ThreadPoolExecutor(1, thread_name_prefix=f"pearl-{name}", initializer=self._settle)
+        self._worker: ThreadPoolExecutor = (
+            ThreadPoolExecutor(1, thread_name_prefix=f"pearl-{name}", initializer=self._settle)
+            if thread_of is None
+            else thread_of._worker
+        )
 
     def _settle(self) -> None:
         # Affinity and thread count belong to the calling thread; compute threads it starts inherit the cores.
@@ -72,8 +78,10 @@ def available_cores() -> list[int]:
 
 
 def lane_pair(concurrent: bool) -> tuple[CpuLane, CpuLane]:
-    """Target and draft lane. Concurrent ones share the cores out: one to the draft, the rest to the target."""
+    """Target and draft lane. Concurrent ones share the cores out: one to the draft, the rest to the target; others have
+    all the cores each, and one thread."""
     cores = available_cores()
     if concurrent and len(cores) > 1:
         return CpuLane("target", cores[:-1]), CpuLane("draft", cores[-1:])
-    return CpuLane("target", cores), CpuLane("draft", cores)
+    target = CpuLane("target", cores)
+    return target, CpuLane("draft", cores, thread_of=target)
