@@ -80,26 +80,22 @@ def record_static(
     plan = Plan(strategy, gamma, decoder.plan.rule)
     runner = DeviceRunner(decoder.target, decoder.draft, compile=False)
 
-    def decode() -> list[int]:
+    def decode() -> tuple[list[int], list[int]]:
         stats = DecodeStats(strategy, gamma, plan.rule)
         request = Request(list(prompt), params, decoder.target.eos_ids(), decoder.tokenizer, stats)
-        rounds = runner.engine([request], plan).run()
-        emitted = [sum(len(update.token_ids) for update in updates) for updates in rounds]
+        engine = runner.engine([request], plan)
+        emitted = [sum(len(update.token_ids) for update in updates) for updates in engine.run()]
         if request.error is not None:
             raise RuntimeError(request.error)
-        return emitted
+        return emitted, engine.ends
 
     decode()
-    emitted = decode()
+    emitted, ends = decode()
     for lane in runner.lanes:
         lane.record().synchronize()
         lane.settle()
     target, drafting = (list(lane.intervals) for lane in runner.lanes)
-    # The target's lane: the window, which is verified at once unless drafts come meanwhile; what came from another
-    # device; and the copy for the host.
-    apart = decoder.draft is not None and plan.drafts and runner.lanes[0].device != runner.lanes[1].device
-    parts = 2 + (strategy == "pearl") + apart
-    commits = [target[parts * (round + 1) - 1][1] for round in range(len(emitted))]
+    commits = [target[count - 1][1] for count in ends[: len(emitted)]]
     return _timeline(strategy, gamma, target, drafting, commits, emitted)
 
 

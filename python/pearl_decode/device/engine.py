@@ -113,6 +113,7 @@ class DeviceEngine:
         longest = max(len(request.prompt_ids) + request.params.max_tokens for request in requests)
         self._capacity = self._rounded(longest + 1 + max(shape.reach for shape in self._shapes.values()))
         self._spare = self._capacity - longest
+        self.ends: list[int] = []  # of the rounds queued: how many pieces of work the target's lane had when each was
         self._read = [0] * len(requests)  # positions of each row that the draft has read
         self._behind = False  # whether rounds went without the draft since
 
@@ -241,6 +242,7 @@ class DeviceEngine:
         view = self._view(rounds, head + shape.reach)
         flight, round = fly(choice, self.chooser.reason, self.lanes, lambda: rounds.play(shape, view))
         ring.push(round.report)
+        self.ends.append(self.lanes[0].queued)
         return flight
 
     def _choose(self, rounds: StaticRounds, in_flight: int) -> Choice:
