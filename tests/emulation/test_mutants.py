@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,6 +40,10 @@ def filters() -> None:
         stats, kept = stats_of(logits, "cuda", top_k=k), logits.topk(k).values
         assert torch.equal(stats.threshold, kept[:, -1])
         torch.testing.assert_close(stats.lse, kept.logsumexp(-1))
+    # Many small ones, each too small to be kept, decide that the second is.
+    small = torch.full((1, 9000), -10.7)
+    small[0, 0], small[0, 1] = 0.0, -1.2
+    assert stats_of(small, "cuda", top_p=0.75).threshold == small[0, 1]
     probs, threshold = logits.double().softmax(-1), stats_of(logits, "cuda", top_p=0.75).threshold[:, None]
     assert (probs.masked_fill(logits < threshold, 0).sum(-1) >= 0.75 - 1e-6).all()
     assert (probs.masked_fill(logits <= threshold, 0).sum(-1) < 0.75 + 1e-6).all()
@@ -109,6 +113,7 @@ MUTANTS = {
         "if (error == cudaSuccess) error = cudaMemsetAsync(begin, 0, static_cast<size_t>(counters_bytes), stream);",
         "",
         agrees("token"),
+        multiprocessors=1 << 20,
     ),
     "threads of a stream do not take turns": Mutant(
         "common/cuda/memory.cu", "    turn_ = std::unique_lock(slot->turn);\n", "", check_turns,
@@ -138,6 +143,14 @@ MUTANTS = {
         agrees("token"),
     ),
 }  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def _memory_holds_nonsense() -> Iterator[None]:
+    """What a kernel does not write must not be what the reference left there."""
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
 
 
 @pytest.mark.parametrize("name", MUTANTS)
