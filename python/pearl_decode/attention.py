@@ -6,6 +6,8 @@ attention_mask of (batch, 1, 1, 1). transformers hands masks of four dimensions 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -127,6 +129,20 @@ def use_window_attention(model: PreTrainedModel) -> None:
     model.set_attn_implementation(ATTENTION_NAME)
     if config._attn_implementation != ATTENTION_NAME:
         raise ValueError(f"{name}: its attention cannot be set after loading, so it cannot run {ATTENTION_NAME!r}")
+
+
+@contextmanager
+def sdpa_replaced(model: PreTrainedModel, name: str = "sdpa") -> Iterator[None]:
+    """Within: a model that runs sdpa, or ours, attends by implementation `name`. Results differ by rounding only."""
+    before = model.config._attn_implementation
+    if before not in ("sdpa", ATTENTION_NAME):
+        yield
+        return
+    model.set_attn_implementation(name)
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(before)
 
 
 AttentionInterface.register(ATTENTION_NAME, attention_forward)

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
+from pearl_decode.attention import sdpa_replaced
 from pearl_decode.bench.peer_models import with_full_vocabulary
 from pearl_decode.bench.systems import Decode, Output, System, broken
 
@@ -138,9 +139,16 @@ def _economize(pair: Pair, mode: str) -> Decode:
     from economize.distributed import AsyncSpeculativeDecoder, SSDConfig
 
     config = SSDConfig(draft_length=pair.gamma, mode=mode, temperature=pair.temperature, seed=pair.seed)
-    decoder = AsyncSpeculativeDecoder(pair.target, pair.full_draft(), config)
+    target, draft = pair.target, pair.full_draft()
     stop = pair.eos_ids or None
-    return _one_at_a_time(pair, lambda prompt, max_tokens: decoder.generate(prompt, max_tokens, stop).tokens)
+    with sdpa_replaced(target), sdpa_replaced(draft):  # it refuses what it does not know the masks of
+        decoder = AsyncSpeculativeDecoder(target, draft, config)
+
+    def decode(prompt: torch.Tensor, max_tokens: int) -> Any:
+        with sdpa_replaced(target), sdpa_replaced(draft):
+            return decoder.generate(prompt, max_tokens, stop).tokens
+
+    return _one_at_a_time(pair, decode)
 
 
 _CHAIN: dict[str, Any] = {"num_assistant_tokens_schedule": "constant", "assistant_confidence_threshold": 0.0}

@@ -12,8 +12,9 @@ from pathlib import Path
 
 import torch
 
+from pearl_decode.attention import sdpa_replaced
 from pearl_decode.cache import WindowCache
-from pearl_decode.distill.attention import grouped
+from pearl_decode.distill.attention import GROUPED
 from pearl_decode.distill.prompts import Prompt
 from pearl_decode.models import CausalModel
 from pearl_kernels import SamplingTensors, sample
@@ -91,7 +92,7 @@ def write_answers(
     for answer in done.values():
         report(answer)
     missing = [job for job in jobs if (job.prompt.key, job.round) not in done]
-    with path.open("a", encoding="utf-8") as file, grouped(target.model), torch.inference_mode():
+    with path.open("a", encoding="utf-8") as file, sdpa_replaced(target.model, GROUPED), torch.inference_mode():
         for rows in _batches(missing, batch):
             if deadline is not None and time.monotonic() > deadline:
                 break

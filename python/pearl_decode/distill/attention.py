@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch.nn.functional import scaled_dot_product_attention
-from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from pearl_decode.attention import ATTENTION_NAME
-
-NAME = "pearl_grouped_sdpa"
+GROUPED = "pearl_grouped_sdpa"
 
 
 def _attention(
@@ -41,19 +37,5 @@ def _attention(
     return rows.reshape(batch, 1, heads, value.shape[-1]), None
 
 
-AttentionInterface.register(NAME, _attention)
-AttentionMaskInterface.register(NAME, sdpa_mask)
-
-
-@contextmanager
-def grouped(model: PreTrainedModel) -> Iterator[None]:
-    """Within: a model that runs sdpa, or ours, attends as above. Its results differ by rounding only."""
-    before = model.config._attn_implementation
-    if before not in ("sdpa", ATTENTION_NAME):
-        yield
-        return
-    model.set_attn_implementation(NAME)
-    try:
-        yield
-    finally:
-        model.set_attn_implementation(before)
+AttentionInterface.register(GROUPED, _attention)
+AttentionMaskInterface.register(GROUPED, sdpa_mask)
