@@ -14,7 +14,8 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import torch
-from harness import FLOOR, TRANSFORMERS, Contender, Row, arguments, compare, report, time_us
+from harness import FLOOR, TRANSFORMERS, Contender, Row, arguments, compare, time_us
+from report import report
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
