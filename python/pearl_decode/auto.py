@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import prod
 from statistics import fmean
+
+import numpy as np
+from numpy.typing import NDArray
 
 from pearl_decode.costs import Costs, open_share, pearl_tokens, sequential_tokens
 
@@ -38,6 +40,15 @@ class Timing:
     steps_s: list[float]
 
 
+class Family:
+    """The choices of one strategy. places: of these among all; widths: of their windows, and 1 at the end."""
+
+    def __init__(self, strategy: str, places: Sequence[int], choices: Sequence[Choice]) -> None:
+        self.strategy, self.places = strategy, np.array(places)
+        self.gammas = np.array([choices[place].gamma for place in places])
+        self.widths = np.append(self.gammas if strategy == "pearl" else self.gammas + 1, 1)
+
+
 class Chooser:
     """Chooses for one batch, from what its rows had accepted and what rounds of such batches took.
 
@@ -58,7 +69,11 @@ class Chooser:
         self._acceptances = {
             drafter: [costs.acceptance(drafter) for _ in range(rows)] for drafter in ("draft", "lookup")
         }
-        self._present = self.choices[0]
+        self._families = [
+            Family(name, [place for place, choice in enumerate(self.choices) if choice.strategy == name], self.choices)
+            for name in dict.fromkeys(choice.strategy for choice in self.choices)
+        ]
+        self._present = 0  # of the choices
 
     def choose(self, remaining: Sequence[int], found: Sequence[bool], drafting: bool) -> Choice:
         """The choice for the next round.
@@ -67,22 +82,27 @@ class Chooser:
                    lookup has a guess for it
         drafting:  whether there is a draft model at work
         """
-        speeds = {}
-        for choice in self.choices:
-            if choice.strategy == "lookup" and not any(found):
-                continue
-            if choice.strategy in ("sequential", "pearl") and not drafting:
-                continue
-            speed = self._speed(choice, remaining, found)
-            if speed is not None:
-                speeds[choice] = speed
-        if not speeds:
+        speeds = self.speeds(remaining, found, drafting)
+        best = int(speeds.argmax())
+        if not speeds[best]:
             return self.choices[0]
-        best = max(speeds, key=speeds.__getitem__)
-        if speeds[best] > LEAD * speeds.get(self._present, 0.0) and best != self._present:
+        if speeds[best] > LEAD * speeds[self._present]:
             self._present = best
             self.reason = self._explain(speeds)
-        return self._present
+        return self.choices[self._present]
+
+    def speeds(self, remaining: Sequence[int], found: Sequence[bool], drafting: bool) -> NDArray[np.float64]:
+        """Tokens per second expected of each of the choices, all rows together; 0 where it cannot be or is not known.
+
+        The arguments are those of `choose`.
+        """
+        speeds = np.zeros(len(self.choices))
+        left, guessed = np.array(remaining), np.array(found)
+        for family in self._families:
+            strategy = family.strategy
+            if guessed.any() if strategy == "lookup" else drafting or strategy == "autoregressive":
+                speeds[family.places] = self._speeds_of(family, left, guessed)
+        return speeds
 
     def observe(self, choice: Choice, timing: Timing | None, accepted: Sequence[int], judged: Sequence[int]) -> None:
         """Learn from a round. choice: what was done; accepted, judged: drafted tokens of each row.
@@ -116,34 +136,38 @@ class Chooser:
         """Go on with these rows only."""
         self._acceptances = {drafter: [each[row] for row in rows] for drafter, each in self._acceptances.items()}
 
-    def _speed(self, choice: Choice, remaining: Sequence[int], found: Sequence[bool]) -> float | None:
-        """Tokens per second expected, all rows together; None while there is no measurement at all."""
-        gamma, now = choice.gamma, self.costs.round
-        times = self.costs.times(len(remaining), choice.strategy == "pearl")
-        window_s, step_s = times.window_s(1, now), times.step_s(now)
-        if window_s is None or step_s is None:
-            return None
-        rates = [acceptance.hoped for acceptance in self._acceptances[choice.drafter]]
-        if choice.strategy == "autoregressive":
-            return sum(min(1, left) for left in remaining) / window_s
-        wide_s = times.window_s(gamma if choice.strategy == "pearl" else gamma + 1, now) or window_s
-        if choice.strategy == "pearl":
-            tokens = [pearl_tokens(a, gamma) for a in rates]
-            share = 1.0 if self.whole_windows else 1 - prod(1 - open_share(a, gamma) for a in rates)
-            round_s = (1 - share) * max(window_s, gamma * step_s) + share * max(wide_s, gamma * step_s)
-        elif choice.strategy == "lookup":
-            tokens = [sequential_tokens(a, gamma) if guess else 1.0 for a, guess in zip(rates, found, strict=True)]
-            round_s = wide_s
+    def _speeds_of(
+        self, family: Family, remaining: NDArray[np.int64], found: NDArray[np.bool_]
+    ) -> NDArray[np.float64] | float:
+        strategy, gammas, now = family.strategy, family.gammas, self.costs.round
+        times = self.costs.times(len(remaining), strategy == "pearl")
+        windows_s, step_s = times.windows_s(family.widths, now), times.step_s(now)
+        if windows_s is None or step_s is None:
+            return 0.0
+        wide_s, narrow_s = windows_s[:-1], windows_s[-1]
+        if strategy == "autoregressive":
+            return float(np.minimum(1, remaining).sum() / narrow_s)
+        drafter = "lookup" if strategy == "lookup" else "draft"
+        rates = np.array([[acceptance.hoped] for acceptance in self._acceptances[drafter]])
+        if strategy == "pearl":
+            tokens = pearl_tokens(rates, gammas)
+            share = 1.0 if self.whole_windows else 1 - np.prod(1 - open_share(rates, gammas), axis=0)
+            drafting_s = gammas * step_s
+            round_s = (1 - share) * np.maximum(narrow_s, drafting_s) + share * np.maximum(wide_s, drafting_s)
+        elif strategy == "lookup":
+            tokens, round_s = np.where(found[:, None], sequential_tokens(rates, gammas), 1.0), wide_s
         else:
-            tokens = [sequential_tokens(a, gamma) for a in rates]
-            round_s = wide_s + gamma * step_s
-        return sum(map(min, tokens, remaining)) / round_s
+            tokens, round_s = sequential_tokens(rates, gammas), wide_s + gammas * step_s
+        speeds: NDArray[np.float64] = np.minimum(tokens, remaining[:, None]).sum(0) / round_s
+        return speeds
 
-    def _explain(self, speeds: dict[Choice, float]) -> str:
+    def _explain(self, speeds: NDArray[np.float64]) -> str:
         bests: dict[str, str] = {}
-        for choice, speed in sorted(speeds.items(), key=lambda item: -item[1]):
-            bests.setdefault(choice.strategy, f"{choice} {speed:.4g}")
-        times = self.costs.times(len(self._acceptances["draft"]), self._present.strategy == "pearl")
+        for place in np.argsort(-speeds):
+            if speeds[place]:
+                bests.setdefault(self.choices[place].strategy, f"{self.choices[place]} {speeds[place]:.4g}")
+        overlapping = self.choices[self._present].strategy == "pearl"
+        times = self.costs.times(len(self._acceptances["draft"]), overlapping)
         window_s, step_s = (times.window_s(1, self.costs.round) or 0.0), (times.step_s(self.costs.round) or 0.0)
         rates = ", ".join(
             f"{drafter} {sum(each.value for each in acceptances) / len(acceptances):.2f}"

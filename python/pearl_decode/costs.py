@@ -2,6 +2,7 @@
 
 a: probability that the next drafted token is accepted, taken as independent of the others
 gamma: tokens drafted per round
+Both are numbers, or arrays that broadcast.
 """
 
 from __future__ import annotations
@@ -10,27 +11,35 @@ import math
 from collections import deque
 from collections.abc import Iterable
 from statistics import median
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
 
 FORGET = 0.001  # of a time that is not measured again, per round: what was slow is tried again, the slower the later
 MOST_FORGOTTEN = 0.3
 HOPE = 0.004  # of the distance to 1 that an acceptance gains per round in which nothing was drafted
 CHEAP_STEP = 0.05  # a draft step over a target forward, until one is measured
 SAMPLES = 5
+ALMOST_SURE = 1 - 1e-9  # an acceptance of 1 has the same formulas, but for 0 / 0
 
 
-def sequential_tokens(a: float, gamma: int) -> float:
+def sequential_tokens(a: ArrayLike, gamma: ArrayLike) -> Any:
     """Mean tokens of a sequential round: the accepted ones, and the corrected or bonus token."""
-    return float(gamma + 1) if a >= 1 else (1 - a ** (gamma + 1)) / (1 - a)
+    a = np.minimum(a, ALMOST_SURE)
+    return (1 - a ** np.add(gamma, 1)) / (1 - a)
 
 
-def open_share(a: float, gamma: int) -> float:
+def open_share(a: ArrayLike, gamma: ArrayLike) -> Any:
     """Share of PEARL's rounds that begin with a drafted window: the others follow a refusal."""
-    return a / (1 + a - a**gamma)
+    return np.divide(a, 1 + np.subtract(a, np.power(a, gamma)))
 
 
-def pearl_tokens(a: float, gamma: int) -> float:
+def pearl_tokens(a: ArrayLike, gamma: ArrayLike) -> Any:
     """Mean tokens of a PEARL round."""
-    return float(gamma) if a >= 1 else (1 - a**gamma) / ((1 - a) * (1 + a - a**gamma))
+    a = np.minimum(a, ALMOST_SURE)
+    refused = 1 - a**gamma
+    return refused / ((1 - a) * (refused + a))
 
 
 class Acceptance:
@@ -79,27 +88,27 @@ class Acceptance:
 
 
 class Lately:
-    """A time as lately measured: the median of a few samples, of which the very first, a warm-up, is not one."""
+    """A time as lately measured: the median of a few samples, of which the very first, a warm-up, is not one.
+
+    seconds: None before there is one; round: of the last measurement
+    """
 
     def __init__(self) -> None:
+        self.seconds: float | None = None
+        self.round = 0
         self._samples: deque[float] = deque(maxlen=SAMPLES)
-        self._median = 0.0
         self._warm = False
-        self._round = 0
 
     def add(self, seconds: float, round: int) -> None:
         if self._warm:
             self._samples.append(seconds)
-            self._median = median(self._samples)
-        self._warm, self._round = True, round
+            self.seconds = median(self._samples)
+        self._warm, self.round = True, round
 
-    @property
-    def known(self) -> bool:
-        return bool(self._samples)
 
-    def seconds(self, round: int) -> float:
-        """The time, a little less for each round since it was measured."""
-        return self._median * (1 - min(MOST_FORGOTTEN, FORGET * (round - self._round)))
+def _left(rounds: Any) -> Any:
+    """What a time that was not measured for so many rounds is still taken for, as a share of it."""
+    return 1 - np.minimum(MOST_FORGOTTEN, FORGET * rounds)
 
 
 class StepTimes:
@@ -112,33 +121,43 @@ class StepTimes:
         self._windows: dict[int, Lately] = {}
         self._step = Lately()
         self._like = like
-        self._known: dict[int, float] = {}  # of the windows, in `_known_at`
-        self._known_at = -1
+        self._known: NDArray[np.float64] = np.empty((3, 0))  # width, seconds and round of what was measured
 
     def add_window(self, width: int, seconds: float, round: int) -> None:
         self._windows.setdefault(width, Lately()).add(seconds, round)
-        self._known_at = -1
+        known = [(width, time.seconds, time.round) for width, time in sorted(self._windows.items()) if time.seconds]
+        self._known = np.array(known, dtype=np.float64).reshape(-1, 3).T
 
     def add_step(self, seconds: float, round: int) -> None:
         self._step.add(seconds, round)
 
-    def window_s(self, width: int, round: int) -> float | None:
-        """A window of so many rows: measured, or between those that are. None before anything was measured."""
-        known = self._known_windows(round)
-        if width in known:
-            return known[width]
-        there = self._like.window_s(width, round) if self._like else None
-        if not known:
+    def windows_s(self, widths: NDArray[Any], round: int) -> NDArray[np.float64] | None:
+        """Windows of so many rows (n,): measured, or between those that are. None before anything was measured.
+
+        Beyond what was measured they take as long as the nearest, which may be too good, and is then tried.
+        """
+        measured, seconds, rounds = self._known
+        there = self._like.windows_s(np.concatenate((widths, measured)), round) if self._like else None
+        if not len(measured):
             return there
-        if self._like is not None and there is not None:
-            nearest = min(known, key=lambda measured: abs(measured - width))
-            return there * known[nearest] / (self._like.window_s(nearest, round) or there)
-        return _interpolated(known, width)
+        seconds = seconds * _left(round - rounds)
+        if there is None:
+            found: NDArray[np.float64] = np.interp(widths, measured, seconds)
+            return found
+        wanted, there = np.split(there, [len(widths)])
+        nearest = np.abs(widths[:, None] - measured).argmin(1)
+        in_proportion: NDArray[np.float64] = wanted * (seconds / there)[nearest]
+        return in_proportion
+
+    def window_s(self, width: int, round: int) -> float | None:
+        """One such window."""
+        seconds = self.windows_s(np.array([width]), round)
+        return None if seconds is None else float(seconds[0])
 
     def step_s(self, round: int) -> float | None:
         """A draft step; a guess before one was measured."""
-        if self._step.known:
-            return self._step.seconds(round)
+        if self._step.seconds is not None:
+            return float(self._step.seconds * _left(round - self._step.round))
         if self._like is not None:
             return self._like.step_s(round)
         window = self.window_s(1, round)
@@ -146,22 +165,7 @@ class StepTimes:
 
     @property
     def knows_step(self) -> bool:
-        return self._step.known
-
-    def _known_windows(self, round: int) -> dict[int, float]:
-        if self._known_at != round:
-            self._known = {width: time.seconds(round) for width, time in self._windows.items() if time.known}
-            self._known_at = round
-        return self._known
-
-
-def _interpolated(known: dict[int, float], width: int) -> float:
-    """Between measured widths a line; beyond them as long as the nearest, which may be too good, and is then tried."""
-    below = max((measured for measured in known if measured < width), default=None)
-    above = min((measured for measured in known if measured > width), default=None)
-    if below is None or above is None:
-        return known[max(known) if above is None else min(known)]
-    return known[below] + (known[above] - known[below]) * (width - below) / (above - below)
+        return self._step.seconds is not None
 
 
 class Costs:

@@ -220,8 +220,9 @@ def test_windows_of_static_rounds_are_whole_ones():
     """A choice of PEARL is measured, and judged, by the one width it has."""
     chooser = Chooser([Choice("autoregressive", 1), Choice("pearl", 4)], _costs_of(), 1, whole_windows=True)
     dynamic = Chooser([Choice("autoregressive", 1), Choice("pearl", 4)], _costs_of(), 1)
-    assert chooser._speed(Choice("pearl", 4), [100], [False]) < dynamic._speed(Choice("pearl", 4), [100], [False])
-    assert chooser._speed(Choice("autoregressive", 1), [100, 0], [False] * 2) == pytest.approx(100.0, rel=0.01)
+    assert chooser.speeds([100], [False], True)[1] < dynamic.speeds([100], [False], True)[1]
+    two = Chooser([Choice("autoregressive", 1)], _costs_of(), 2)
+    assert two.speeds([100, 0], [False] * 2, True) == pytest.approx([100.0], rel=0.01)
 
 
 def _costs_of():
