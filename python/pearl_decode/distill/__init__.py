@@ -22,7 +22,7 @@ from pearl_decode.distill.report import Report, Silent
 from pearl_decode.distill.samples import Sample, frequent_ids, prompt_samples, split
 from pearl_decode.distill.train import Quality, Recipe, Trainer
 from pearl_decode.drafts import DraftConfig, config_hash, new_draft, save_draft, write_whole
-from pearl_decode.models import CausalModel, load_model, load_tokenizer
+from pearl_decode.models import CausalModel, default_device, load_model, load_tokenizer
 
 __all__ = ["Quality", "Settings", "distill"]
 
@@ -118,7 +118,11 @@ def distill(
         tokenizer = load_tokenizer("target", target)
     asked = read_prompts(prompts, tokenizer, LONGEST_PROMPT)
     pieces = [Sample(ids, 1) for ids in read_text(text, tokenizer, 2 * answer_tokens)]
+    if dtype is None and default_device().type == "cpu":
+        dtype = torch.float32
     model = load_model("target", target, dtype)
+    if model.device.type == "cpu" and model.dtype != torch.float32:
+        raise ValueError(f"target: on a CPU it must be float32 to distill from, got {model.dtype}")
     model.requires_grad_(False)
     on_gpu = model.device.type == "cuda"
     settings = Settings(
