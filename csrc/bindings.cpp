@@ -122,14 +122,17 @@ pearl::NormArgs norm_args(Address x, int64_t rows, int64_t size, Address weight,
 // (weight, dtype, outputs, weight stride, bias, out)
 using Linear = std::tuple<Address, int32_t, int64_t, int64_t, Address, Address>;
 
+pearl::LinearLayer linear_layer(const Linear& linear) {
+  const auto& [weight, dtype, outputs, weight_stride, bias, out] = linear;
+  return {pointer<void>(weight), static_cast<pearl::DType>(dtype), outputs, weight_stride, pointer<float>(bias),
+          pointer<float>(out)};
+}
+
 void window_linear(Address x, int64_t rows, int64_t x_stride, int64_t inputs, const std::vector<Linear>& linears,
                    int threads) {
   std::vector<pearl::LinearLayer> layers;
   layers.reserve(linears.size());
-  for (const auto& [weight, dtype, outputs, weight_stride, bias, out] : linears) {
-    layers.push_back({pointer<void>(weight), static_cast<pearl::DType>(dtype), outputs, weight_stride,
-                      pointer<float>(bias), pointer<float>(out)});
-  }
+  for (const Linear& linear : linears) layers.push_back(linear_layer(linear));
   const auto count = static_cast<int64_t>(layers.size());
   pearl::cpu_kernels().window_linear({pointer<float>(x), rows, x_stride, inputs, layers.data(), count, threads});
 }
@@ -161,6 +164,39 @@ pearl::AttentionArgs attention_args(int32_t dtype,
   args.window = window;
   args.softcap = softcap;
   args.out = pointer<void>(out);
+  args.threads = threads;
+  return args;
+}
+
+// sizes:   (batch, width, size, heads, kv_heads, head_dim, inner, capacity)
+// norms:   before attention, before the MLP, of each query, of each key
+// linears: q, k, v, output, gate, up, down, without their outputs' addresses
+// rotary:  (cos, sin, stride between batch rows)
+pearl::LayerArgs layer_args(
+    const std::tuple<int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t>& sizes, Address x,
+    const std::tuple<Address, Address, Address, Address>& norms, float eps,
+    const std::tuple<Linear, Linear, Linear, Linear, Linear, Linear, Linear>& linears,
+    const std::tuple<Address, Address, int64_t>& rotary, const Heads& k_cache, const Heads& v_cache, Address seq_lens,
+    float scale, Address out, int threads) {
+  pearl::LayerArgs args;
+  std::tie(args.batch, args.width, args.size, args.heads, args.kv_heads, args.head_dim, args.inner, args.capacity) =
+      sizes;
+  args.x = pointer<float>(x);
+  args.attention_norm = pointer<float>(std::get<0>(norms));
+  args.mlp_norm = pointer<float>(std::get<1>(norms));
+  args.q_norm = pointer<float>(std::get<2>(norms));
+  args.k_norm = pointer<float>(std::get<3>(norms));
+  args.eps = eps;
+  std::tie(args.q, args.k, args.v, args.output, args.gate, args.up, args.down) =
+      std::apply([](const auto&... each) { return std::make_tuple(linear_layer(each)...); }, linears);
+  args.cos = pointer<float>(std::get<0>(rotary));
+  args.sin = pointer<float>(std::get<1>(rotary));
+  args.rotary_stride = std::get<2>(rotary);
+  args.k_cache = heads_view(k_cache);
+  args.v_cache = heads_view(v_cache);
+  args.seq_lens = pointer<int64_t>(seq_lens);
+  args.scale = scale;
+  args.out = pointer<float>(out);
   args.threads = threads;
   return args;
 }
@@ -260,6 +296,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("window_linear", &window_linear, WithoutGil());
   def_op(m, "window_norm", &norm_args, [](const auto& args) { pearl::cpu_kernels().window_norm(args); });
   def_op(m, "window_attention", &attention_args, [](const auto& args) { pearl::cpu_kernels().window_attention(args); });
+  def_op(m, "window_layer", &layer_args, [](const auto& args) { pearl::cpu_kernels().window_layer(args); });
 #ifdef PEARL_WITH_CUDA
   m.def("cuda_memory", &cuda_memory, "What the kernels' blocks talk through, for tests to look at and to poison.");
   def_cuda_op(m, "sample_cuda", &sample_args,

@@ -79,6 +79,20 @@ def window_attention(
     out: int,
     threads: int,
 ) -> None: ...
+def window_layer(
+    sizes: tuple[int, int, int, int, int, int, int, int],
+    x: int,
+    norms: tuple[int, ...],
+    eps: float,
+    linears: tuple[tuple[int, ...], ...],
+    rotary: tuple[int, int, int],
+    k_cache: _Heads,
+    v_cache: _Heads,
+    seq_lens: int,
+    scale: float,
+    out: int,
+    threads: int,
+) -> None: ...
 def read_bytes(address: int, bytes: int) -> float: ...
 
 # Only in binaries built with CUDA.

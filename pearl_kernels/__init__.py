@@ -20,6 +20,7 @@ from pearl_kernels.types import (
 )
 from pearl_kernels.verify import verify
 from pearl_kernels.window_attention import window_attention
+from pearl_kernels.window_layer import LayerWeights, window_layer
 from pearl_kernels.window_linear import window_linear, window_linears
 from pearl_kernels.window_norm import window_norm
 
@@ -28,6 +29,7 @@ __all__ = [
     "Backend",
     "DecodeState",
     "Finished",
+    "LayerWeights",
     "Purpose",
     "RowStats",
     "SampleOutput",
@@ -39,6 +41,7 @@ __all__ = [
     "sample",
     "verify",
     "window_attention",
+    "window_layer",
     "window_linear",
     "window_linears",
     "window_norm",

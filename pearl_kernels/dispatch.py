@@ -24,11 +24,12 @@ _ENTRY = {
     "window_linear": "window_linear_out",
     "window_norm": "window_norm_out",
     "window_attention": "window_attention",
+    "window_layer": "window_layer",
 }
 # Operations a backend does not have.
 _WITHOUT = {
-    "triton": {"window_linear", "window_norm"},
-    "cuda": {"window_linear", "window_norm", "window_attention"},
+    "triton": {"window_linear", "window_norm", "window_layer"},
+    "cuda": {"window_linear", "window_norm", "window_attention", "window_layer"},
     "flash": _ENTRY.keys() - {"window_attention"},
 }
 _MODULE = {"reference": "reference", "cpu": "_native", "triton": "_triton", "cuda": "_cuda", "flash": "_flash"}

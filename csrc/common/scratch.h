@@ -4,7 +4,16 @@
 
 namespace pearl {
 
-enum class Scratch { kBlockMaxima, kDraftBlockMaxima, kCandidates, kCandidateMasses, kChain, kAttention, kCount };
+enum class Scratch {
+  kBlockMaxima,
+  kDraftBlockMaxima,
+  kCandidates,
+  kCandidateMasses,
+  kChain,
+  kAttention,
+  kLayer,
+  kCount
+};
 
 // A buffer of this thread, 64-byte aligned, that only ever grows. Contents are undefined; the next call for the same
 // slot may move it.

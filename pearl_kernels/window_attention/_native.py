@@ -27,14 +27,14 @@ def window_attention(
     out = torch.empty_like(q, memory_format=torch.contiguous_format)
     lengths = seq_lens.long()
     _C.window_attention(
-        DTYPES[q.dtype], (batch, width, heads, kv_heads, dim, capacity), _by_rows(q), _by_heads(k_cache),
-        _by_heads(v_cache), _by_rows(k_new), _by_rows(v_new),
+        DTYPES[q.dtype], (batch, width, heads, kv_heads, dim, capacity), _by_rows(q), by_heads(k_cache),
+        by_heads(v_cache), _by_rows(k_new), _by_rows(v_new),
         address(lengths), scale, window or 0, softcap or 0.0, address(out), torch.get_num_threads(),
     )  # fmt: skip
     return out
 
 
-def _by_heads(tensor: Tensor) -> tuple[int, int, int, int]:
+def by_heads(tensor: Tensor) -> tuple[int, int, int, int]:
     """tensor: (batch, heads, positions, head_dim)"""
     batch_stride, head_stride, row_stride, _ = tensor.stride()
     return tensor.data_ptr(), batch_stride, head_stride, row_stride

@@ -98,6 +98,15 @@ class WindowCache(Cache):
         self.offset, self.view = min(starts), self.capacity
         self.appends_later, self._columns = appends_later, positions
 
+    def buffers(self, layer_idx: int) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """A layer's keys and values, where the next forward's entries are left to whoever attends; None before they are
+        made.
+        """
+        if not self.appends_later or layer_idx >= len(self._window_layers):
+            return None
+        layer = self._window_layers[layer_idx]
+        return (layer.keys, layer.values) if layer.is_initialized else None
+
     def left_behind(self) -> bool:
         """Whether a forward did not append all that was to be appended later."""
         return sum(new_entries(layer.keys) is not None for layer in self._window_layers) > 0

@@ -21,8 +21,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from pearl_decode.builtin import BUILTIN_DRAFT
-from pearl_decode.linear import use_window_linear, uses_window_linear
-from pearl_decode.models import adopt_buffers
+from pearl_decode.models import adopt_buffers, run_windows_like
 
 FORMAT = 1
 CONFIG_FILE, WEIGHTS_FILE = "draft.json", "draft.safetensors"
@@ -153,8 +152,7 @@ def new_draft(target: PreTrainedModel, layers: Sequence[int], d2t: torch.Tensor 
         draft.d2t = d2t.to(target.device)
     draft.generation_config = target.generation_config
     draft.set_attn_implementation(target.config._attn_implementation)
-    if uses_window_linear(target):
-        use_window_linear(draft)
+    run_windows_like(draft, target)
     return draft  # type: ignore[no-any-return]
 
 

@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from pearl_decode import builtin
 from pearl_decode.attention import ATTENTION_NAME, use_window_attention
 from pearl_decode.cache import WindowCache
+from pearl_decode.layer import use_window_layers
 from pearl_decode.linear import use_window_linear, uses_window_linear
 from pearl_decode.masks import ragged_masks
 
@@ -222,9 +223,18 @@ def _attend_to_windows(model: PreTrainedModel) -> None:
         LOGGER.info("%s attends with %s: %s", name, before, error)
     else:
         if (got - wanted).abs().max() <= 1e-3 * wanted.abs().max():
+            use_window_layers(model, lambda: _ragged_logits(model))
             return
         LOGGER.info("%s attends with %s: with window_attention its logits would be others", name, before)
     model.set_attn_implementation(before)
+
+
+def run_windows_like(draft: PreTrainedModel, model: PreTrainedModel) -> None:
+    """Let a draft made of a model's parts run windows on a CPU as that model does, whose attention it has already."""
+    if uses_window_linear(model):
+        use_window_linear(draft)
+        if draft.config._attn_implementation == ATTENTION_NAME:
+            use_window_layers(draft, lambda: _ragged_logits(draft))
 
 
 @torch.inference_mode()
@@ -275,8 +285,7 @@ def first_layers(model: PreTrainedModel, count: int) -> PreTrainedModel:
     adopt_buffers(draft, model)
     draft.generation_config = model.generation_config
     draft.set_attn_implementation(model.config._attn_implementation)
-    if uses_window_linear(model):
-        use_window_linear(draft)
+    run_windows_like(draft, model)
     draft.eval()  # type: ignore[no-untyped-call]
     return draft
 

@@ -1,0 +1,126 @@
+"""The weights of one decoder layer, looked at once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from pearl_kernels.window_linear import WEIGHT_DTYPES
+
+Linear = tuple[Tensor, Tensor | None]
+
+
+class LayerWeights:
+    """What `window_layer` multiplies with. The tensors are the caller's; their values and addresses may change later.
+
+    attention_norm, mlp_norm: (size,) float32
+    q, k, v:                  (weight, bias): (heads * head_dim, size), for k and v with kv_heads, and as many biases
+    output:                   (size, heads * head_dim)
+    gate, up:                 (inner, size)
+    down:                     (size, inner)
+    q_norm, k_norm:           (head_dim,) float32, of each head; None: not normed
+    eps:                      of all norms
+    Weights are float32/bfloat16/float16 with contiguous rows, biases float32 or None.
+    Raises ValueError naming the argument, what was expected and what came.
+    """
+
+    LINEARS = ("q", "k", "v", "output", "gate", "up", "down")
+    NORMS = ("attention_norm", "mlp_norm", "q_norm", "k_norm")
+
+    def __init__(
+        self,
+        attention_norm: Tensor,
+        q: Linear,
+        k: Linear,
+        v: Linear,
+        output: Linear,
+        mlp_norm: Tensor,
+        gate: Linear,
+        up: Linear,
+        down: Linear,
+        *,
+        head_dim: int,
+        eps: float,
+        q_norm: Tensor | None = None,
+        k_norm: Tensor | None = None,
+    ) -> None:
+        self.linears = (q, k, v, output, gate, up, down)
+        self.norms = (attention_norm, mlp_norm, q_norm, k_norm)
+        given = (*(tensor for linear in self.linears for tensor in linear), *self.norms)
+        self.tensors = [tensor for tensor in given if tensor is not None]
+        self.head_dim, self.eps = head_dim, eps
+        if head_dim < 2 or head_dim % 2 or q[0].shape[0] % head_dim or k[0].shape[0] % head_dim:
+            raise ValueError(
+                f"window_layer: head_dim must be even and divide the {q[0].shape[0]} outputs of q and the "
+                f"{k[0].shape[0]} of k, got {head_dim}"
+            )
+        if not eps >= 0:
+            raise ValueError(f"window_layer: eps must be at least 0, got {eps!r}")
+        self.heads, self.kv_heads = q[0].shape[0] // head_dim, k[0].shape[0] // head_dim
+        if not self.kv_heads or self.heads % self.kv_heads:
+            raise ValueError(
+                f"window_layer: q must have a multiple of k's {self.kv_heads} heads, got {self.heads} heads"
+            )
+        self.size, self.inner = attention_norm.numel(), gate[0].shape[0]
+        self._check_shapes()
+
+    def _check_shapes(self) -> None:
+        size, inner, wide, narrow = self.size, self.inner, self.heads * self.head_dim, self.kv_heads * self.head_dim
+        shapes = (
+            (wide, size),
+            (narrow, size),
+            (narrow, size),
+            (size, wide),
+            (inner, size),
+            (inner, size),
+            (size, inner),
+        )
+        device = self.norms[0].device
+        for name, (weight, bias), shape in zip(self.LINEARS, self.linears, shapes, strict=True):
+            if weight.shape != shape or weight.dtype not in WEIGHT_DTYPES or weight.stride(1) != 1:
+                raise ValueError(
+                    f"window_layer: {name} must be {shape} float32, bfloat16 or float16 with contiguous rows, "
+                    f"got {weight.dtype} of {tuple(weight.shape)}, strides {weight.stride()}"
+                )
+            if bias is not None:
+                self._check_vector(f"{name}'s bias", bias, shape[0])
+            if weight.device != device:
+                raise ValueError(f"window_layer: {name} must be on {device}, got {weight.device}")
+        for name, norm, length in zip(self.NORMS, self.norms, (size, size, *[self.head_dim] * 2), strict=True):
+            if norm is not None:
+                self._check_vector(name, norm, length)
+
+    def _check_vector(self, name: str, vector: Tensor, length: int) -> None:
+        device = self.norms[0].device
+        if vector.shape != (length,) or vector.dtype is not torch.float32 or not vector.is_contiguous():
+            raise ValueError(
+                f"window_layer: {name} must be ({length},) float32 and contiguous, "
+                f"got {vector.dtype} of {tuple(vector.shape)}"
+            )
+        if vector.device != device:
+            raise ValueError(f"window_layer: {name} must be on {device}, got {vector.device}")
+
+    def as_lists(self) -> tuple[list[Tensor | None], list[Tensor], list[Tensor | None]]:
+        """norms, weights and biases."""
+        return list(self.norms), [weight for weight, _ in self.linears], [bias for _, bias in self.linears]
+
+    @classmethod
+    def of_lists(
+        cls,
+        norms: Sequence[Tensor | None],
+        weights: Sequence[Tensor],
+        biases: Sequence[Tensor | None],
+        eps: float,
+        head_dim: int,
+    ) -> LayerWeights:
+        """The inverse of `as_lists`."""
+        attention_norm, mlp_norm, q_norm, k_norm = norms
+        assert attention_norm is not None
+        assert mlp_norm is not None
+        q, k, v, output, gate, up, down = zip(weights, biases, strict=True)
+        return cls(
+            attention_norm, q, k, v, output, mlp_norm, gate, up, down,
+            head_dim=head_dim, eps=eps, q_norm=q_norm, k_norm=k_norm,
+        )  # fmt: skip
