@@ -121,7 +121,7 @@ class Bench:
 
     def _run_pair(self, pair: ModelPair, end: float) -> None:
         args, texts = self.args, Texts()
-        effort = Effort(args.tokens, args.repeats, args.candidates)
+        effort = Effort(args.tokens, args.repeats, args.candidates, args.compile)
         last: tuple[Cell, Outcome] | None = None
         for cell in cells_of(pair.name, args.batches, args.contexts, args.acceptances):
             left_s, wanted_s = end - time.perf_counter(), expected_s(cell, last)
@@ -217,9 +217,8 @@ def main() -> None:
         if args.json:
             args.json.write_text(json.dumps(report, indent=1) + "\n")
 
-    with torch.compiler.set_stance("default" if args.compile else "force_eager"):
-        bench = Bench(args, save)
-        bench.run()
+    bench = Bench(args, save)
+    bench.run()
     if args.plot:
         draw_speeds(bench.report["rows"], args.plot)
     if not bench.report["rows"]:

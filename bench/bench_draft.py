@@ -207,7 +207,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write versions and rows there")
     args = parser.parse_args()
     tokenizer = load_tokenizer("target", args.target)
-    target = CausalModel(load_model("target", args.target, torch.float32), "target")
+    target = CausalModel(load_model("target", args.target, None, torch.device("cpu")), "target")
     directory = draft_directory(args.draft)
     if directory is None:
         parser.error(f"--draft: {args.draft} holds no distilled draft")

@@ -67,7 +67,7 @@ def read_weights(model: CausalModel, threads: int) -> tuple[int, Callable[[], ob
 
 def bench_case(case: str, repeats: int, threads: int) -> list[Row]:
     source = resolve("target", case)
-    ours = CausalModel(load_model("target", case, None))
+    ours = CausalModel(load_model("target", case, None, torch.device("cpu")))
     ids = torch.randint(ours.vocab_size, (1, LENGTH + max(WIDTHS)), generator=torch.Generator().manual_seed(0))
     models = {"cpu": Model(ours, ids)}
     for name, dtype in ((TRANSFORMERS, torch.float32), ("transformers, bfloat16", torch.bfloat16)):

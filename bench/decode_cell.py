@@ -33,11 +33,14 @@ class Cell:
 
 @dataclass(frozen=True)
 class Effort:
-    """tokens: per run and row; candidates: gammas tried of each strategy, those the model of costs thinks best."""
+    """tokens: per run and row; candidates: gammas tried of each strategy, those the model of costs thinks best;
+    compile: whether torch fuses the models' kernels.
+    """
 
     tokens: int
     repeats: int
     candidates: int
+    compile: bool
 
 
 @dataclass
@@ -72,7 +75,8 @@ def measure_cell(pair: ModelPair, cell: Cell, effort: Effort, texts: Texts, read
     start = time.perf_counter()
     prompts = pair.prompts(cell.batch, cell.context)
     outcome, runs = Outcome(), []
-    with PearlDecoder(pair.target, pair.draft, strategy=BASELINE, max_batch=cell.batch) as decoder:
+    options: dict[str, Any] = {"strategy": BASELINE, "max_batch": cell.batch, "compile": effort.compile}
+    with PearlDecoder(pair.target, pair.draft, **options) as decoder:
 
         def own(strategy: str, gamma: int | str, tokens: int = effort.tokens) -> Run:
             runs.append(run_own(decoder, prompts, tokens, strategy, gamma))

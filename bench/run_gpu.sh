@@ -6,7 +6,7 @@
 # Builds into this checkout with whatever the current Python (PYTHON=python3) has installed, and writes nowhere else. Each
 # step has a time limit, all together TOTAL_S, and a log in OUT_DIR (default: build/gpu); one that fails does not stop the
 # others. The last lines say how each step ended, and the exit status is 1 if any failed. STEPS="build decode" runs these
-# alone: whole decoding comes last, and takes what time the others left.
+# alone: whole decoding comes last, and takes what time the others left. STEPS="build compiled" decodes with compiled models.
 set -uo pipefail
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 1
@@ -118,14 +118,21 @@ for name in verify sample attention; do
   step "$name" 130 "$python" "bench/bench_$name.py" --device cuda --json "$out/$name.json" "${plot[@]}"
 done
 
-budget=$((total - SECONDS - 30)) # it stops by itself between two cells, not in the middle of one
-[ "$budget" -le 220 ] || budget=220
-if [ "$budget" -ge 60 ]; then
-  plot=()
-  has matplotlib && plot=(--plot "$out/decode")
-  step decode $((budget + 30)) "$python" bench/bench_decode.py --synthetic --device cuda --budget-s "$budget" \
-    --json "$out/decode.json" "${plot[@]}"
+# whole_decoding NAME BUDGET_S OPTION...: stops by itself between two cells, not in the middle of one
+whole_decoding() {
+  local name=$1 budget=$2 plot=()
+  shift 2
+  has matplotlib && plot=(--plot "$out/$name")
+  step "$name" $((budget + 30)) "$python" bench/bench_decode.py --synthetic --device cuda --budget-s "$budget" \
+    --json "$out/$name.json" "${plot[@]}" "$@"
+}
+
+left=$((total - SECONDS - 30))
+if [ "$left" -ge 60 ]; then
+  whole_decoding decode $((left < 220 ? left : 220))
 else
   skip decode "too little time left of $total s: STEPS=\"build decode\" runs it alone"
 fi
+# Compiling takes up to a minute for each width: only where it is asked for.
+[[ " ${STEPS:-} " == *" compiled "* ]] && whole_decoding compiled $((total - SECONDS - 30)) --compile --batches 1 --contexts 512
 finish

@@ -6,6 +6,8 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+import torch
+
 from pearl_decode.bench.systems import System
 from pearl_decode.stats import DecodeStats
 
@@ -97,6 +99,8 @@ def measure(
 
 
 def _run(system: System, job: Job, index: int, turn: int, max_tokens: int, eos_ids: Sequence[int]) -> Sample:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()  # what the system before queued and did not wait for is not this one's time
     start = time.perf_counter()
     output = system.decode(job.prompts, max_tokens)
     seconds = time.perf_counter() - start

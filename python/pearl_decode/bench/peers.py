@@ -72,7 +72,7 @@ def _one_at_a_time(pair: Pair, decode: Callable[[torch.Tensor, int], torch.Tenso
         if len(prompts) > 1:
             raise RuntimeError("decodes one prompt at a time: measure it without a batch")
         torch.manual_seed(pair.seed)
-        return Output([decode(torch.tensor([prompts[0]]), max_tokens).tolist()])
+        return Output([decode(torch.tensor([prompts[0]], device=pair.target.device), max_tokens).tolist()])
 
     return run
 
@@ -85,8 +85,9 @@ def _transformers(pair: Pair) -> Decode:
         torch.manual_seed(pair.seed)
         width = max(map(len, prompts))
         pads = [width - len(prompt) for prompt in prompts]
-        ids = torch.tensor([[0] * pad + prompt for pad, prompt in zip(pads, prompts, strict=True)])
-        mask = torch.tensor([[0] * pad + [1] * (width - pad) for pad in pads])
+        rows = [[0] * pad + prompt for pad, prompt in zip(pads, prompts, strict=True)]
+        ids = torch.tensor(rows, device=target.device)
+        mask = torch.tensor([[0] * pad + [1] * (width - pad) for pad in pads], device=target.device)
         output = target.generate(ids, attention_mask=mask, max_new_tokens=max_tokens, **options)
         return Output(output[:, width:].tolist())
 
