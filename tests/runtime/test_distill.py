@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import time
 
 import pytest
 import torch
@@ -14,7 +15,9 @@ from pearl_decode.distill import distill
 from pearl_decode.distill.answers import plan_jobs, read_answers, write_answers
 from pearl_decode.distill.losses import forward_kl, total_variation
 from pearl_decode.distill.prompts import Prompt, read_prompts, read_text
+from pearl_decode.distill.report import Bars
 from pearl_decode.distill.samples import Sample, frequent_ids, make_batches, prompt_samples, split, tensors
+from pearl_decode.distill.train import Progress
 from pearl_decode.drafts import load_draft, new_draft, own_parameters
 from pearl_decode.models import CausalModel
 from tests.cli.conftest import make_model, make_tokenizer
@@ -246,3 +249,13 @@ def test_a_full_disk_says_what_to_do_and_keeps_the_run(target, tokenizer, prompt
     with pytest.raises(OSError, match=r"out of disk at .* go on with resume"):
         distill(target, prompts_file, tmp_path / "draft", tokenizer=tokenizer, **SMALL)
     assert len(read_answers(tmp_path / "draft" / "work" / "answers.jsonl")) == 24
+
+
+def test_plain_lines_say_how_long_it_takes(capsys):
+    with Bars(every_s=0.0).training(1000) as update:
+        for tokens in (100, 300):  # of a run that was resumed at the first tenth
+            update(Progress(1, tokens, tokens / 1000, 2.0, 50.0, 0.4, 0.5))
+            time.sleep(0.01)
+    first, second = capsys.readouterr().err.splitlines()
+    assert first.endswith("100 of 1000 tokens, 50 tokens/s")
+    assert second.endswith("300 of 1000 tokens, 50 tokens/s, about 0 minutes left")

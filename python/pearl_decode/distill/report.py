@@ -69,6 +69,7 @@ class _Bar:
 
         console = Console(stderr=True)
         self._doing, self._every_s, self._next = doing, every_s, 0.0
+        self._begin: tuple[float, float] | None = None  # time and share done of the first news: a resumed run has some
         self._console = console
         self._bar = Progress(
             TextColumn(doing),
@@ -83,9 +84,14 @@ class _Bar:
 
     def show(self, done: float, news: str) -> None:
         self._bar.update(self._task, completed=min(done, 1.0), news=news)
-        if not self._console.is_terminal and time.monotonic() >= self._next:
-            self._next = time.monotonic() + self._every_s
-            self._console.print(f"{self._doing} {done:.1%}: {news}", highlight=False, soft_wrap=True)
+        now = time.monotonic()
+        begin, before = self._begin = self._begin or (now, done)
+        if not self._console.is_terminal and now >= self._next:
+            self._next = now + self._every_s
+            left = (
+                f", about {(now - begin) * (1 - done) / (done - before) / 60:.0f} minutes left" if done > before else ""
+            )
+            self._console.print(f"{self._doing} {done:.1%}: {news}{left}", highlight=False, soft_wrap=True)
 
     def __enter__(self) -> _Bar:
         self._bar.start()
