@@ -27,7 +27,7 @@ from harness import (
     read_once,
     time_us,
 )
-from report import report
+from report import report, save
 from torch import Tensor
 from transformers.generation.logits_process import (
     LogitsProcessorList,
@@ -145,7 +145,10 @@ def main() -> None:
     import gpu
 
     found: dict[str, str] = {}
-    rows = [row for case in cases for row in bench_case_on_gpu(case, parsed.repeats, found)]
+    rows: list[Row] = []
+    for case in cases:
+        rows += bench_case_on_gpu(case, parsed.repeats, found)
+        save("sample", rows, parsed)
     report("sample", rows, parsed, gpu.describe(torch.device("cuda"), found))
 
 

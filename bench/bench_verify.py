@@ -32,7 +32,7 @@ from harness import (
     read_once,
     time_us,
 )
-from report import report
+from report import report, save
 from torch import Tensor
 from transformers.generation.utils import _speculative_sampling
 
@@ -209,7 +209,10 @@ def main() -> None:
     import gpu
 
     found: dict[str, str] = {}
-    rows = [row for work in works for row in bench_rule_on_gpu(*work, parsed.repeats, found)]
+    rows: list[Row] = []
+    for work in works:
+        rows += bench_rule_on_gpu(*work, parsed.repeats, found)
+        save("verify", rows, parsed)
     report("verify", rows, parsed, gpu.describe(torch.device("cuda"), found))
 
 

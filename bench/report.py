@@ -48,13 +48,19 @@ def report(title: str, rows: Sequence[Row], parsed: argparse.Namespace, device: 
             _ratio(row.faster_than_reference),
         )
     Console(width=None if sys.stdout.isatty() else 140).print(table)
-    if parsed.json:
-        content = {"title": title, "threads": parsed.threads, "machine": machine, "rows": [asdict(row) for row in rows]}
-        parsed.json.write_text(json.dumps(content, indent=1) + "\n")
+    save(title, rows, parsed, device)
     if parsed.plot:
         from plot import draw  # matplotlib is not needed by those who do not ask for it
 
         draw(f"{title} on {where}", rows, parsed.plot)
+
+
+def save(title: str, rows: Sequence[Row], parsed: argparse.Namespace, device: dict[str, Any] | None = None) -> None:
+    """Write the file of results, if one was asked for: after every case, where time may run out before the last."""
+    if parsed.json:
+        machine = {**describe_machine(), **(device or {})}
+        content = {"title": title, "threads": parsed.threads, "machine": machine, "rows": [asdict(row) for row in rows]}
+        parsed.json.write_text(json.dumps(content, indent=1) + "\n")
 
 
 def _ratio(value: float | None) -> str:

@@ -97,11 +97,15 @@ if has pytest; then
     export PEARL_TEST_ALL=1 # Triton compiles for all sizes: only side by side is that short
   fi
   step tests 210 "$python" -m pytest -q -rf --durations=10 -p no:cacheprovider "${parallel[@]}" tests/gpu
-  step compilers 90 "$python" -m pytest -q -rf -p no:cacheprovider \
-    tests/test_cuda_build.py tests/kernels/test_triton_compiles.py
 else
   skip tests "pytest is not installed"
 fi
+
+for name in verify sample attention; do
+  plot=()
+  has matplotlib && plot=(--plot "$out/$name.png")
+  step "$name" 130 "$python" "bench/bench_$name.py" --device cuda --json "$out/$name.json" "${plot[@]}"
+done
 
 if command -v compute-sanitizer >/dev/null; then
   for tool in memcheck racecheck; do
@@ -111,12 +115,6 @@ if command -v compute-sanitizer >/dev/null; then
 else
   skip memcheck "no compute-sanitizer on PATH"
 fi
-
-for name in verify sample attention; do
-  plot=()
-  has matplotlib && plot=(--plot "$out/$name.png")
-  step "$name" 130 "$python" "bench/bench_$name.py" --device cuda --json "$out/$name.json" "${plot[@]}"
-done
 
 # whole_decoding NAME BUDGET_S OPTION...: stops by itself between two cells, not in the middle of one
 whole_decoding() {
@@ -135,4 +133,7 @@ else
 fi
 # Compiling takes up to a minute for each width: only where it is asked for.
 [[ " ${STEPS:-} " == *" compiled "* ]] && whole_decoding compiled $((total - SECONDS - 30)) --compile --batches 1 --contexts 512
+# Needs no GPU, only its compilers: last.
+has pytest && step compilers 90 "$python" -m pytest -q -rf -p no:cacheprovider \
+  tests/test_cuda_build.py tests/kernels/test_triton_compiles.py
 finish

@@ -9,13 +9,15 @@ compared with the reference, so that what ran is what was meant to run.
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent.parent))  # for tests/, which is not installed
 
-from pearl_kernels import Purpose
+from pearl_kernels import Purpose, _cuda
 from tests.gpu.decoding import new_decoder
 from tests.gpu.elsewhere import moved
 from tests.kernels.cases import SampleCase, VerifyCase, mixed_params, peaked_logits, verify_case
@@ -36,7 +38,20 @@ def cases() -> list[SampleCase | VerifyCase]:
     found += [verify_case(9, 4, 2100, rule=rule, stats=False) for rule in ("token", "block")]
     found += [verify_case(9, 4, 2100, rule=rule, one_hot=True) for rule in ("token", "block")]
     found += [verify_case(9, 4, 2100, rule=rule, mapped=True, stats=False) for rule in ("token", "block")]
+    found += [verify_case(3, 32, 2100, rule=rule, dtype=torch.float16) for rule in RULES]
     return found
+
+
+@contextmanager
+def few_multiprocessors(device: torch.device) -> Iterator[None]:
+    """Within: kernels are launched as on a device of one multiprocessor, where a few requests are many."""
+    properties = _cuda._properties
+    capability = properties(device)[1]
+    _cuda._properties = lambda _: (1, capability)
+    try:
+        yield
+    finally:
+        _cuda._properties = properties
 
 
 def main() -> None:
@@ -45,9 +60,12 @@ def main() -> None:
     device = torch.device("cuda")
     differing = rows = 0
     for case in cases():
-        got, wanted = moved(moved(case, device).run("cuda"), torch.device("cpu")), case.run("reference")
-        rows += len(got[0])
-        differing += int((got[0] != wanted[0]).sum())
+        wanted = case.run("reference")
+        for few in (False, True):
+            with few_multiprocessors(device) if few else nullcontext():
+                got = moved(moved(case, device).run("cuda"), torch.device("cpu"))
+            rows += len(got[0])
+            differing += int((got[0] != wanted[0]).sum())
     for rule in RULES:
         decoder = new_decoder(device, "cuda", rule, rows=9, vocab=203, length=20)
         for _ in range(4):

@@ -61,6 +61,7 @@ def judged_by(
     """target_prob and draft_prob of each token, whether it is a placeholder, and whether the draft is invalid there."""
     placeholder = (token < 0) | (token >= vocab)
     known = mask & (placeholder == 0)
+    column = tl.cast(column, tl.int64)  # a column may be a whole batch away: strides of time-major logits are long
     here = logits + request * batch_stride + column * row_stride
     value = tl.load(here + token, mask=known, other=float("-inf")).to(tl.float32)
     threshold = tl.load(thresholds + row, mask=known, other=0.0)

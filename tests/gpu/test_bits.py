@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from pearl_kernels import Purpose, RowStats, SamplingTensors, _cuda
+from pearl_kernels import Purpose, RowStats, SamplingTensors, VerifyOutput, _cuda, verify
 from tests.gpu.elsewhere import moved
 from tests.gpu.test_streams import assert_equal
 from tests.kernels.cases import SampleCase, VerifyCase, mixed_params, peaked_logits, verify_case
@@ -86,12 +86,36 @@ def test_rows_in_turn_and_all_at_once_give_the_same_bits(
 ) -> None:
     """The cuda backend looks at rows in turn where requests are many beside the device's multiprocessors."""
     case: VerifyCase = moved(verify_case(64, 5, 49152, rule=rule, stats=stats, seed=5, dtype=torch.bfloat16), gpu)
-    outs = []
+    outs, capability = [], _cuda._properties(gpu)[1]
     for multiprocessors in (1, 1 << 20):
-        monkeypatch.setattr(_cuda, "_properties", lambda device, count=multiprocessors: (count, 8))
+        monkeypatch.setattr(_cuda, "_properties", lambda device, count=multiprocessors: (count, capability))
         outs.append(case.run("cuda"))
     for a, b in zip(*outs, strict=True):
         assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("time_major", [False, True])
+@pytest.mark.parametrize("rule", RULES)
+def test_logits_of_more_than_2_to_the_31_elements(rule: str, time_major: bool, backend: str, gpu: torch.device) -> None:
+    batch, width, vocab = 1024, 18, 128256
+    shape = (width, batch, vocab) if time_major else (batch, width, vocab)
+    logits = torch.empty(shape, dtype=torch.float16, device=gpu).normal_()
+    logits = logits.transpose(0, 1) if time_major else logits
+    tokens = logits.argmax(-1)
+    lengths = torch.full((batch,), width, dtype=torch.int32, device=gpu)
+    positions = torch.arange(batch, device=gpu)
+
+    def run(rows: slice) -> VerifyOutput:
+        params = SamplingTensors.make(batch, temperature=0.02, seed=range(batch), device=gpu)
+        params = SamplingTensors(**{name: value[rows] for name, value in vars(params).items()})
+        few = logits[rows] if rows == slice(None) else logits[rows].contiguous()
+        return verify(few, tokens[rows], lengths[rows], params, positions[rows], rule=rule, backend=backend)
+
+    last = slice(batch - 8, batch)
+    whole, part = run(slice(None)), run(last)
+    assert int(whole.num_accepted.max()) == width, "no chain goes to the end"
+    for all_rows, few_rows in zip(whole, part, strict=True):
+        assert torch.equal(all_rows[last], few_rows)
 
 
 @pytest.mark.parametrize("rule", RULES)

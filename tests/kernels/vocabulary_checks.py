@@ -8,7 +8,7 @@ import pearl_kernels
 from pearl_kernels import SamplingTensors
 
 # Sizes of real models, and odd ones: last tiles of every length.
-VOCABULARIES = [1, 2, 7, 32, 1000, 32000, 49152, 128256, 151936]
+VOCABULARIES = [1, 2, 7, 32, 1000, 32000, 49152, 128256, 151936, 262144]
 
 
 def last_tokens(vocab: int) -> range:
