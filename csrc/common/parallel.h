@@ -9,4 +9,9 @@ namespace pearl {
 // compete for a core; where there is none, the caller does all the work.
 void parallel_for(int64_t count, int64_t pieces, int threads, void (*body)(void*, int64_t, int64_t), void* context);
 
+// Ends the threads that wait for the next work of the calling thread; that work starts new ones. OpenMP counts the threads
+// of all callers, and where they are more than there are cores it lets none wait awake: waking them again and again takes a
+// quarter of a forward. Does nothing where the runtime cannot.
+void release_threads();
+
 }  // namespace pearl

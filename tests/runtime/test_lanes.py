@@ -10,7 +10,7 @@ import torch
 
 from pearl_decode import PearlDecoder, SamplingParams
 from pearl_decode.lanes import CpuLane, PacedLane
-from pearl_decode.lanes.cpu import lane_pair
+from pearl_decode.lanes.cpu import available_cores, lane_pair
 from tests.runtime.scripted import scripted_pair
 
 
@@ -99,3 +99,13 @@ def test_lanes_that_take_turns_share_a_thread_and_others_have_one_each():
         assert len(threads) == 1 + concurrent
         for lane in pair:
             lane.close()
+
+
+def test_a_lane_at_rest_has_no_compute_threads_and_works_again():
+    lane = CpuLane("target", available_cores())
+    x = torch.randn(1 << 20)
+    wanted = lane.run(x.exp).result()
+    lane.rest()
+    assert torch.equal(lane.run(x.exp).result(), wanted)
+    lane.close()
+    lane.rest()

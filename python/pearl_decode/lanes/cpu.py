@@ -6,10 +6,12 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TypeVar
 
 import torch
+
+from pearl_kernels import release_threads
 
 T = TypeVar("T")
 
@@ -60,6 +62,11 @@ class CpuLane:
             end = time.perf_counter()
             self.intervals.append((start, end))
             self.busy_s += end - start
+
+    def rest(self) -> None:
+        """End its compute threads until there is work again, so that they are in the way of no others."""
+        with suppress(RuntimeError):  # of a lane that is closed, whose threads have ended
+            self._worker.submit(release_threads).result()
 
     def reset(self) -> None:
         self.intervals.clear()
