@@ -100,17 +100,23 @@ def test_replayed_parts_do_what_they_did_when_captured(llama, near_llama, prompt
     assert (lanes[1].captures > 0) is (strategy != "autoregressive")
 
 
-def test_parts_that_cannot_be_captured_are_queued_call_by_call(llama, near_llama, prompts, caplog):
-    def refuse(work):
-        raise RuntimeError("operation not permitted when stream is capturing")
-
+@pytest.mark.parametrize("refused", [("window",), ("verify",), ("window", "verify")], ids="+".join)
+def test_parts_that_cannot_be_captured_are_queued_call_by_call(llama, near_llama, prompts, refused, caplog):
     lanes = (TapeLane(), TapeLane())
+    parts, capture = iter(("window", "verify")), lanes[0].capture
+
+    def refuse(work):
+        if next(parts) in refused:
+            raise RuntimeError("operation not permitted when stream is capturing")
+        return capture(work)
+
     with DeviceDecoder(llama, near_llama, device_lanes=lanes, options=DeviceOptions(bucket=64)) as decoder:
         wanted = answers(decoder, prompts, PARAMS)
         lanes[0].capture = refuse
         decoder.runner.kept = Kept()
         assert answers(decoder, prompts, PARAMS) == wanted
-    assert caplog.text.count("queued call by call, as it cannot be captured") == 2  # window and verify
+    assert next(parts, None) is None
+    assert caplog.text.count("queued call by call, as it cannot be captured") == len(refused)
     assert "operation not permitted" in caplog.text
 
 

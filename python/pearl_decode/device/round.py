@@ -129,7 +129,13 @@ class StaticRound:
         batch, width = self.batch, self.shape.width
         starts = batch.state.committed - 1
         inputs = batch.state.tokens.gather(1, _columns(starts, width)).clamp(min=0)
-        self._logits[view] = batch.target.forward_at(inputs, starts, batch.cache, view, keep=width)
+        logits = batch.target.forward_at(inputs, starts, batch.cache, view, keep=width)
+        kept = self._logits.get(view) if ("window", view) in self._graphs else None
+        if kept is None:
+            self._logits[view] = logits
+        else:
+            # It could not be captured; but a captured verification goes on reading where it did.
+            kept.copy_(logits)
 
     def _verify_window(self, view: int) -> None:
         """Verify what was drafted in the round before, and the first token that was drafted in this one."""
