@@ -55,6 +55,13 @@ def new_entries(keys: Any) -> tuple[torch.Tensor, torch.Tensor] | None:
     return found
 
 
+def starts_on(device: torch.device, starts: list[int]) -> torch.Tensor:
+    """Starts (batch,) int64 on a device. Equal ones are written there, not copied: the host waits for a copy."""
+    if min(starts) == max(starts):
+        return torch.full((len(starts),), starts[0], device=device)
+    return torch.tensor(starts, device=device)
+
+
 class WindowCache(Cache):
     """Keys and values at absolute positions: position t of a row always lives at index t.
 
@@ -83,7 +90,7 @@ class WindowCache(Cache):
         assert self.view <= self.capacity, f"cache holds {self.capacity} positions, {self.view} asked"
         self.appends_later, self._columns = False, None
         if last != self.offset:
-            first = torch.tensor(starts, device=device)
+            first = starts_on(device, starts)
             self._columns = first[:, None] + torch.arange(width, device=device)
         return self._columns
 

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from pearl_decode import builtin
 from pearl_decode.attention import ATTENTION_NAME, use_window_attention
-from pearl_decode.cache import WindowCache
+from pearl_decode.cache import WindowCache, starts_on
 from pearl_decode.layer import use_window_layers
 from pearl_decode.linear import use_window_linear, uses_window_linear
 from pearl_decode.masks import ragged_masks
@@ -99,7 +99,7 @@ class CausalModel:
         return self._logits(self.model, input_ids, positions.expand(input_ids.shape[0], -1), None, cache, keep)
 
     def _window_logits(self, input_ids: torch.Tensor, starts: list[int], cache: WindowCache, keep: int) -> torch.Tensor:
-        first = torch.tensor(starts, device=input_ids.device)
+        first = starts_on(input_ids.device, starts)
         positions = first[:, None] + torch.arange(input_ids.shape[1], device=input_ids.device)
         cache.place_windows(starts, positions, appends_later=self._appends_later)
         logits = self._logits(self.model, input_ids, positions, first[:, None, None, None], cache, keep)

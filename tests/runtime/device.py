@@ -145,7 +145,7 @@ class LateLane(TapeLane):
 
 
 class HostRead(Exception):
-    """The host asked for a value that a device would have had to be waited for."""
+    """The host read or wrote a value for which it would have had to wait for a device."""
 
 
 class _NoReads(TorchDispatchMode):
@@ -161,11 +161,11 @@ class _NoReads(TorchDispatchMode):
 
 @contextmanager
 def no_host_reads(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Rounds that are queued in here raise HostRead where they would read a tensor's value."""
+    """Rounds that are queued in here raise HostRead where they would read a tensor's value, or copy the host's own."""
     play, catch_up = StaticRounds.play, StaticRounds.catch_up
 
     def refuse(name):
-        def read(self, *_, **__):
+        def read(*_, **__):
             raise HostRead(name)
 
         return read
@@ -177,6 +177,8 @@ def no_host_reads(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
                 patch.setattr(checks, "readable", lambda value: False)
                 for name in ("item", "tolist", "numpy", "cpu", "__bool__", "__int__", "__float__", "__index__"):
                     patch.setattr(Tensor, name, refuse(name))
+                for name in ("tensor", "as_tensor", "from_numpy"):  # the host waits for the copy to the device
+                    patch.setattr(torch, name, refuse(name))
                 return queue(*args)
 
         return run

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import random
 import time
+import warnings
 from itertools import pairwise
 
 import pytest
 import torch
 
 from pearl_decode import SamplingParams
+from pearl_decode.attention import ATTENTION_NAME, sdpa_replaced
 from pearl_decode.auto import Choice, Chooser, Timing
 from pearl_decode.costs import Costs
 from pearl_decode.device.engine import DeviceOptions
@@ -73,8 +75,18 @@ def test_events_alone_keep_the_lanes_in_order_when_shapes_change(llama, near_lla
         assert schedule.lanes[0].most_waiting > 4, "the host never got ahead of the lanes"
 
 
-def test_a_change_of_shape_reads_nothing_on_the_host(llama, near_llama, prompts, alone, at_random, monkeypatch):
-    with DeviceDecoder(llama, near_llama, rule="coupled", **AUTO) as decoder, no_host_reads(monkeypatch):
+@pytest.mark.parametrize("attention", ["sdpa", ATTENTION_NAME])
+def test_a_change_of_shape_reads_nothing_on_the_host(
+    llama, near_llama, prompts, alone, attention, at_random, monkeypatch
+):
+    with (
+        sdpa_replaced(llama, attention),
+        sdpa_replaced(near_llama, attention),
+        DeviceDecoder(llama, near_llama, rule="coupled", **AUTO) as decoder,
+        no_host_reads(monkeypatch),
+        warnings.catch_warnings(),
+    ):
+        warnings.simplefilter("error")  # nor does a draft that was refused something show in the text
         results = decoder.generate(prompts, _params(0.8))
     assert [result.error for result in results] == [None] * 5
     assert _ids(results) == alone[0.8]
