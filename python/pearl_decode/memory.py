@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections import Counter
 from pathlib import Path
 
 import torch
@@ -35,6 +36,15 @@ def cache_bytes(model: CausalModel, batch: int, capacity: int) -> int:
     return 2 * layers * kv_heads * head_dim * batch * capacity * int(model.model.dtype.itemsize)
 
 
+def cache_bytes_by_device(model: CausalModel, batch: int, capacity: int) -> dict[torch.device, int]:
+    """The same on each device: a layer's keys and values are made where the layer is."""
+    total = cache_bytes(model, batch, capacity)
+    if not total:
+        return {}
+    layers = model.layer_devices()
+    return {device: total * count // len(layers) for device, count in Counter(layers).items()}
+
+
 def free_bytes(device: torch.device) -> int | None:
     """What a device has for more tensors; None where nobody keeps count.
 
@@ -52,7 +62,7 @@ def free_bytes(device: torch.device) -> int | None:
 
 def check_room(target: CausalModel, batch: int, capacity: int) -> None:
     """Raise NoRoomError where the target's cache does not fit, with what is missing and what lowers it."""
-    problem = _problem("target", target, batch, capacity, 0)
+    problem = _problem("target", target, batch, capacity, {})
     if problem is not None:
         raise NoRoomError(f"{problem}; {LOWERS}")
 
@@ -62,26 +72,25 @@ def has_room(draft: CausalModel, batch: int, capacity: int, beside: CausalModel 
 
     beside: the target, where its cache has yet to be made
     """
-    shared = beside is not None and beside.device == draft.device
-    reserved = cache_bytes(beside, batch, capacity) if beside is not None and shared else 0
+    reserved = {} if beside is None else cache_bytes_by_device(beside, batch, capacity)
     problem = _problem("draft", draft, batch, capacity, reserved)
     if problem is not None:
         warnings.warn(f"{problem}; the target goes on alone; {LOWERS}", RuntimeWarning, stacklevel=2)
     return problem is None
 
 
-def _problem(role: str, model: CausalModel, batch: int, capacity: int, reserved: int) -> str | None:
-    free = free_bytes(model.device)
-    if free is None:
-        return None
-    free = max(0, free - reserved)
-    needed = cache_bytes(model, batch, capacity)
-    if needed <= free:
-        return None
-    return (
-        f"the {role}'s cache of {batch} x {capacity} positions needs {needed / GIB:.1f} GiB on {model.device}, where "
-        f"{free / GIB:.1f} GiB are free: {(needed - free) / GIB:.1f} GiB are missing"
-    )
+def _problem(role: str, model: CausalModel, batch: int, capacity: int, reserved: dict[torch.device, int]) -> str | None:
+    for device, needed in cache_bytes_by_device(model, batch, capacity).items():
+        free = free_bytes(device)
+        if free is None:
+            continue
+        free = max(0, free - reserved.get(device, 0))
+        if needed > free:
+            return (
+                f"the {role}'s cache of {batch} x {capacity} positions needs {needed / GIB:.1f} GiB on {device}, where "
+                f"{free / GIB:.1f} GiB are free: {(needed - free) / GIB:.1f} GiB are missing"
+            )
+    return None
 
 
 def _available() -> int | None:

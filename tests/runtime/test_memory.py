@@ -58,6 +58,21 @@ def test_what_a_cache_takes_is_what_it_is_said_to(runtime, llama, prompts):
     assert memory.cache_bytes(CausalModel(sequence_model([1], 4)), 1, 10) == 0
 
 
+def test_each_device_of_a_spread_target_needs_room_for_its_own_layers(llama, monkeypatch):
+    spread = {"model.embed_tokens": 0, "model.layers.0": 0, "model.layers.1": "disk", "model.layers.2": 1}
+    spread |= {"model.layers.3.self_attn": 1, "model.layers.3.mlp": 1, "model.norm": 1, "lm_head": 0}
+    monkeypatch.setattr(llama, "hf_device_map", spread, raising=False)
+    target, layer = CausalModel(llama), 10 * POSITION_BYTES // 4
+    gpus = [torch.device("cuda", i) for i in range(2)]
+    assert memory.cache_bytes_by_device(target, 1, 10) == {CPU: layer, gpus[0]: layer, gpus[1]: 2 * layer}
+    free = {CPU: layer, gpus[0]: layer, gpus[1]: 2 * layer}
+    monkeypatch.setattr(memory, "free_bytes", free.get)
+    memory.check_room(target, 1, 10)
+    free[gpus[1]] -= 1
+    with pytest.raises(memory.NoRoomError, match="on cuda:1, where"):
+        memory.check_room(target, 1, 10)
+
+
 def test_free_memory_is_the_machines_or_the_rest_of_a_containers_limit(tmp_path, monkeypatch):
     meminfo = tmp_path / "meminfo"
     meminfo.write_text("MemTotal:       100 kB\nMemFree: 5 kB\nMemAvailable:    70 kB\n")
