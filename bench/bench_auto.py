@@ -12,17 +12,16 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import random
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from bench.harness import describe_machine
 from bench.scripted import sequence_model
 from pearl_decode import PearlDecoder, SamplingParams
 from pearl_decode.auto import GAMMAS
@@ -134,9 +133,9 @@ def main() -> None:
         )  # fmt: skip
     Console(width=110).print(table)
     if args.json:
-        versions = {"python": platform.python_version(), "torch": torch.__version__, "cores": len(available_cores())}
         settings = {"target_ms": args.target_ms, "tokens": args.tokens, "texts": args.texts}
-        args.json.write_text(json.dumps({"versions": versions, "settings": settings, "rows": rows}, indent=1) + "\n")
+        report = {"machine": describe_machine(), "settings": settings, "rows": rows}
+        args.json.write_text(json.dumps(report, indent=1) + "\n")
     if args.plot:
         draw(rows, args.plot)
 

@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 from pathlib import Path
 from statistics import median
 
 import torch
+from harness import describe_machine
 from rich.console import Console
 from rich.table import Table
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -76,8 +76,7 @@ def main() -> None:
         )  # fmt: skip
     Console(width=120).print(table)
     if args.json:
-        versions = {"python": platform.python_version(), "torch": torch.__version__, "cores": len(available_cores())}
-        args.json.write_text(json.dumps({"versions": versions, "rows": rows}, indent=1) + "\n")
+        args.json.write_text(json.dumps({"machine": describe_machine(), "rows": rows}, indent=1) + "\n")
 
 
 if __name__ == "__main__":
