@@ -61,12 +61,10 @@ class StaticRound:
         self.batch = batch
         self.shape = shape
         self.warm = False
-        tokens, (target_lane, draft_lane) = batch.state.tokens, batch.lanes
+        tokens, target_lane = batch.state.tokens, batch.lanes[0]
         self.message = target_lane.make(lambda: tokens.new_zeros(len(tokens), message_width(shape)))
         self.report = target_lane.make(lambda: tokens.new_zeros(len(tokens), FACTS + shape.width))
-        self._inbox = self.message
-        if batch.apart and shape.drafted:
-            self._inbox = draft_lane.make(lambda: torch.zeros_like(self.message, device=draft_lane.device))
+        self._inbox: Tensor | None = None  # a copy of the message, where the draft has a device of its own
         self._drafts: Drafted | None = None  # where the draft is
         self._received: Drafted | None = None  # the same, where the target is
         self._chain: Drafted | None = None  # the windows' distributions: most were drafted a round earlier
@@ -91,8 +89,8 @@ class StaticRound:
         """Before rounds of a shape whose draft rereads less: let it read what this one's would have."""
         draft = self.batch.draft
         assert draft is not None
-        self._send()
-        self.batch.lanes[1].run(lambda: draft.read_again(self._inbox, self.shape, view))
+        inbox = self._send()
+        self.batch.lanes[1].run(lambda: draft.read_again(inbox, self.shape, view))
 
     def play_draft(self, view: int) -> None:
         """Queue the draft's part. view: cached positions it may look at, at most the caches' capacity."""
@@ -122,7 +120,8 @@ class StaticRound:
 
     def _draft_ahead(self, view: int) -> None:
         assert self.batch.draft is not None
-        self._drafts = self.batch.draft.steps(self._inbox, self.shape, view, self._drafts)
+        inbox = self.message if self._inbox is None else self._inbox
+        self._drafts = self.batch.draft.steps(inbox, self.shape, view, self._drafts)
 
     def _read_window(self, view: int) -> None:
         """The target's distributions of the tokens from `committed` on, for each row's window and the next one."""
@@ -199,12 +198,17 @@ class StaticRound:
 
     # How they are queued.
 
-    def _send(self) -> None:
-        """The draft goes on when the target has written its message."""
+    def _send(self) -> Tensor:
+        """The draft goes on when the target has written its message. Returns it, where the draft is."""
         target_lane, draft_lane = self.batch.lanes
         draft_lane.wait(target_lane.record())
-        if self._inbox is not self.message:
-            draft_lane.run(lambda: self._inbox.copy_(self.message, non_blocking=True))
+        if not self.batch.apart:
+            return self.message
+        if self._inbox is None:
+            self._inbox = draft_lane.make(lambda: torch.zeros_like(self.message, device=draft_lane.device))
+        inbox = self._inbox
+        draft_lane.run(lambda: inbox.copy_(self.message, non_blocking=True))
+        return inbox
 
     def _join(self) -> None:
         """The target goes on when the draft is done."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Callable
 
@@ -11,6 +12,8 @@ from pearl_decode.device.draft import copy_fields
 from pearl_decode.device.round import StaticBatch, StaticRound
 from pearl_decode.device.shape import ALONE, Shape
 from pearl_kernels import DecodeState, SamplingTensors
+
+LOGGER = logging.getLogger(__name__)
 
 
 class StaticRounds:
@@ -46,21 +49,25 @@ class StaticRounds:
         """Let the target read the first `width` tokens of every row, at least one, and the draft too if it is to draft
         at once.
         """
-        batch, (target_lane, draft_lane) = self.batch, self.batch.lanes
+        batch, target_lane = self.batch, self.batch.lanes[0]
         if batch.draft is not None:
-            loaded = target_lane.record()
-            draft_lane.wait(loaded)
-            self._try_draft(lambda: draft_lane.run(self._ready_draft))
+            self._try_draft(self._ready_draft)
         if drafting:
             self.catch_up(0, width)
         prompts, starts = batch.state.tokens[:, :width], [0] * len(batch.state.tokens)
         target_lane.run(lambda: batch.target.forward(prompts, starts, batch.cache, keep=1))
 
     def _ready_draft(self) -> None:
-        assert self.batch.draft is not None
-        self.batch.draft.cache.clear()
-        if self.batch.apart:
-            copy_fields(self.batch.draft.params, self.batch.params)
+        target_lane, draft_lane = self.batch.lanes
+
+        def work() -> None:
+            assert self.batch.draft is not None
+            self.batch.draft.cache.clear()
+            if self.batch.apart:
+                copy_fields(self.batch.draft.params, self.batch.params)
+
+        draft_lane.wait(target_lane.record())
+        draft_lane.run(work)
 
     def catch_up(self, start: int, stop: int) -> None:
         """Let the draft read positions start ... stop - 1 of every row, as it missed rounds that went without it."""
@@ -76,9 +83,12 @@ class StaticRounds:
             assert self._handed_over is not None
             draft.read(self._handed_over.to(draft.model.device, non_blocking=True), start)
 
+        def queue() -> None:
+            draft_lane.wait(target_lane.record())
+            draft_lane.run(read)
+
         target_lane.run(hand_over)
-        draft_lane.wait(target_lane.record())
-        self._try_draft(lambda: draft_lane.run(read))
+        self._try_draft(queue)
 
     def play(self, shape: Shape, view: int) -> StaticRound:
         """Queue one round, of this shape while there is a draft. Returns it, its report being the last thing it writes.
@@ -100,24 +110,27 @@ class StaticRounds:
     def close(self) -> None:
         """Let nobody use again what a lane may still read: neither the other lane, nor the caller."""
         target_lane, draft_lane = self.batch.lanes
-        draft_lane.wait(target_lane.record())
-        target_lane.wait(draft_lane.record())
-        for lane in self.batch.lanes:
-            lane.join()
+        if self.drafting:
+            draft_lane.wait(target_lane.record())
+            target_lane.wait(draft_lane.record())
+            draft_lane.join()
+        target_lane.join()
 
     def settle(self) -> None:
         """Hold the host up until nothing runs, before what was captured is let go."""
-        for lane in self.batch.lanes:
+        for lane in self.batch.lanes[: 1 + self.drafting]:
             lane.record().synchronize()
 
     def drop_draft(self) -> None:
         """Go on alone, and give the draft's memory back."""
-        self.settle()
+        target_lane, draft_lane = self.batch.lanes
+        target_lane.record().synchronize()
+        _try_lost(lambda: draft_lane.record().synchronize())
         self.batch.draft = self.batch.d2t = self._handed_over = None
         for shape in [shape for shape in self.rounds if shape != ALONE]:
             self.rounds.pop(shape).release()
         self._present = None
-        self.batch.lanes[1].release()
+        _try_lost(draft_lane.release)
 
     def _turn_to(self, shape: Shape) -> StaticRound:
         if shape not in self.rounds:
@@ -141,3 +154,11 @@ class StaticRounds:
         warnings.warn(f"the draft failed, the target goes on alone: {failure}", RuntimeWarning, stacklevel=2)
         self.drop_draft()
         return False
+
+
+def _try_lost(work: Callable[[], None]) -> None:
+    """What is owed to a device that may be lost, and then fails again."""
+    try:
+        work()
+    except Exception as error:
+        LOGGER.warning("the draft's device: %r", error)
