@@ -74,7 +74,13 @@ class PearlDecoder:
         check_devices(self.target, self.draft)
         self.costs = Costs()
         self.runner: Runner = CpuRunner(self.target, self.draft, self.costs, lanes)
-        if lanes is None and has_static_rounds(self.target):
+        static = lanes is None and has_static_rounds(self.target)
+        if compile and not static:
+            raise ValueError(
+                f"compile must be None or False for a target on {self.target.device}, whose rounds are of any shape, "
+                "got True"
+            )
+        if static:
             self.runner = DeviceRunner(self.target, self.draft, compile=compile, costs=self.costs)
         self.plan = self._checked(Plan(strategy, gamma, rule or ("coupled" if reproducible else DEFAULT_RULE)))
         self.max_batch = max_batch

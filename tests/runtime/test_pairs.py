@@ -210,3 +210,10 @@ def test_reduced_vocabulary_keeps_the_law():
         counts = torch.bincount(ids[:, 0] * 6 + ids[:, 1], minlength=36).double()
         statistic = float(((counts - rows / 36) ** 2 / (rows / 36)).sum())
         assert statistic < 80, "chi-square of 35 degrees of freedom: below 80 in all but 2 of 100000 runs"
+
+
+def test_compiling_is_for_rounds_of_fixed_shapes():
+    model = sequence_model([1, 2, 3], 8)
+    with pytest.raises(ValueError, match=r"compile must be None or False for a target on cpu, .* got True"):
+        PearlDecoder(model, compile=True)
+    PearlDecoder(model, compile=False).close()
