@@ -9,6 +9,7 @@ import torch
 
 import pearl_decode
 from pearl_decode import PearlDecoder, SamplingParams
+from pearl_decode.attention import ATTENTION_NAME
 from pearl_decode.auto import Chooser
 from pearl_decode.device.runner import DeviceRunner
 from tests.gpu.test_decoding_lanes import PROMPTS, guard, pair
@@ -55,6 +56,15 @@ def test_greedy_text_is_the_targets_own_and_no_round_waits(strategy, max_batch, 
     assert len(played) > 10 or strategy == "auto"
     if strategy == "auto":
         assert sum(results[3].stats.choices.values()) == results[3].stats.rounds
+
+
+def test_models_are_left_as_they_were(gpu):
+    target, draft = pair(gpu)
+    before = [model.config._attn_implementation for model in (target, draft)]
+    with PearlDecoder(target, draft, compile=False) as decoder:
+        decoder.generate(PROMPTS[:1], GREEDY[:1])
+        assert target.config._attn_implementation == ATTENTION_NAME
+    assert [model.config._attn_implementation for model in (target, draft)] == before
 
 
 @pytest.mark.parametrize("rule", ["coupled", "token", "block"])

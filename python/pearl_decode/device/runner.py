@@ -50,11 +50,12 @@ class DeviceRunner:
         self.kept = Kept()
         on_gpu = target.device.type == "cuda"
         compiled = False
+        self._switched: list[CausalModel] = []  # to our attention
         for role, model in (("target", target), ("draft", draft)):
             if model is None:
                 continue
-            if on_gpu:
-                _read_lengths(role, model)
+            if on_gpu and _read_lengths(role, model):
+                self._switched.append(model)
             if (on_gpu and not is_spread(model)) if compile is None else compile:
                 model.compile(options=NO_GRAPHS)
                 compiled = True
@@ -64,8 +65,11 @@ class DeviceRunner:
         return DeviceEngine(requests, self.target, self.draft, self.lanes, plan, self.options, self.kept, self.costs)
 
     def close(self) -> None:
-        """Let go of what was kept, when nothing of it runs any more."""
+        """Let go of what was kept, when nothing of it runs any more, and leave the models as they were."""
         self.kept.take(None)
+        for model in self._switched:
+            model.model.set_attn_implementation("sdpa")
+        self._switched.clear()
 
 
 def lanes_of(target: CausalModel, draft: CausalModel | None) -> tuple[DeviceLane, DeviceLane]:
@@ -89,11 +93,16 @@ def is_spread(model: CausalModel) -> bool:
     return len(set(getattr(model.model, "hf_device_map", {}).values())) > 1
 
 
-def _read_lengths(role: str, model: CausalModel) -> None:
-    """Let attention read no more of a cache than each row has, if it was left to transformers' own choice."""
+def _read_lengths(role: str, model: CausalModel) -> bool:
+    """Let attention read no more of a cache than each row has, if it was left to transformers' own choice.
+
+    Returns whether it was, and now does.
+    """
     if model.config._attn_implementation != "sdpa":
-        return
+        return False
     try:
         use_window_attention(model.model)
     except ValueError as error:
         LOGGER.warning("%s: attention looks at the longest row's length for all rows: %s", role, error)
+        return False
+    return True
