@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from pearl_decode import PearlDecoder, SamplingParams
-from pearl_decode.device.engine import DeviceOptions
+from pearl_decode.device.engine import DeviceEngine, DeviceOptions
 from pearl_decode.device.rounds import StaticRounds
 from pearl_decode.device.runner import DeviceRunner
 from pearl_decode.lanes.cuda import HIGH, CudaLane
@@ -83,7 +83,9 @@ def test_masked_attention_is_captured_anew_as_texts_grow(gpu):
 
 
 def guard(monkeypatch):
-    """torch raises where its own code would wait for the device in a round. Returns the rounds to come."""
+    """torch raises where its own code would wait for the device in a round, but for `Ring.read`, which is to wait.
+    Returns the calls to come.
+    """
     played = []
 
     def guarded(queue):
@@ -97,8 +99,9 @@ def guard(monkeypatch):
 
         return run
 
-    for name in ("play", "catch_up"):
-        monkeypatch.setattr(StaticRounds, name, guarded(getattr(StaticRounds, name)))
+    steps = ((StaticRounds, "play"), (StaticRounds, "catch_up"), (Ring, "push"), (DeviceEngine, "_hand_out"))
+    for owner, name in steps:
+        monkeypatch.setattr(owner, name, guarded(getattr(owner, name)))
     return played
 
 
