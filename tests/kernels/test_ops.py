@@ -26,11 +26,11 @@ def sample_args(backend: str) -> list[Any]:
     return [logits, *params_list(mixed_params(B)), positions, positions, int(Purpose.DRAFT), backend]
 
 
-def verify_args(rule: str, backend: str, *, one_hot: bool) -> list[Any]:
-    case = verify_case(B, W, V, one_hot=one_hot)
+def verify_args(rule: str, backend: str, **kind: bool) -> list[Any]:
+    case = verify_case(B, W, V, rule=rule, **kind)
     return [
         case.target_logits, case.draft_tokens, case.chain_len, *params_list(case.params), case.positions,
-        case.draft_logits, *(case.draft_stats or (None, None)), None, rule, backend,
+        case.draft_logits, *(case.draft_stats or (None, None)), case.d2t, rule, backend,
     ]  # fmt: skip
 
 
@@ -60,10 +60,13 @@ def test_opcheck_sample_out(backend: str) -> None:
     torch.library.opcheck(torch.ops.pearl.sample_out.default, tuple(sample_args(backend)), out)
 
 
-@pytest.mark.parametrize("rule", ["token", "block"])
-@pytest.mark.parametrize("one_hot", [False, True])
-def test_opcheck_verify(rule: str, one_hot: bool, backend: str) -> None:
-    torch.library.opcheck(torch.ops.pearl.verify.default, tuple(verify_args(rule, backend, one_hot=one_hot)))
+@pytest.mark.parametrize(
+    ("rule", "kind"),
+    [("greedy", {}), ("coupled", {})]
+    + [(rule, kind) for rule in ("token", "block") for kind in ({}, {"one_hot": True}, {"mapped": True})],
+)
+def test_opcheck_verify(rule: str, kind: dict[str, bool], backend: str) -> None:
+    torch.library.opcheck(torch.ops.pearl.verify.default, tuple(verify_args(rule, backend, **kind)))
 
 
 def test_opcheck_verify_out(backend: str) -> None:
