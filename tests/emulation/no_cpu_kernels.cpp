@@ -10,7 +10,7 @@ const std::vector<CpuKernels>& compiled_kernels() {
 }
 
 const CpuKernels& cpu_kernels() {
-  static const CpuKernels none{"none", nullptr, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr};
+  static const CpuKernels none{"none", nullptr, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr};
   return none;
 }
 
