@@ -10,11 +10,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from pearl_decode.cache import WindowCache
-from pearl_decode.linear import WindowLinear
+from pearl_decode.linear import MOST_ROWS, WindowLinear
 from pearl_decode.norm import WindowNorm
 from pearl_kernels import LayerWeights, window_layer
 
-MOST_ROWS = 64  # beyond them torch's own products are the faster ones
 # Layers that are written as `window_layer` is, up to what a trial shows.
 _KNOWN = ("LlamaDecoderLayer", "MistralDecoderLayer", "Qwen2DecoderLayer", "Qwen3DecoderLayer", "SmolLM3DecoderLayer")
 _CLOSE = 1e-4  # of the greatest number

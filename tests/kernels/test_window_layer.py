@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from dataclasses import dataclass, replace
 
 import pytest
@@ -12,6 +10,7 @@ from torch import Tensor
 
 from pearl_kernels import LayerWeights, window_layer
 from pearl_kernels.window_layer.reference import window_layer as reference
+from tests.kernels.levels import run_at
 
 SIZE, INNER, CAPACITY = 40, 72, 50
 
@@ -155,23 +154,14 @@ def test_is_an_operation_of_torch(backend):
 
 @pytest.mark.parametrize("level", ["baseline", "avx2", "avx512"])
 def test_every_level_this_processor_runs(level):
-    """In a process of its own: a level is chosen once."""
     program = """
 import torch
-from pearl_kernels import _C
 from tests.kernels.test_window_layer import case_of, weights_of
 torch.manual_seed(0)
 case = case_of([0, 17], 3, weights_of(extras=True))
 torch.testing.assert_close(case.cloned().run("cpu"), case.run("reference"), rtol=2e-5, atol=2e-5)
-print(_C.build_info()["simd_level"])
 """
-    run = subprocess.run(
-        [sys.executable, "-c", program], check=False, env={"PEARL_SIMD": level}, capture_output=True, text=True
-    )
-    if "does not run on this processor" in run.stderr:
-        pytest.skip(f"{level} does not run here")
-    assert run.returncode == 0, run.stderr
-    assert run.stdout.split() == [level]
+    run_at(level, program)
 
 
 @pytest.mark.parametrize(

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-
 import pytest
 import torch
 
 from pearl_kernels import window_norm
+from tests.kernels.levels import run_at
 
 
 @pytest.fixture(params=["cpu", "reference"])
@@ -71,22 +69,14 @@ def test_is_an_operation_of_torch(backend):
 
 @pytest.mark.parametrize("level", ["baseline", "avx2", "avx512"])
 def test_every_level_this_processor_runs(level):
-    """In a process of its own: a level is chosen once."""
     program = """
 import torch
-from pearl_kernels import _C, window_norm
+from pearl_kernels import window_norm
 x, weight = torch.randn(7, 577), torch.randn(577)
 wanted = window_norm(x, weight, eps=1e-5, backend="reference")
 torch.testing.assert_close(window_norm(x, weight, eps=1e-5, backend="cpu"), wanted)
-print(_C.build_info()["simd_level"])
 """
-    run = subprocess.run(
-        [sys.executable, "-c", program], check=False, env={"PEARL_SIMD": level}, capture_output=True, text=True
-    )
-    if "does not run on this processor" in run.stderr:
-        pytest.skip(f"{level} does not run here")
-    assert run.returncode == 0, run.stderr
-    assert run.stdout.split() == [level]
+    run_at(level, program)
 
 
 @pytest.mark.parametrize(
