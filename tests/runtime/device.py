@@ -105,17 +105,17 @@ class _Later:
 class Schedule:
     """Two lanes that run nothing until the host waits; then whatever their events allow, in an order drawn by lot."""
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, devices=("cpu", "cpu")) -> None:
         self._lot = random.Random(seed)
-        self.lanes = (LateLane(self), LateLane(self))
+        self.lanes = tuple(LateLane(self, device) for device in devices)
 
     def step(self) -> None:
         self._lot.choice([lane for lane in self.lanes if lane.ready()]).advance()
 
 
 class LateLane(TapeLane):
-    def __init__(self, schedule: Schedule) -> None:
-        super().__init__()
+    def __init__(self, schedule: Schedule, device) -> None:
+        super().__init__(device)
         self._schedule = schedule
         self._queue: deque[tuple[str, object]] = deque()
         self.most_waiting = 0

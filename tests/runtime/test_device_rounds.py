@@ -121,13 +121,14 @@ def test_parts_that_cannot_be_captured_are_queued_call_by_call(llama, near_llama
 
 
 @pytest.mark.parametrize("strategy", ["sequential", "pearl"])
-def test_events_alone_keep_the_lanes_in_order(llama, near_llama, prompts, strategy):
+@pytest.mark.parametrize("devices", [("cpu", "cpu"), ("cpu", "cpu:0")], ids=["one device", "two devices"])
+def test_events_alone_keep_the_lanes_in_order(llama, near_llama, prompts, strategy, devices):
     """Nothing runs before the host waits for it, and then in any order that the events allow."""
     plan = {"strategy": strategy, "gamma": 3, "rule": "token"}
     with DynamicDecoder(llama, near_llama, **plan) as dynamic:
         wanted = answers(dynamic, prompts, PARAMS)
     for seed in range(4):
-        schedule = Schedule(seed)
+        schedule = Schedule(seed, devices)
         options = DeviceOptions(lateness=2, bucket=64)
         with DeviceDecoder(llama, near_llama, device_lanes=schedule.lanes, options=options, **plan) as static:
             assert answers(static, prompts, PARAMS) == wanted
@@ -135,14 +136,15 @@ def test_events_alone_keep_the_lanes_in_order(llama, near_llama, prompts, strate
 
 
 @pytest.mark.parametrize("lane", [0, 1], ids=["target", "draft"])
-def test_a_missing_wait_is_noticed(llama, near_llama, prompts, lane):
+@pytest.mark.parametrize("devices", [("cpu", "cpu"), ("cpu", "cpu:0")], ids=["one device", "two devices"])
+def test_a_missing_wait_is_noticed(llama, near_llama, prompts, lane, devices):
     """The test above has power: lanes that do not wait go wrong."""
     plan = {"strategy": "pearl", "gamma": 3, "rule": "coupled"}
     with DynamicDecoder(llama, near_llama, **plan) as dynamic:
         wanted = answers(dynamic, prompts, PARAMS)
 
     def wrong(seed):
-        schedule = Schedule(seed)
+        schedule = Schedule(seed, devices)
         schedule.lanes[lane].wait = lambda event: None
         with DeviceDecoder(llama, near_llama, device_lanes=schedule.lanes, **plan) as static:
             return answers(static, prompts, PARAMS) != wanted

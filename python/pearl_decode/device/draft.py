@@ -22,7 +22,7 @@ class Drafted:
     tokens: (batch, gamma) int64, PLACEHOLDER where the draft gave nothing to sample from
     logits: (batch, width, draft_vocab), the rows they were drawn from; None where verification needs none
     stats:  RowStats of (batch, width)
-    Columns past gamma are never looked at.
+    Columns past gamma are never looked at. Logits lie column by column, so that those up to gamma are one piece.
     """
 
     tokens: Tensor
@@ -33,7 +33,9 @@ class Drafted:
     def empty(cls, batch: int, shape: Shape, logits: Tensor | None, device: torch.device) -> Drafted:
         """logits: (batch, draft_vocab) like those to come"""
         floats = (torch.zeros(batch, shape.width, device=device) for _ in range(2))
-        rows = None if logits is None else logits.new_zeros(batch, shape.width, logits.shape[1], device=device)
+        rows = None
+        if logits is not None:
+            rows = logits.new_zeros(shape.width, batch, logits.shape[1], device=device).transpose(0, 1)
         return cls(torch.zeros(batch, shape.drafted, dtype=torch.int64, device=device), rows, RowStats(*floats))
 
     def put(self, step: int, tokens: Tensor, logits: Tensor, stats: RowStats) -> None:
@@ -44,12 +46,15 @@ class Drafted:
             self.stats.lse[:, step] = stats.lse
 
     def copy_(self, other: Drafted) -> None:
-        """From another device, without waiting for it."""
+        """What another device drafted, without waiting for it: the tokens and, where verification needs them, their
+        rows, in the draft's own type, with the statistics.
+        """
         self.tokens.copy_(other.tokens, non_blocking=True)
-        if self.logits is not None and other.logits is not None:
-            self.logits.copy_(other.logits, non_blocking=True)
-            for mine, theirs in zip(self.stats, other.stats, strict=True):
-                mine.copy_(theirs, non_blocking=True)
+        if self.logits is None or other.logits is None:
+            return
+        drafted = self.tokens.shape[1]
+        for mine, theirs in zip((self.logits, *self.stats), (other.logits, *other.stats), strict=True):
+            mine[:, :drafted].copy_(theirs[:, :drafted], non_blocking=True)
 
 
 def message_width(shape: Shape) -> int:

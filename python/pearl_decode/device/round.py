@@ -94,8 +94,13 @@ class StaticRound:
 
     def play_draft(self, view: int) -> None:
         """Queue the draft's part. view: cached positions it may look at, at most the caches' capacity."""
+        draft_lane = self.batch.lanes[1]
         self._send()
-        self._part("draft", self.batch.lanes[1], self._draft_ahead, view)
+        self._part("draft", draft_lane, self._draft_ahead, view)
+        if self.batch.apart:
+            # By the draft's lane, beside the target's forward. Rounds before this one have read what they received:
+            # the target had, when it wrote the message.
+            draft_lane.run(self._deliver)
 
     def play_target(self, view: int) -> None:
         """Queue the target's part, after the draft's if the shape has one."""
@@ -214,12 +219,10 @@ class StaticRound:
         """The target goes on when the draft is done."""
         target_lane, draft_lane = self.batch.lanes
         target_lane.wait(draft_lane.record())
-        if self.batch.apart:
-            target_lane.run(self._receive)
 
-    def _receive(self) -> None:
+    def _deliver(self) -> None:
         sent = self._drafts
-        assert sent is not None, "a draft is verified before one was written"
+        assert sent is not None, "a draft is delivered before one was written"
         if self._received is None:
             like = None if sent.logits is None else sent.logits[:, 0]
             self._received = Drafted.empty(len(sent.tokens), self.shape, like, self.batch.target.device)
