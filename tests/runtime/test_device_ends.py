@@ -128,57 +128,6 @@ def test_draft_that_fails_midway_costs_a_warning_not_a_token(strategy, rule, lan
         assert result.error is None
 
 
-class LosableLane(InlineLane):
-    """Of a device that, once lost, takes nothing any more."""
-
-    lost = False
-
-    def _refuse(self):
-        if self.lost:
-            raise RuntimeError("device lost")
-
-    def run(self, work):
-        self._refuse()
-        super().run(work)
-
-    def make(self, build):
-        self._refuse()
-        return super().make(build)
-
-    def wait(self, event):
-        self._refuse()
-        super().wait(event)
-
-    def record(self):
-        self._refuse()
-        return super().record()
-
-    def release(self):
-        self._refuse()
-        super().release()
-
-
-@pytest.mark.parametrize("strategy", ["sequential", "pearl"])
-@pytest.mark.parametrize("at", [0, 1, 5, 9])
-def test_a_draft_device_that_is_lost_costs_speed_and_no_request(strategy, at):
-    lane, calls = LosableLane(), iter(range(1000))
-    model = sequence_model(LINE, VOCAB)
-
-    def script(positions, ids):
-        lane.lost |= next(calls) == at
-        lane._refuse()
-        return model.script(positions, ids)
-
-    draft = ScriptedModel(VOCAB, script)
-    lanes = (InlineLane(), lane)
-    with DeviceDecoder(sequence_model(LINE, VOCAB), draft, gamma=4, strategy=strategy, device_lanes=lanes) as decoder:
-        for _ in range(2):  # the second request finds it lost
-            with pytest.warns(RuntimeWarning, match=r"the draft failed, the target goes on alone.*device lost"):
-                [result] = decoder.generate([PROMPT], SamplingParams(max_tokens=40, seed=1))
-            assert result.error is None
-            assert result.token_ids == LINE[3:43]
-
-
 def test_memory_of_a_failed_draft_is_freed_while_the_target_goes_on(llama, near_llama, prompts, monkeypatch):
     caches, released = [], []
     make = WindowCache.__init__

@@ -8,8 +8,6 @@ from collections import deque
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 
-import torch
-
 from pearl_decode.auto import Choice, Chooser
 from pearl_decode.cache import WindowCache
 from pearl_decode.costs import Costs
@@ -151,7 +149,7 @@ class DeviceEngine:
             while self._running():
                 flights.append(self._play(rounds, flights, ring))
                 if len(ring) > self.options.lateness:
-                    updates = self._hand_out(ring.read(), flights.popleft())
+                    updates = self._hand_out(rounds, ring.read(), flights.popleft())
                     self._count_time(updates, time.perf_counter() - start)
                     yield updates
         finally:
@@ -181,32 +179,36 @@ class DeviceEngine:
         if draft is None or draft.cache.layers or not any(shape.drafted for shape in self._shapes.values()):
             return
         unmade = None if rounds.batch.cache.layers else self.target
-        if not has_room(draft.model, len(self.requests), self._capacity, beside=unmade):
-            rounds.drop_draft()
+
+        def check() -> None:
+            if not has_room(draft.model, len(self.requests), self._capacity, beside=unmade):
+                rounds.drop_draft()
+
+        rounds.try_draft(check)
 
     def _build(self, batch: Batch) -> StaticRounds:
-        draft, d2t = None, None
-        if self.draft is not None:
-            draft = StaticDraft(
-                self.draft,
-                self._draft_params(self.draft.device, batch.params),
-                self._capacity,
-                self.target.vocab_size,
-                coupled=self.plan.rule == "coupled",
-                keeps_logits=self._keeps_logits,
-            )
-            if (own := self.draft.d2t) is not None:
-                d2t = self.lanes[0].make(lambda: own.to(self.target.device))
         cache = WindowCache(self._capacity)
-        return StaticRounds(
-            StaticBatch(batch.state, batch.params, self.target, cache, draft, self.lanes, self.plan.rule, d2t)
-        )
+        shared = StaticBatch(batch.state, batch.params, self.target, cache, None, self.lanes, self.plan.rule)
+        rounds = StaticRounds(shared)
+        if self.draft is not None:
+            model = self.draft
+            rounds.try_draft(lambda: self._add_draft(model, shared))
+        return rounds
 
-    def _draft_params(self, device: torch.device, params: SamplingTensors) -> SamplingTensors:
-        """Where the draft has a device of its own, room for a copy, which prefilling makes."""
-        if self.lanes[0].device == self.lanes[1].device:
-            return params
-        return self.lanes[1].make(lambda: SamplingTensors.make(len(self.requests), device=device))
+    def _add_draft(self, model: CausalModel, batch: StaticBatch) -> None:
+        params = batch.params
+        if batch.apart:  # room for a copy, which prefilling makes
+            params = self.lanes[1].make(lambda: SamplingTensors.make(len(self.requests), device=model.device))
+        if (own := model.d2t) is not None:
+            batch.d2t = self.lanes[0].make(lambda: own.to(self.target.device))
+        batch.draft = StaticDraft(
+            model,
+            params,
+            self._capacity,
+            self.target.vocab_size,
+            coupled=self.plan.rule == "coupled",
+            keeps_logits=self._keeps_logits,
+        )
 
     def _lay_down(self) -> Batch:
         return Batch.start(
@@ -268,7 +270,7 @@ class DeviceEngine:
     def _rounded(self, positions: int) -> int:
         return -(-positions // self.options.bucket) * self.options.bucket
 
-    def _hand_out(self, report: list[list[int]], flight: Flight) -> list[Update]:
+    def _hand_out(self, rounds: StaticRounds, report: list[list[int]], flight: Flight) -> list[Update]:
         updates, drafted = [], flight.shape.drafted
         accepted_of, judged_of = [0] * len(report), [0] * len(report)
         for row, (request, (emitted, accepted, finished, status, *ids)) in enumerate(
@@ -283,8 +285,9 @@ class DeviceEngine:
             if len(self.chooser.choices) > 1:
                 request.stats.count_choice(flight.choice, flight.reason)
             updates.append(Update(request, ids[:count], text))
-        for lane in self.lanes:
-            lane.settle()
+        self.lanes[0].settle()
+        if rounds.drafting:
+            rounds.try_draft(self.lanes[1].settle)
         if len(self.chooser.choices) > 1:
             self.chooser.observe(flight.choice, flight.timing(self.lanes), accepted_of, judged_of)
         return updates

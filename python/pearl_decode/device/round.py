@@ -13,7 +13,7 @@ from torch import Tensor
 from pearl_decode.cache import WindowCache
 from pearl_decode.device.draft import Drafted, StaticDraft, message_width
 from pearl_decode.device.shape import Shape
-from pearl_decode.lanes.queue import DeviceLane
+from pearl_decode.lanes.queue import DeviceLane, Event
 from pearl_decode.models import CausalModel
 from pearl_decode.state import PLACEHOLDER
 from pearl_kernels import DecodeState, Finished, SamplingTensors, advance_
@@ -67,6 +67,7 @@ class StaticRound:
         self._inbox: Tensor | None = None  # a copy of the message, where the draft has a device of its own
         self._drafts: Drafted | None = None  # where the draft is
         self._received: Drafted | None = None  # the same, where the target is
+        self._done: Event | None = None  # of the draft's part of the present round
         self._chain: Drafted | None = None  # the windows' distributions: most were drafted a round earlier
         self._logits: dict[int, Tensor] = {}  # by view, since a replay writes what its own capture made
         self._played: set[tuple[str, int]] = set()  # parts that have run once in a view, and may be captured
@@ -101,6 +102,7 @@ class StaticRound:
             # By the draft's lane, beside the target's forward. Rounds before this one have read what they received:
             # the target had, when it wrote the message.
             draft_lane.run(self._deliver)
+        self._done = draft_lane.record()
 
     def play_target(self, view: int) -> None:
         """Queue the target's part, after the draft's if the shape has one."""
@@ -217,8 +219,8 @@ class StaticRound:
 
     def _join(self) -> None:
         """The target goes on when the draft is done."""
-        target_lane, draft_lane = self.batch.lanes
-        target_lane.wait(draft_lane.record())
+        assert self._done is not None, "a draft is verified before one was queued"
+        self.batch.lanes[0].wait(self._done)
 
     def _deliver(self) -> None:
         sent = self._drafts

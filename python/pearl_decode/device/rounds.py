@@ -20,8 +20,8 @@ class StaticRounds:
     """Queues rounds of any shapes over one batch. Nothing is read on the host.
 
     Every shape has tensors and graphs of its own, made when it is first played; state, caches and models are shared.
-    A draft that fails to queue its part costs speed, never a request: it is dropped with a warning, its memory is given
-    back, and from that very round on the target goes on alone.
+    A draft that fails to queue its part, or whose device fails, costs speed, never a request: it is dropped with a
+    warning, its memory is given back, and from that very round on the target goes on alone.
     """
 
     def __init__(self, batch: StaticBatch) -> None:
@@ -51,7 +51,7 @@ class StaticRounds:
         """
         batch, target_lane = self.batch, self.batch.lanes[0]
         if batch.draft is not None:
-            self._try_draft(self._ready_draft)
+            self.try_draft(self._ready_draft)
         if drafting:
             self.catch_up(0, width)
         prompts, starts = batch.state.tokens[:, :width], [0] * len(batch.state.tokens)
@@ -88,7 +88,7 @@ class StaticRounds:
             draft_lane.run(read)
 
         target_lane.run(hand_over)
-        self._try_draft(queue)
+        self.try_draft(queue)
 
     def play(self, shape: Shape, view: int) -> StaticRound:
         """Queue one round, of this shape while there is a draft. Returns it, its report being the last thing it writes.
@@ -102,7 +102,7 @@ class StaticRounds:
                 before.leave(view)
             round.play_draft(view)
 
-        if round.shape.drafted and not self._try_draft(draft):
+        if round.shape.drafted and not self.try_draft(draft):
             round = self._turn_to(ALONE)
         round.play_target(view)
         return round
@@ -110,16 +110,36 @@ class StaticRounds:
     def close(self) -> None:
         """Let nobody use again what a lane may still read: neither the other lane, nor the caller."""
         target_lane, draft_lane = self.batch.lanes
-        if self.drafting:
+
+        def meet() -> None:
             draft_lane.wait(target_lane.record())
             target_lane.wait(draft_lane.record())
             draft_lane.join()
+
+        if self.drafting:
+            self.try_draft(meet)
         target_lane.join()
 
     def settle(self) -> None:
         """Hold the host up until nothing runs, before what was captured is let go."""
-        for lane in self.batch.lanes[: 1 + self.drafting]:
-            lane.record().synchronize()
+        target_lane, draft_lane = self.batch.lanes
+        target_lane.record().synchronize()
+        if self.drafting:
+            _try_lost(lambda: draft_lane.record().synchronize())
+
+    def try_draft(self, queue: Callable[[], object]) -> bool:
+        """Do what needs the draft's device. Returns whether it could be done; if not, there is no draft any more."""
+        failure = None
+        try:
+            queue()
+        except Exception as error:  # whatever it is, the target can go on
+            failure = repr(error)
+        if failure is None:
+            return True
+        # Not while the exception is there, whose frames hold what is to be freed.
+        warnings.warn(f"the draft failed, the target goes on alone: {failure}", RuntimeWarning, stacklevel=2)
+        self.drop_draft()
+        return False
 
     def drop_draft(self) -> None:
         """Go on alone, and give the draft's memory back."""
@@ -141,19 +161,6 @@ class StaticRounds:
             round.enter()
             self._present = round
         return round
-
-    def _try_draft(self, queue: Callable[[], None]) -> bool:
-        failure = None
-        try:
-            queue()
-        except Exception as error:  # whatever it is, the target can go on
-            failure = repr(error)
-        if failure is None:
-            return True
-        # Not while the exception is there, whose frames hold what is to be freed.
-        warnings.warn(f"the draft failed, the target goes on alone: {failure}", RuntimeWarning, stacklevel=2)
-        self.drop_draft()
-        return False
 
 
 def _try_lost(work: Callable[[], None]) -> None:
