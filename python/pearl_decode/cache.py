@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from transformers.cache_utils import Cache, CacheLayerMixin
 
+Index = tuple[torch.Tensor, torch.Tensor]  # rows (batch, 1) and columns (batch, width) of a layer's entries
+
 
 class WindowLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
     """One layer's preallocated keys and values: (batch, kv_heads, capacity, head_dim)."""
@@ -55,6 +57,10 @@ def new_entries(keys: Any) -> tuple[torch.Tensor, torch.Tensor] | None:
     return found
 
 
+def _index_of(positions: torch.Tensor) -> Index:
+    return torch.arange(positions.shape[0], device=positions.device)[:, None], positions
+
+
 def starts_on(device: torch.device, starts: list[int]) -> torch.Tensor:
     """Starts (batch,) int64 on a device. Equal ones are written there, not copied: the host waits for a copy."""
     if min(starts) == max(starts):
@@ -78,7 +84,7 @@ class WindowCache(Cache):
         self.view = 0  # cached positions the next forward looks at
         self.offset = 0  # smallest start among the rows
         self.appends_later = False  # whether attention, not `update`, writes the next forward's entries
-        self._columns: torch.Tensor | None = None  # (batch, width) target indices of ragged rows
+        self._index: Index | None = None  # where ragged rows are written
 
     def place(self, starts: list[int], width: int, device: torch.device) -> torch.Tensor | None:
         """Announce a forward of `width` tokens per row, row b's first one at position starts[b].
@@ -88,11 +94,12 @@ class WindowCache(Cache):
         self.offset, last = min(starts), max(starts)
         self.view = last + width
         assert self.view <= self.capacity, f"cache holds {self.capacity} positions, {self.view} asked"
-        self.appends_later, self._columns = False, None
-        if last != self.offset:
-            first = starts_on(device, starts)
-            self._columns = first[:, None] + torch.arange(width, device=device)
-        return self._columns
+        self.appends_later, self._index = False, None
+        if last == self.offset:
+            return None
+        positions = starts_on(device, starts)[:, None] + torch.arange(width, device=device)
+        self._index = _index_of(positions)
+        return positions
 
     def place_windows(self, starts: list[int], positions: torch.Tensor, *, appends_later: bool) -> None:
         """As `place`, for attention that reads each row's own entries in the whole cache.
@@ -103,7 +110,7 @@ class WindowCache(Cache):
         last = max(starts) + positions.shape[1]
         assert last <= self.capacity, f"cache holds {self.capacity} positions, {last} asked"
         self.offset, self.view = min(starts), self.capacity
-        self.appends_later, self._columns = appends_later, positions
+        self.appends_later, self._index = appends_later, None if appends_later else _index_of(positions)
 
     def buffers(self, layer_idx: int) -> tuple[torch.Tensor, torch.Tensor] | None:
         """A layer's keys and values, where the next forward's entries are left to whoever attends; None before they are
@@ -118,25 +125,28 @@ class WindowCache(Cache):
         """Whether a forward did not append all that was to be appended later."""
         return sum(new_entries(layer.keys) is not None for layer in self._window_layers) > 0
 
-    def place_at(self, starts: torch.Tensor, width: int, view: int) -> torch.Tensor:
+    def place_at(self, starts: torch.Tensor, width: int, view: int, *, appends_later: bool = False) -> torch.Tensor:
         """As `place`, with starts (batch,) int64 that only the device knows: nothing is read back.
 
-        view: cached positions the forward looks at; every start + width is at most that
+        view:          cached positions the forward looks at; every start + width is at most that
+        appends_later: as in `place_windows`; the forward may then look at all positions
         Returns the positions (batch, width) int64.
         """
         assert view <= self.capacity, f"cache holds {self.capacity} positions, {view} asked"
-        self.offset, self.view, self.appends_later = 0, view, False
-        columns = starts[:, None] + torch.arange(width, device=starts.device)
-        self._columns = columns
-        return columns
+        positions = starts[:, None] + torch.arange(width, device=starts.device)
+        self.offset, self.view = 0, view
+        self.appends_later, self._index = appends_later, None if appends_later else _index_of(positions)
+        return positions
 
     def write(self, buffer: torch.Tensor, states: torch.Tensor) -> None:
         """Store states (batch, heads, width, dim) at the announced positions of buffer."""
-        if self._columns is None:
+        if self._index is None:
             buffer[:, :, self.offset : self.view] = states
-        else:
-            rows = torch.arange(buffer.shape[0], device=buffer.device)[:, None]
-            buffer[rows, :, self._columns.to(buffer.device)] = states.transpose(1, 2)
+            return
+        if self._index[0].device != buffer.device:  # of a layer on another device, as those after it are
+            self._index = self._index[0].to(buffer.device), self._index[1].to(buffer.device)
+        rows, columns = self._index
+        buffer[rows, :, columns] = states.transpose(1, 2)
 
     def clear(self) -> None:
         """Make ready for other sequences: what these left behind may be NaN, which even a weight of 0 does not hide."""

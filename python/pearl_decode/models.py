@@ -130,13 +130,19 @@ class CausalModel:
 
         view: cached positions looked at, at least each start + width
         """
-        positions = cache.place_at(starts, input_ids.shape[1], view)
+        # A compiled model appends by itself: what the cache's tensors carry is lost on the way.
+        later = self.reads_lengths and self._appends_later and self._compiled is None
+        positions = cache.place_at(starts, input_ids.shape[1], view, appends_later=later)
         if self.reads_lengths:
             mask = starts[:, None, None, None]
         else:
             mask = ragged_masks(self.config, positions, view, self.model.dtype)
         if self._compiled is None:
-            return self._logits(self.model, input_ids, positions, mask, cache, keep)
+            logits = self._logits(self.model, input_ids, positions, mask, cache, keep)
+            if later and cache.left_behind():
+                self._appends_later = False
+                return self.forward_at(input_ids, starts, cache, view, keep)
+            return logits
         try:
             with torch._dynamo.config.patch(recompile_limit=MOST_COMPILED):
                 return self._logits(self._compiled, input_ids, positions, mask, cache, keep)

@@ -14,6 +14,7 @@ from transformers import (
 )
 
 from pearl_decode import attention
+from pearl_decode import cache as cache_module
 from pearl_decode.attention import ATTENTION_NAME, use_window_attention
 from pearl_decode.cache import WindowCache
 from pearl_decode.linear import use_window_linear
@@ -116,8 +117,35 @@ def test_a_window_gives_the_bits_of_its_tokens_one_by_one(name: str) -> None:
         assert torch.equal(layer.values, other.values)
 
 
+@pytest.mark.parametrize("name", list(MODELS))
 @torch.no_grad()
-def test_a_model_that_attends_to_copies_of_its_cache_misses_nothing() -> None:
+def test_starts_on_the_device_give_the_bits_of_starts_on_the_host(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Attention appends what is new in both, and the cache writes nothing."""
+    windows, ids = CausalModel(build(name, ATTENTION_NAME)), texts()
+    there, here = WindowCache(64), WindowCache(64)
+    for cache in (there, here):
+        windows.forward(ids[:, : max(STARTS)], [0] * len(STARTS), cache, keep=1)
+    monkeypatch.delattr(WindowCache, "write")
+    window = ids.gather(1, torch.tensor(STARTS)[:, None] + torch.arange(WIDTH))
+    got = windows.forward_at(window, torch.tensor(STARTS), there, 64, keep=WIDTH)
+    assert torch.equal(got, windows.forward(window, STARTS, here, keep=WIDTH))
+    for layer, other in zip(there.layers, here.layers, strict=True):
+        assert torch.equal(layer.keys, other.keys)
+        assert torch.equal(layer.values, other.values)
+
+
+@torch.no_grad()
+def test_masked_attention_has_one_index_for_all_layers(monkeypatch: pytest.MonkeyPatch) -> None:
+    windows, ids, made = CausalModel(build("llama", "sdpa")), texts(), []
+    index_of = cache_module._index_of
+    monkeypatch.setattr(cache_module, "_index_of", lambda positions: made.append(positions) or index_of(positions))
+    windows.forward_at(ids[:, :WIDTH], torch.tensor([0, 1, 2]), WindowCache(64), 16, keep=1)
+    assert len(made) == 1
+
+
+@pytest.mark.parametrize("on_device", [False, True])
+@torch.no_grad()
+def test_a_model_that_attends_to_copies_of_its_cache_misses_nothing(on_device: bool) -> None:
     """What was left to be appended would be lost with the copy: the forward is made again, and none after it."""
     ids = texts()
     judge, model = CausalModel(build("llama", "eager")), build("llama", ATTENTION_NAME)
@@ -131,10 +159,12 @@ def test_a_model_that_attends_to_copies_of_its_cache_misses_nothing() -> None:
     cache.update = copies
     windows = CausalModel(model)
     for first, starts in ((0, [0, 0, 0]), (8, [8, 8, 8]), (12, [12, 11, 10])):
-        got = windows.forward(ids[:, first : first + 4], starts, cache, keep=4)
-        torch.testing.assert_close(
-            got, judge.forward(ids[:, first : first + 4], starts, others, 4), atol=2e-4, rtol=1e-4
-        )
+        window = ids[:, first : first + 4]
+        if on_device:
+            got = windows.forward_at(window, torch.tensor(starts), cache, 64, keep=4)
+        else:
+            got = windows.forward(window, starts, cache, keep=4)
+        torch.testing.assert_close(got, judge.forward(window, starts, others, 4), atol=2e-4, rtol=1e-4)
     assert len(calls) == 4 * SIZES["num_hidden_layers"]
 
 
