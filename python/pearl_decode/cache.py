@@ -154,6 +154,10 @@ class WindowCache(Cache):
             layer.keys.zero_()
             layer.values.zero_()
 
+    def release(self) -> None:
+        """Give the memory back at once: a cache and its layers know each other, and would wait to be collected."""
+        self._window_layers.clear()
+
     def keep(self, rows: list[int]) -> None:
         """Go on with these rows only, in this order."""
         for layer in self._window_layers:

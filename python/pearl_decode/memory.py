@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -58,6 +59,17 @@ def free_bytes(device: torch.device) -> int | None:
         return None
     known = [left for left in (_available(), *map(_left, CGROUPS)) if left is not None]
     return min(known, default=None)
+
+
+def has_plenty(models: Sequence[CausalModel], batch: int, capacity: int) -> bool:
+    """Whether there is room for the caches of these models twice over, and more: prompts that are read and rounds that
+    are captured take memory too.
+    """
+    needed: Counter[torch.device] = Counter()
+    for model in models:
+        needed.update(cache_bytes_by_device(model, batch, capacity))
+    free = {device: free_bytes(device) for device in needed}
+    return all(left is None or left >= 2 * needed[device] + GIB for device, left in free.items())
 
 
 def check_room(target: CausalModel, batch: int, capacity: int) -> None:

@@ -39,7 +39,7 @@ class DeviceDecoder(PearlDecoder):
 
 def graphs(decoder):
     """What was captured, of all shapes."""
-    return [key for round in decoder.runner.kept._rounds.rounds.values() for key in round._graphs]
+    return [key for round in decoder.runner.kept.rounds[-1].rounds.values() for key in round._graphs]
 
 
 def pair(gpu, draft_device=None):

@@ -37,7 +37,7 @@ def test_drafts_are_delivered_while_the_target_has_yet_to_run(llama, near_llama,
         assert torch.equal(round._received.tokens, round._drafts.tokens)
         assert torch.equal(round._received.logits, round._drafts.logits)
         assert round._received.logits.abs().sum() > 0
-        rounds.settle()
+        rounds.release()
 
 
 def test_what_crosses_are_the_drafted_columns_in_the_drafts_own_type():

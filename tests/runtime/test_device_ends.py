@@ -220,27 +220,6 @@ def test_ring_hands_out_in_order_and_never_what_came_later():
         ring.push(source)
 
 
-def test_rounds_of_the_batch_before_are_used_again(llama, near_llama, prompts):
-    """Captured once; and what the batch before left in the caches, NaN even, is not there any more."""
-    lanes = (TapeLane(), TapeLane())
-    plan = {"gamma": 3, "rule": "coupled", "device_lanes": lanes, "options": DeviceOptions(bucket=64)}
-    params = SamplingParams(temperature=0.8, max_tokens=20, seed=1)
-    with DynamicDecoder(llama, near_llama, gamma=3, rule="coupled") as dynamic:
-        wanted = [[r.token_ids for r in dynamic.generate(each, params)] for each in (prompts, prompts[::-1])]
-    with DeviceDecoder(llama, near_llama, **plan) as decoder:
-        assert [r.token_ids for r in decoder.generate(prompts, params)] == wanted[0]
-        captures = [lane.captures for lane in lanes]
-        with torch.inference_mode():
-            for cache in (decoder.runner.kept._rounds.batch.cache, decoder.runner.kept._rounds.batch.draft.cache):
-                for layer in cache.layers:
-                    layer.keys.fill_(math.nan)
-                    layer.values.fill_(math.nan)
-        assert [r.token_ids for r in decoder.generate(prompts[::-1], params)] == wanted[1]
-        assert [lane.captures for lane in lanes] == captures
-        decoder.generate(prompts[:2], params)
-        assert [lane.captures for lane in lanes] != captures, "rounds of another size"
-
-
 def test_a_second_stream_does_not_take_the_firsts_memory(llama, near_llama, prompts, greedy_reference):
     with DeviceDecoder(llama, near_llama, gamma=3) as decoder:
         both = [decoder.start([prompt], SamplingParams(max_tokens=16)) for prompt in (prompts[0], prompts[0][::-1])]

@@ -7,7 +7,8 @@ import torch
 
 from pearl_decode import SamplingParams
 from pearl_decode.attention import use_window_attention
-from pearl_decode.device.engine import DeviceOptions, Kept
+from pearl_decode.device.engine import DeviceOptions
+from pearl_decode.device.kept import Kept
 from pearl_decode.device.shape import shape_of
 from pearl_decode.lanes.queue import InlineLane
 from pearl_decode.models import first_layers

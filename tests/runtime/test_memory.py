@@ -52,8 +52,8 @@ def test_what_a_cache_takes_is_what_it_is_said_to(runtime, llama, prompts):
     with PearlDecoder(llama, strategy="autoregressive") as alone:
         engine = alone.runner.engine([alone.start(prompts[:1], SamplingParams(max_tokens=9))[0][0]], alone.plan)
         list(engine.run())
-        cache = engine.round.target.cache if runtime == "dynamic" else engine.kept._rounds.batch.cache
-    taken = sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
+        cache = engine.round.target.cache if runtime == "dynamic" else engine.kept.rounds[-1].batch.cache
+        taken = sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
     assert taken == memory.cache_bytes(alone.target, 1, cache.capacity) == POSITION_BYTES * cache.capacity
     assert memory.cache_bytes(CausalModel(sequence_model([1], 4)), 1, 10) == 0
 

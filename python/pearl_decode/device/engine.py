@@ -8,17 +8,20 @@ from collections import deque
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 
+import torch
+
 from pearl_decode.auto import Choice, Chooser
 from pearl_decode.cache import WindowCache
 from pearl_decode.costs import Costs
 from pearl_decode.device.draft import StaticDraft
 from pearl_decode.device.flight import Flight, fly
+from pearl_decode.device.kept import Kept
 from pearl_decode.device.round import FACTS, StaticBatch
 from pearl_decode.device.rounds import StaticRounds
 from pearl_decode.device.shape import WIDTHS, shape_of, static_choices
 from pearl_decode.engine import Plan, Update
 from pearl_decode.lanes.queue import DeviceLane
-from pearl_decode.memory import NoRoomError, check_room, has_room
+from pearl_decode.memory import NoRoomError, check_room, has_plenty, has_room
 from pearl_decode.models import CausalModel
 from pearl_decode.request import Request
 from pearl_decode.ring import Ring
@@ -57,25 +60,6 @@ def _is_number(value: object, least: int) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= least
 
 
-class Kept:
-    """The rounds of the last batch: their memory, and what was captured of them, for a batch of the same sizes."""
-
-    def __init__(self) -> None:
-        self._key: object = None
-        self._rounds: StaticRounds | None = None
-
-    def take(self, key: object) -> StaticRounds | None:
-        """The kept rounds if they are of this kind. Others are let go, before there are new ones."""
-        rounds, self._rounds = self._rounds, None
-        if rounds is None or key == self._key:
-            return rounds
-        rounds.settle()
-        return None
-
-    def give(self, key: object, rounds: StaticRounds) -> None:
-        self._key, self._rounds = key, rounds
-
-
 class DeviceEngine:
     """One batch in flight, of which the host knows what the ring brought. Rows that have ended stay, and stand still.
 
@@ -95,14 +79,14 @@ class DeviceEngine:
         kept: Kept | None = None,
         costs: Costs | None = None,
     ) -> None:
-        """kept: what the batch before left; costs: what is known of the pair"""
+        """kept: what batches before left; costs: what is known of the pair"""
         self.requests = requests
         self.target = target
         self.draft = draft
         self.lanes = lanes
         self.plan = plan
         self.options = options or DeviceOptions()
-        self.kept = kept or Kept()
+        self.kept = Kept() if kept is None else kept
         choices = static_choices(plan, self.options.widths, drafting=draft is not None)
         self.chooser = Chooser(choices, costs or Costs(), len(requests), whole_windows=True)
         self._shapes = {choice: shape_of(choice.strategy, choice.gamma) for choice in choices}
@@ -129,6 +113,8 @@ class DeviceEngine:
             LOGGER.exception("the target failed")
             for request in self._running():
                 request.fail(f"the target failed: {error!r}")
+            if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+                self.kept.clear()  # what is kept for others may be what was missing
 
     def _running(self) -> list[Request]:
         return [request for request in self.requests if request.finish_reason is None]
@@ -157,10 +143,10 @@ class DeviceEngine:
             if self.draft is None or rounds.drafting:
                 self.kept.give(key, rounds)
             else:
-                rounds.settle()
+                rounds.release()
 
     def _start(self) -> tuple[object, StaticRounds]:
-        """Rounds with the prompts laid down: those of the batch before, if they fit."""
+        """Rounds with the prompts laid down: those of a batch before, if they fit."""
         batch = self.lanes[0].make(self._lay_down)
         sizes = len(self.requests), self._capacity
         key = (*sizes, batch.state.eos_ids.shape[1], self.plan.rule, self._keeps_logits)
@@ -168,6 +154,7 @@ class DeviceEngine:
         if rounds is not None:
             rounds.load(batch.state, batch.params)
         else:
+            self.kept.shrink(lambda: has_plenty([self.target], *sizes))
             check_room(self.target, *sizes)
             rounds = self._build(batch)
         self._check_draft(rounds)
@@ -179,9 +166,11 @@ class DeviceEngine:
         if draft is None or draft.cache.layers or not any(shape.drafted for shape in self._shapes.values()):
             return
         unmade = None if rounds.batch.cache.layers else self.target
+        models, sizes = [draft.model, *([unmade] if unmade else [])], (len(self.requests), self._capacity)
 
         def check() -> None:
-            if not has_room(draft.model, len(self.requests), self._capacity, beside=unmade):
+            self.kept.shrink(lambda: has_plenty(models, *sizes))
+            if not has_room(draft.model, *sizes, beside=unmade):
                 rounds.drop_draft()
 
         rounds.try_draft(check)

@@ -120,12 +120,19 @@ class StaticRounds:
             self.try_draft(meet)
         target_lane.join()
 
-    def settle(self) -> None:
-        """Hold the host up until nothing runs, before what was captured is let go."""
-        target_lane, draft_lane = self.batch.lanes
+    def release(self) -> None:
+        """Give all memory back, when nothing runs in it any more; this holds the host up. The end of these rounds."""
+        batch, (target_lane, draft_lane) = self.batch, self.batch.lanes
         target_lane.record().synchronize()
         if self.drafting:
             _try_lost(lambda: draft_lane.record().synchronize())
+        for round in self.rounds.values():
+            round.release()
+        self.rounds.clear()
+        self._present = self._handed_over = None
+        batch.cache.release()
+        if batch.draft is not None:
+            batch.draft.cache.release()
 
     def try_draft(self, queue: Callable[[], object]) -> bool:
         """Do what needs the draft's device. Returns whether it could be done; if not, there is no draft any more."""
@@ -146,6 +153,8 @@ class StaticRounds:
         target_lane, draft_lane = self.batch.lanes
         target_lane.record().synchronize()
         _try_lost(lambda: draft_lane.record().synchronize())
+        if self.batch.draft is not None:
+            self.batch.draft.cache.release()
         self.batch.draft = self.batch.d2t = self._handed_over = None
         for shape in [shape for shape in self.rounds if shape != ALONE]:
             self.rounds.pop(shape).release()

@@ -8,7 +8,8 @@ import torch
 
 from pearl_decode.attention import use_window_attention
 from pearl_decode.costs import Costs
-from pearl_decode.device.engine import DeviceEngine, DeviceOptions, Kept
+from pearl_decode.device.engine import DeviceEngine, DeviceOptions
+from pearl_decode.device.kept import Kept
 from pearl_decode.device.shape import COMPILED_WIDTHS, STATIC, WIDTHS
 from pearl_decode.engine import Plan
 from pearl_decode.lanes.cuda import HIGH, NORMAL, CudaLane
@@ -66,7 +67,7 @@ class DeviceRunner:
 
     def close(self) -> None:
         """Let go of what was kept, when nothing of it runs any more, and leave the models as they were."""
-        self.kept.take(None)
+        self.kept.clear()
         for model in self._switched:
             model.model.set_attn_implementation("sdpa")
         self._switched.clear()

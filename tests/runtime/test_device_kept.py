@@ -1,0 +1,147 @@
+"""What a batch leaves to the next of its size, whatever came between, and gives back where memory is short."""
+
+from __future__ import annotations
+
+import gc
+import math
+import weakref
+
+import pytest
+import torch
+
+from pearl_decode import SamplingParams, memory
+from pearl_decode.cache import WindowCache
+from pearl_decode.device.engine import DeviceOptions
+from pearl_decode.device.kept import MOST_KEPT
+from tests.runtime.device import DeviceDecoder, DynamicDecoder, TapeLane
+from tests.runtime.scripted import sequence_model
+from tests.runtime.test_device_ends import failing
+from tests.runtime.test_ends import LINE, PROMPT, VOCAB
+
+PARAMS = SamplingParams(temperature=0.8, max_tokens=12, seed=1)
+
+
+@pytest.fixture
+def decoder(llama, near_llama):
+    plan = {"gamma": 3, "rule": "coupled", "device_lanes": (TapeLane(), TapeLane())}
+    with DeviceDecoder(llama, near_llama, options=DeviceOptions(bucket=64), **plan) as decoder:
+        yield decoder
+
+
+@pytest.fixture(scope="module")
+def wanted(llama, near_llama, prompts):
+    """The texts of prompts[:n], which are of any batch as they are of each alone."""
+    with DynamicDecoder(llama, near_llama, gamma=3, rule="coupled", strategy="pearl") as dynamic:
+        return [[r.token_ids for r in dynamic.generate(each, PARAMS)] for each in (prompts, prompts[::-1])]
+
+
+def captures(decoder) -> list[int]:
+    return [lane.captures for lane in decoder.runner.lanes]
+
+
+def ids(results) -> list[list[int]]:
+    return [result.token_ids for result in results]
+
+
+@pytest.fixture
+def made(monkeypatch):
+    """Keys and values of all caches, as long as they are there, without a collector that would come to it some time."""
+    made, update = [], WindowCache.update
+
+    def noted(self, *args, **kwargs):
+        before = len(self.layers)
+        out = update(self, *args, **kwargs)
+        made.extend(weakref.ref(self.layers[-1].keys) for _ in range(before, len(self.layers)))
+        return out
+
+    monkeypatch.setattr(WindowCache, "update", noted)
+    gc.collect()
+    gc.disable()
+    yield lambda: sum(keys() is not None for keys in made)
+    gc.enable()
+
+
+def test_rounds_of_the_batch_before_are_used_again(decoder, prompts, wanted):
+    """Captured once; and what the batch before left in the caches, NaN even, is not there any more."""
+    assert ids(decoder.generate(prompts, PARAMS)) == wanted[0]
+    before = captures(decoder)
+    [rounds] = decoder.runner.kept.rounds
+    with torch.inference_mode():
+        for cache in (rounds.batch.cache, rounds.batch.draft.cache):
+            for layer in cache.layers:
+                layer.keys.fill_(math.nan)
+                layer.values.fill_(math.nan)
+    assert ids(decoder.generate(prompts[::-1], PARAMS)) == wanted[1]
+    assert captures(decoder) == before
+
+
+def test_batches_of_sizes_that_take_turns_are_captured_once_each(decoder, prompts, wanted):
+    def captured(size) -> bool:
+        before = captures(decoder)
+        assert ids(decoder.generate(prompts[:size], PARAMS)) == wanted[0][:size]
+        return captures(decoder) != before
+
+    sizes = range(1, MOST_KEPT + 1)
+    assert all(captured(size) for size in sizes)
+    assert not any(captured(size) for size in sizes)
+    assert captured(MOST_KEPT + 1)
+    assert len(decoder.runner.kept.rounds) == MOST_KEPT
+    assert not captured(MOST_KEPT)
+    assert captured(1), "of the size that was not used for longest"
+
+
+def test_kept_rounds_are_let_go_before_a_batch_is_refused(decoder, llama, prompts, wanted, made, monkeypatch):
+    decoder.generate(prompts[:1], PARAMS)
+    decoder.generate(prompts[:2], PARAMS)
+    layers, capacity = len(llama.model.layers), decoder.runner.kept.rounds[0].batch.cache.capacity
+    assert made() == 2 * 2 * layers
+    pair_bytes = 2 * memory.cache_bytes(decoder.target, 1, capacity)
+
+    def free(device):
+        """As if there were 5 rows of both models in all."""
+        return (5 - sum(len(rounds.batch.state.tokens) for rounds in decoder.runner.kept.rounds)) * pair_bytes
+
+    monkeypatch.setattr(memory, "free_bytes", free)
+    assert ids(decoder.generate(prompts[:4], PARAMS)) == wanted[0][:4]
+    assert len(decoder.runner.kept.rounds) == 1
+    assert made() == 2 * layers, "memory is given back at once"
+
+
+def test_where_memory_is_plenty_nothing_is_let_go(decoder, prompts, monkeypatch):
+    monkeypatch.setattr(memory, "free_bytes", lambda device: 2 * memory.GIB)
+    for size in (1, 2):
+        decoder.generate(prompts[:size], PARAMS)
+    assert len(decoder.runner.kept.rounds) == 2
+    monkeypatch.setattr(memory, "free_bytes", lambda device: memory.GIB)
+    decoder.generate(prompts[:3], PARAMS)
+    assert len(decoder.runner.kept.rounds) == 1
+
+
+def test_a_draft_that_fails_gives_its_cache_back_at_once(decoder, near_llama, llama, prompts, made):
+    calls = iter(range(100))
+
+    def fail(module, args, kwargs):
+        if next(calls) == 5:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    hook = near_llama.register_forward_pre_hook(fail, with_kwargs=True)
+    requests, rounds = decoder.start(prompts[:1], PARAMS)
+    with pytest.warns(RuntimeWarning, match="the draft failed, the target goes on alone"):
+        list(rounds)
+    hook.remove()
+    assert made() == 0
+    assert requests[0].error is None
+    assert decoder.runner.kept.rounds == []
+
+
+def test_a_target_out_of_memory_finds_more_the_next_time():
+    target = failing(sequence_model(LINE, VOCAB), 30, torch.OutOfMemoryError("CUDA out of memory"))
+    params = SamplingParams(max_tokens=20)
+    with DeviceDecoder(target) as decoder:
+        decoder.generate([PROMPT], params)
+        assert len(decoder.runner.kept.rounds) == 1
+        failed = decoder.generate([PROMPT] * 2, params)
+        assert "CUDA out of memory" in failed[0].error
+        assert decoder.runner.kept.rounds == []
+        [again] = decoder.generate([PROMPT], params)
+    assert again.token_ids == LINE[3:23]
