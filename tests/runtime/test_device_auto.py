@@ -15,7 +15,6 @@ from pearl_decode.attention import ATTENTION_NAME, sdpa_replaced
 from pearl_decode.auto import Choice, Chooser, Timing
 from pearl_decode.costs import Costs
 from pearl_decode.device.engine import DeviceOptions
-from pearl_decode.device.flight import Flight
 from pearl_decode.device.shape import ALONE, COMPILED_WIDTHS, WIDTHS, shape_of, static_choices
 from pearl_decode.engine import Plan
 from pearl_decode.lanes.queue import InlineLane
@@ -194,38 +193,6 @@ def test_what_was_captured_for_one_strategy_is_there_for_the_next(llama, near_ll
                 decoder.generate(prompts, SamplingParams(max_tokens=20), strategy=strategy)
             captures.append([lane.captures for lane in lanes])
     assert captures == [[4, 2], [4, 2]]  # alone, verify, window and verify; two drafts
-
-
-def _lane(*durations: float) -> InlineLane:
-    lane, start = InlineLane(), 5.0
-    for duration in durations:
-        lane.intervals.append((start, start + duration))
-        start += duration + 1.0
-    return lane
-
-
-@pytest.mark.parametrize(
-    ("strategy", "target", "draft", "wanted"),
-    [
-        ("autoregressive", (0.010, 0.001), (), (1, 0.011, 0.011, [])),
-        ("sequential", (0.012, 0.001), (0.008,), (5, 0.021, 0.013, [0.002] * 4)),
-        ("pearl", (0.010, 0.002, 0.001), (0.008,), (4, 0.013, 0.010, [0.002] * 4)),
-        ("pearl", (0.010, 0.002, 0.001), (0.040,), (4, 0.043, 0.010, [0.010] * 4)),
-    ],
-)
-def test_a_round_takes_its_longer_lane_and_what_comes_after(strategy, target, draft, wanted):
-    lanes = _lane(1.0, *target), _lane(*draft)
-    spans = (1, 1 + len(target)), (0, len(draft))
-    shape = shape_of(strategy, 4)
-    flight = Flight(Choice(strategy, 4), "", shape, spans, host_s=0.0, warm=True)
-    timing = flight.timing(lanes)
-    assert (timing.width, timing.round_s, timing.target_s) == pytest.approx(wanted[:3])
-    assert timing.steps_s == pytest.approx(wanted[3])
-    slow_host = Flight(Choice(strategy, 4), "", shape, spans, host_s=1.0, warm=True)
-    assert slow_host.timing(lanes).round_s == 1.0
-    assert Flight(Choice(strategy, 4), "", shape, spans, host_s=0.0, warm=False).timing(lanes) is None
-    lanes[0].intervals.pop()
-    assert flight.timing(lanes) is None, "a part has not ended"
 
 
 def test_windows_of_static_rounds_are_whole_ones():

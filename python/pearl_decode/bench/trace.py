@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pearl_decode.decoder import PearlDecoder
+from pearl_decode.device.engine import DeviceEngine
 from pearl_decode.device.runner import DeviceRunner
 from pearl_decode.engine import Plan
 from pearl_decode.lanes.cpu import lane_pair
@@ -80,22 +81,26 @@ def record_static(
     plan = Plan(strategy, gamma, decoder.plan.rule)
     runner = DeviceRunner(decoder.target, decoder.draft, compile=False)
 
-    def decode() -> tuple[list[int], list[int]]:
+    def decode() -> tuple[list[int], DeviceEngine]:
         stats = DecodeStats(strategy, gamma, plan.rule)
         request = Request(list(prompt), params, decoder.target.eos_ids(), decoder.tokenizer, stats)
         engine = runner.engine([request], plan)
         emitted = [sum(len(update.token_ids) for update in updates) for updates in engine.run()]
         if request.error is not None:
             raise RuntimeError(request.error)
-        return emitted, engine.ends
+        return emitted, engine
 
     decode()
-    emitted, ends = decode()
-    for lane in runner.lanes:
+    emitted, engine = decode()
+    lanes: list[list[Interval]] = []
+    for lane, begin in zip(runner.lanes, engine.begin, strict=True):
         lane.record().synchronize()
         lane.settle()
-    target, drafting = (list(lane.intervals) for lane in runner.lanes)
-    commits = [target[count - 1][1] for count in ends[: len(emitted)]]
+        intervals = lane.times.between(begin, lane.queued)
+        assert intervals is not None, "a lane forgot when it began on a text"
+        lanes.append(intervals)
+    target, drafting = lanes
+    commits = [target[end - engine.begin[0] - 1][1] for end in engine.ends[: len(emitted)]]
     return _timeline(strategy, gamma, target, drafting, commits, emitted)
 
 

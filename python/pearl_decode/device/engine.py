@@ -14,7 +14,7 @@ from pearl_decode.auto import Choice, Chooser
 from pearl_decode.cache import WindowCache
 from pearl_decode.costs import Costs
 from pearl_decode.device.draft import StaticDraft
-from pearl_decode.device.flight import Flight, fly
+from pearl_decode.device.flight import Flight, fly, numbers
 from pearl_decode.device.kept import Kept
 from pearl_decode.device.round import FACTS, StaticBatch
 from pearl_decode.device.rounds import StaticRounds
@@ -95,8 +95,10 @@ class DeviceEngine:
         longest = max(len(request.prompt_ids) + request.params.max_tokens for request in requests)
         self._capacity = self._rounded(longest + 1 + max(shape.reach for shape in self._shapes.values()))
         self._spare = self._capacity - longest
-        self.ends: list[int] = []  # of the rounds queued: how many pieces of work the target's lane had when each was
+        self.begin = 0, 0  # the lanes' numbers when decoding began
+        self.ends: list[int] = []  # of the rounds queued: the target lane's number when each was
         self._read = [0] * len(requests)  # positions of each row that the draft has read
+        self._busy_s = [0.0, 0.0]  # of the lanes, in the rounds that were read
         self._behind = False  # whether rounds went without the draft since
 
     def run(self) -> Generator[list[Update], None, None]:
@@ -125,8 +127,7 @@ class DeviceEngine:
         try:
             self._prefill(rounds)
             start = time.perf_counter()
-            for lane in self.lanes:
-                lane.reset()
+            self.begin = numbers(self.lanes)
             for request in self.requests:
                 request.stats.prefill_s = start - begin
             widest = max(shape.width for shape in self._shapes.values())
@@ -135,8 +136,9 @@ class DeviceEngine:
             while self._running():
                 flights.append(self._play(rounds, flights, ring))
                 if len(ring) > self.options.lateness:
-                    updates = self._hand_out(rounds, ring.read(), flights.popleft())
-                    self._count_time(updates, time.perf_counter() - start)
+                    flight = flights.popleft()
+                    updates = self._hand_out(rounds, ring.read(), flight)
+                    self._count_time(updates, time.perf_counter() - start, flight)
                     yield updates
         finally:
             rounds.close()
@@ -218,7 +220,7 @@ class DeviceEngine:
         self.lanes[0].record().synchronize()
 
     def _play(self, rounds: StaticRounds, flights: Sequence[Flight], ring: Ring) -> Flight:
-        choice = self._choose(rounds, len(flights))
+        choice, before = self._choose(rounds, len(flights)), numbers(self.lanes)
         shape = self._shapes[choice]
         # No row is further, whatever the rounds on their way gave.
         head = max(self._lengths()) + sum(flight.shape.most_emitted for flight in flights)
@@ -231,7 +233,7 @@ class DeviceEngine:
             self._read = [max(0, length - 2) for length in self._lengths()]
         self._behind = not shape.drafted
         view = self._view(rounds, head + shape.reach)
-        flight, round = fly(choice, self.chooser.reason, self.lanes, lambda: rounds.play(shape, view))
+        flight, round = fly(choice, self.chooser.reason, self.lanes, before, lambda: rounds.play(shape, view))
         ring.push(round.report)
         self.ends.append(self.lanes[0].queued)
         return flight
@@ -281,7 +283,9 @@ class DeviceEngine:
             self.chooser.observe(flight.choice, flight.timing(self.lanes), accepted_of, judged_of)
         return updates
 
-    def _count_time(self, updates: list[Update], decode_s: float) -> None:
-        target_s, draft_s = (lane.busy_s for lane in self.lanes)
+    def _count_time(self, updates: list[Update], decode_s: float, flight: Flight) -> None:
+        """What the lanes computed for these rounds: others may be using them too."""
+        for lane, busy_s in enumerate(flight.busy_s(self.lanes)):
+            self._busy_s[lane] += busy_s
         for update in updates:
-            update.request.stats.count_time(decode_s, target_s, draft_s)
+            update.request.stats.count_time(decode_s, *self._busy_s)

@@ -11,7 +11,8 @@ from pearl_decode.device.round import StaticRound
 from pearl_decode.device.shape import Shape
 from pearl_decode.lanes.queue import DeviceLane
 
-Span = tuple[int, int]  # of a lane's intervals
+Span = tuple[int, int]  # of numbers of a lane's pieces of work
+Lanes = tuple[DeviceLane, DeviceLane]
 
 
 @dataclass(frozen=True)
@@ -20,6 +21,7 @@ class Flight:
 
     choice, reason: how, and why; shape: of what was queued
     spans:          of the target's and the draft's lane
+    work:           the same, with what had to be done first
     host_s:         what queueing it took
     warm:           whether it took as long as the next ones of its kind will
     """
@@ -28,23 +30,25 @@ class Flight:
     reason: str
     shape: Shape
     spans: tuple[Span, Span]
+    work: tuple[Span, Span]
     host_s: float
     warm: bool
 
-    def timing(self, lanes: tuple[DeviceLane, DeviceLane]) -> Timing | None:
+    def busy_s(self, lanes: Lanes) -> tuple[float, float]:
+        """What each lane computed for it, as far as that is known."""
+        target, draft = (_durations(lane, span) or [] for lane, span in zip(lanes, self.work, strict=True))
+        return sum(target), sum(draft)
+
+    def timing(self, lanes: Lanes) -> Timing | None:
         """The round as the lanes' own clocks saw it; None where that is not known, or will not happen again.
 
         A round takes as long as its parts, those of both lanes at once counted once, but no less than the host needs to
         queue it.
         """
-        durations = []
-        for lane, (first, last) in zip(lanes, self.spans, strict=True):
-            if len(lane.intervals) < last:
-                return None
-            durations.append([end - start for start, end in lane.intervals[first:last]])
-        if not self.warm:
+        target, draft = (_durations(lane, span) for lane, span in zip(lanes, self.spans, strict=True))
+        if target is None or draft is None or not self.warm:
             return None
-        target, draft_s = durations[0], sum(durations[1])
+        draft_s = sum(draft)
         # PEARL's target reads its window beside the draft, and verifies after it.
         beside = target[0] if self.shape.runs_ahead else 0.0
         device_s = max(beside, draft_s) + sum(target) - beside
@@ -52,14 +56,24 @@ class Flight:
         return Timing(self.shape.width, max(device_s, self.host_s), beside or sum(target), steps)
 
 
+def numbers(lanes: Lanes) -> tuple[int, int]:
+    """Of each lane's next piece of work."""
+    return lanes[0].queued, lanes[1].queued
+
+
 def fly(
-    choice: Choice, reason: str, lanes: tuple[DeviceLane, DeviceLane], queue: Callable[[], StaticRound]
+    choice: Choice, reason: str, lanes: Lanes, before: tuple[int, int], queue: Callable[[], StaticRound]
 ) -> tuple[Flight, StaticRound]:
-    """Queue a round, and note what belongs to it."""
-    begin, firsts = time.perf_counter(), [lane.queued for lane in lanes]
+    """Queue a round, and note what belongs to it. before: the lanes' numbers when work for it began"""
+    begin, firsts = time.perf_counter(), numbers(lanes)
     round = queue()
-    spans = tuple((first, lane.queued) for first, lane in zip(firsts, lanes, strict=True))
+    (target, draft), host_s = numbers(lanes), time.perf_counter() - begin
     if not round.shape.drafted:
         choice = Choice("autoregressive", 1)
-    flight = Flight(choice, reason, round.shape, (spans[0], spans[1]), time.perf_counter() - begin, round.warm)
-    return flight, round
+    spans, work = (((first, target), (other, draft)) for first, other in (firsts, before))
+    return Flight(choice, reason, round.shape, spans, work, host_s, round.warm), round
+
+
+def _durations(lane: DeviceLane, span: Span) -> list[float] | None:
+    intervals = lane.times.between(*span)
+    return None if intervals is None else [end - start for start, end in intervals]

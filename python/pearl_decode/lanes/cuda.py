@@ -8,7 +8,7 @@ from typing import TypeVar
 
 import torch
 
-from pearl_decode.lanes.queue import Event
+from pearl_decode.lanes.queue import Event, Times
 
 T = TypeVar("T")
 HIGH, NORMAL = -1, 0  # of streams: lower goes first
@@ -19,7 +19,7 @@ class CudaLane:
 
     device:    with or without an index
     priority:  HIGH lets short kernels in between the long ones of another lane on the same GPU
-    intervals: seconds since the first lane of the device was made, by the device's own clock
+    times:     in seconds since the first lane of the device was made, by the device's own clock
     can_capture: False for a model that is spread over several devices
     """
 
@@ -31,8 +31,7 @@ class CudaLane:
         self.stream = torch.cuda.Stream(self.device, priority=priority)  # type: ignore[no-untyped-call]
         self.can_capture = can_capture
         self.queued = 0
-        self.intervals: list[tuple[float, float]] = []
-        self.busy_s = 0.0
+        self.times = Times()
         self._running: deque[tuple[torch.cuda.Event, torch.cuda.Event]] = deque()
         if self.device not in self._origins:
             self._origins[self.device] = self._stamp(torch.cuda.current_stream(self.device))
@@ -93,14 +92,7 @@ class CudaLane:
             start, end = self._running.popleft()
             # float32 milliseconds: since the origin, hours back, too coarse to take a difference of two.
             began, busy_s = 1e-3 * self._origins[self.device].elapsed_time(start), 1e-3 * start.elapsed_time(end)
-            self.intervals.append((began, began + busy_s))
-            self.busy_s += busy_s
-
-    def reset(self) -> None:
-        self.queued = 0
-        self._running.clear()
-        self.intervals.clear()
-        self.busy_s = 0.0
+            self.times.add(began, began + busy_s)
 
     def release(self) -> None:
         with torch.cuda.device(self.device):

@@ -9,6 +9,8 @@ from typing import Protocol, TypeVar
 import torch
 
 T = TypeVar("T")
+Interval = tuple[float, float]
+REMEMBERED = 1 << 14  # of a lane's intervals, the latest
 
 
 class Event(Protocol):
@@ -18,24 +20,40 @@ class Event(Protocol):
         """Hold the host up until all that was queued before has run."""
 
 
+class Times:
+    """When each piece of a lane's work ran. All who use a lane share them, so nobody begins them anew."""
+
+    def __init__(self) -> None:
+        self._intervals: list[Interval] = []
+        self._forgotten = 0
+
+    def add(self, start: float, end: float) -> None:
+        """Of the next piece, in the order they were queued; seconds."""
+        self._intervals.append((start, end))
+        if len(self._intervals) >= 2 * REMEMBERED:
+            del self._intervals[:REMEMBERED]
+            self._forgotten += REMEMBERED
+
+    def between(self, first: int, last: int) -> list[Interval] | None:
+        """Of the pieces numbered first ... last - 1; None where one has yet to end, or is long past."""
+        first, last = first - self._forgotten, last - self._forgotten
+        return self._intervals[first:last] if first >= 0 and last <= len(self._intervals) else None
+
+
 class DeviceLane(Protocol):
     """Runs work in the order it is queued, beside other lanes, without holding up the caller.
 
     Work only queues what a device is to do, on tensors whose values it does not read.
 
     can_capture: whether `capture` may be called
-    queued:      pieces of work that were queued
-    intervals:   (start, end) in seconds, of one clock for all lanes of a device, of the work that `settle` saw ended,
-                 in the order it was queued
-    busy_s:      their sum
-    `reset` begins the last three anew.
+    queued:      pieces of work that were queued, ever: the number of the next one
+    times:       of the pieces that `settle` saw ended, by one clock for all lanes of a device
     """
 
     device: torch.device
     can_capture: bool
     queued: int
-    intervals: list[tuple[float, float]]
-    busy_s: float
+    times: Times
 
     def make(self, work: Callable[[], T]) -> T:
         """Do work now, behind all that the caller has queued on the device: it makes tensors for the lane to use."""
@@ -56,10 +74,7 @@ class DeviceLane(Protocol):
         """Work as one piece to `run` again and again: what it queues now, for the tensors it uses now. Not run yet."""
 
     def settle(self) -> None:
-        """Note the intervals of work that has ended, without waiting for any."""
-
-    def reset(self) -> None:
-        """Forget the intervals, those to come of queued work too."""
+        """Note the times of work that has ended, without waiting for any."""
 
     def release(self) -> None:
         """Give unused memory back to the device."""
@@ -78,8 +93,7 @@ class InlineLane:
     def __init__(self, device: torch.device | str = "cpu") -> None:
         self.device = torch.device(device)
         self.queued = 0
-        self.intervals: list[tuple[float, float]] = []
-        self.busy_s = 0.0
+        self.times = Times()
 
     def make(self, work: Callable[[], T]) -> T:
         with torch.inference_mode():
@@ -94,9 +108,7 @@ class InlineLane:
         start = time.perf_counter()
         with torch.inference_mode():
             work()
-        end = time.perf_counter()
-        self.intervals.append((start, end))
-        self.busy_s += end - start
+        self.times.add(start, time.perf_counter())
 
     def record(self) -> Event:
         return _Now()
@@ -112,11 +124,6 @@ class InlineLane:
 
     def settle(self) -> None:
         pass
-
-    def reset(self) -> None:
-        self.queued = 0
-        self.intervals.clear()
-        self.busy_s = 0.0
 
     def release(self) -> None:
         pass
