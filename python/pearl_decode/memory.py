@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from pearl_decode.models import CausalModel
+from pearl_decode.placement import layer_devices
 
 GIB = 1 << 30
 LOWERS = "lower max_batch or max_tokens, or shorten the prompts"
@@ -42,7 +43,7 @@ def cache_bytes_by_device(model: CausalModel, batch: int, capacity: int) -> dict
     total = cache_bytes(model, batch, capacity)
     if not total:
         return {}
-    layers = model.layer_devices()
+    layers = layer_devices(model.model)
     return {device: total * count // len(layers) for device, count in Counter(layers).items()}
 
 

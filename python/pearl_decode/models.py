@@ -69,21 +69,6 @@ class CausalModel:
         device: torch.device = self.model.device
         return device
 
-    def layer_devices(self) -> list[torch.device]:
-        """Where each decoder layer computes: on the model's own device, unless a device_map put it on another GPU.
-
-        What is offloaded to the CPU or a disk still computes on the model's own device.
-        """
-        count = self.config.get_text_config().num_hidden_layers
-        placed: dict[str, Any] = getattr(self.model, "hf_device_map", None) or {}
-        devices = [self.device] * count
-        for module, device in placed.items():
-            # Of "model.layers.3", or of a part of that layer: its number. What has none holds all layers, or no layer.
-            index = next((int(part) for part in module.split(".") if part.isdecimal()), None)
-            if index is not None and index < count and str(device) not in ("cpu", "disk"):
-                devices[index] = torch.device("cuda", device) if isinstance(device, int) else torch.device(device)
-        return devices
-
     def _input_size(self) -> int:
         embedding = getattr(self.model, "get_input_embeddings", lambda: None)()
         return getattr(embedding, "num_embeddings", self.vocab_size)

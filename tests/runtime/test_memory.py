@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import pytest
 import torch
 
 from pearl_decode import PearlDecoder, SamplingParams, memory
 from pearl_decode.models import CausalModel
+from pearl_decode.placement import layer_devices
 from tests.runtime.scripted import sequence_model
+from tests.runtime.tiny import build
 
 CPU = torch.device("cpu")
 # Of one position of the tiny llama: 2 (keys and values) x 4 layers x 2 heads x 12 x 4 bytes.
@@ -71,6 +75,40 @@ def test_each_device_of_a_spread_target_needs_room_for_its_own_layers(llama, mon
     free[gpus[1]] -= 1
     with pytest.raises(memory.NoRoomError, match="on cuda:1, where"):
         memory.check_room(target, 1, 10)
+
+
+def _devices(*indices):
+    return [CPU if index is None else torch.device("cuda", index) for index in indices]
+
+
+@pytest.mark.parametrize(
+    ("placed", "wanted"),
+    [
+        ({"": 1}, [1, 1, 1, 1]),
+        ({"": "cuda:1"}, [1, 1, 1, 1]),
+        ({"": "cpu"}, [None] * 4),
+        ({"model": 0, "lm_head": 1}, [0, 0, 0, 0]),
+        ({"model": torch.device("cuda", 1), "lm_head": 0}, [1, 1, 1, 1]),
+        ({"model.embed_tokens": 0, "model.layers": 1, "model.norm": 1, "lm_head": 1}, [1, 1, 1, 1]),
+        ({"model.layers.3": 2, "model": 1}, [1, 1, 1, 2]),
+        ({"model.layers.1.mlp": 1, "model.layers.1.self_attn": 0, "model.layers": 2}, [2, 0, 2, 2]),
+        ({"vision.layers.1": 1, "model.layers.10": 1, "lm_head": 0}, [None] * 4),
+    ],
+)
+def test_a_layers_cache_is_where_the_map_puts_the_layer(llama, placed, wanted, monkeypatch):
+    """However much of the model an entry names: the least that holds the layer counts."""
+    monkeypatch.setattr(llama, "hf_device_map", placed, raising=False)
+    assert layer_devices(llama) == _devices(*wanted)
+    total, target = memory.cache_bytes(CausalModel(llama), 1, 8), CausalModel(llama)
+    assert memory.cache_bytes_by_device(target, 1, 8) == {
+        device: total * count // 4 for device, count in Counter(_devices(*wanted)).items()
+    }
+
+
+def test_layers_are_found_whatever_a_model_calls_them(monkeypatch):
+    model = build("gpt2")
+    monkeypatch.setattr(model, "hf_device_map", {"transformer.wte": 0, "transformer.h": 1}, raising=False)
+    assert layer_devices(model) == _devices(1, 1, 1, 1)
 
 
 def test_free_memory_is_the_machines_or_the_rest_of_a_containers_limit(tmp_path, monkeypatch):

@@ -15,6 +15,7 @@ from pearl_decode.engine import Plan
 from pearl_decode.lanes.cuda import HIGH, NORMAL, CudaLane
 from pearl_decode.lanes.queue import DeviceLane, InlineLane
 from pearl_decode.models import CausalModel
+from pearl_decode.placement import is_spread
 from pearl_decode.request import Request
 from pearl_decode.runner import check_devices
 
@@ -57,7 +58,7 @@ class DeviceRunner:
                 continue
             if on_gpu and _read_lengths(role, model):
                 self._switched.append(model)
-            if (on_gpu and not is_spread(model)) if compile is None else compile:
+            if (on_gpu and not is_spread(model.model)) if compile is None else compile:
                 model.compile(options=NO_GRAPHS)
                 compiled = True
         self.options = options or DeviceOptions(widths=COMPILED_WIDTHS if compiled else WIDTHS)
@@ -79,19 +80,14 @@ def lanes_of(target: CausalModel, draft: CausalModel | None) -> tuple[DeviceLane
     draft_device = target.device if draft is None else draft.device
     if target.device.type != "cuda":
         return InlineLane(target.device), InlineLane(draft_device)
-    lane = CudaLane(target.device, can_capture=not is_spread(target))
+    lane = CudaLane(target.device, can_capture=not is_spread(target.model))
     shared = draft_device == target.device
     if not shared and not torch.cuda.can_device_access_peer(target.device, draft_device):
         LOGGER.warning(
             "%s and %s cannot see each other: drafts are copied by way of the host", lane.device, draft_device
         )
-    spread = draft is not None and is_spread(draft)
+    spread = draft is not None and is_spread(draft.model)
     return lane, CudaLane(draft_device, HIGH if shared else NORMAL, can_capture=not spread)
-
-
-def is_spread(model: CausalModel) -> bool:
-    """Whether a model's layers are on several devices."""
-    return len(set(getattr(model.model, "hf_device_map", {}).values())) > 1
 
 
 def _read_lengths(role: str, model: CausalModel) -> bool:
