@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,10 +44,23 @@ class Timing:
 class Family:
     """The choices of one strategy. places: of these among all; widths: of their windows, and 1 at the end."""
 
-    def __init__(self, strategy: str, places: Sequence[int], choices: Sequence[Choice]) -> None:
-        self.strategy, self.places = strategy, np.array(places)
-        self.gammas = np.array([choices[place].gamma for place in places])
+    def __init__(self, strategy: str, choices: Sequence[Choice]) -> None:
+        self.strategy = strategy
+        self.places = np.array([place for place, choice in enumerate(choices) if choice.strategy == strategy])
+        self.gammas = np.array([choices[place].gamma for place in self.places])
         self.widths = np.append(self.gammas if strategy == "pearl" else self.gammas + 1, 1)
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What a round of each choice should give each row, and how long it should take.
+
+    tokens: (rows, choices); those of prompt lookup are for rows it has a guess for
+    seconds: (choices,); infinite where nothing was measured
+    """
+
+    tokens: NDArray[np.float64]
+    seconds: NDArray[np.float64]
 
 
 class Chooser:
@@ -69,11 +83,12 @@ class Chooser:
         self._acceptances = {
             drafter: [costs.acceptance(drafter) for _ in range(rows)] for drafter in ("draft", "lookup")
         }
-        self._families = [
-            Family(name, [place for place, choice in enumerate(self.choices) if choice.strategy == name], self.choices)
-            for name in dict.fromkeys(choice.strategy for choice in self.choices)
-        ]
+        strategies = [choice.strategy for choice in self.choices]
+        self._families = [Family(strategy, self.choices) for strategy in dict.fromkeys(strategies)]
+        self._of_lookup = np.array([strategy == "lookup" for strategy in strategies])
+        self._of_draft = np.array([strategy in ("sequential", "pearl") for strategy in strategies])
         self._present = 0  # of the choices
+        self._forecast: Forecast | None = None
 
     def choose(self, remaining: Sequence[int], found: Sequence[bool], drafting: bool) -> Choice:
         """The choice for the next round.
@@ -96,13 +111,25 @@ class Chooser:
 
         The arguments are those of `choose`.
         """
-        speeds = np.zeros(len(self.choices))
-        left, guessed = np.array(remaining), np.array(found)
-        for family in self._families:
-            strategy = family.strategy
-            if guessed.any() if strategy == "lookup" else drafting or strategy == "autoregressive":
-                speeds[family.places] = self._speeds_of(family, left, guessed)
+        forecast, guessed = self.prepare(), np.array(found)[:, None]
+        tokens = np.where(self._of_lookup & ~guessed, 1.0, forecast.tokens)
+        speeds: NDArray[np.float64] = np.minimum(tokens, np.array(remaining)[:, None]).sum(0) / forecast.seconds
+        if not any(found):
+            speeds[self._of_lookup] = 0
+        if not drafting:
+            speeds[self._of_draft] = 0
         return speeds
+
+    def prepare(self) -> Forecast:
+        """What `choose` goes by, as far as it is the same whatever the rows' texts are: most of its work, done once
+        after each `observe`."""
+        if self._forecast is None:
+            rows = len(self._acceptances["draft"])
+            tokens, seconds = np.ones((rows, len(self.choices))), np.full(len(self.choices), np.inf)
+            for family in self._families:
+                tokens[:, family.places], seconds[family.places] = self._expected(family, rows)
+            self._forecast = Forecast(tokens, seconds)
+        return self._forecast
 
     def observe(self, choice: Choice, timing: Timing | None, accepted: Sequence[int], judged: Sequence[int]) -> None:
         """Learn from a round. choice: what was done; accepted, judged: drafted tokens of each row.
@@ -111,6 +138,7 @@ class Chooser:
         """
         costs, rows = self.costs, len(judged)
         costs.round += 1
+        self._forecast = None
         for drafter, acceptances in self._acceptances.items():
             theirs = judged if drafter == choice.drafter else [0] * rows
             for acceptance, a, j in zip(acceptances, accepted, theirs, strict=True):
@@ -134,32 +162,29 @@ class Chooser:
 
     def keep(self, rows: Sequence[int]) -> None:
         """Go on with these rows only."""
+        self._forecast = None
         self._acceptances = {drafter: [each[row] for row in rows] for drafter, each in self._acceptances.items()}
 
-    def _speeds_of(
-        self, family: Family, remaining: NDArray[np.int64], found: NDArray[np.bool_]
-    ) -> NDArray[np.float64] | float:
+    def _expected(self, family: Family, rows: int) -> tuple[Any, Any]:
+        """The parts of a Forecast: tokens (rows, gammas) and seconds (gammas,), or one number for all."""
         strategy, gammas, now = family.strategy, family.gammas, self.costs.round
-        times = self.costs.times(len(remaining), strategy == "pearl")
+        times = self.costs.times(rows, strategy == "pearl")
         windows_s, step_s = times.windows_s(family.widths, now), times.step_s(now)
         if windows_s is None or step_s is None:
-            return 0.0
+            return 1.0, np.inf
         wide_s, narrow_s = windows_s[:-1], windows_s[-1]
         if strategy == "autoregressive":
-            return float(np.minimum(1, remaining).sum() / narrow_s)
+            return 1.0, narrow_s
         drafter = "lookup" if strategy == "lookup" else "draft"
         rates = np.array([[acceptance.hoped] for acceptance in self._acceptances[drafter]])
-        if strategy == "pearl":
-            tokens = pearl_tokens(rates, gammas)
-            share = 1.0 if self.whole_windows else 1 - np.prod(1 - open_share(rates, gammas), axis=0)
-            drafting_s = gammas * step_s
-            round_s = (1 - share) * np.maximum(narrow_s, drafting_s) + share * np.maximum(wide_s, drafting_s)
-        elif strategy == "lookup":
-            tokens, round_s = np.where(found[:, None], sequential_tokens(rates, gammas), 1.0), wide_s
-        else:
-            tokens, round_s = sequential_tokens(rates, gammas), wide_s + gammas * step_s
-        speeds: NDArray[np.float64] = np.minimum(tokens, remaining[:, None]).sum(0) / round_s
-        return speeds
+        if strategy == "lookup":
+            return sequential_tokens(rates, gammas), wide_s
+        drafting_s = gammas * step_s
+        if strategy == "sequential":
+            return sequential_tokens(rates, gammas), wide_s + drafting_s
+        share = 1.0 if self.whole_windows else 1 - np.prod(1 - open_share(rates, gammas), axis=0)
+        round_s = (1 - share) * np.maximum(narrow_s, drafting_s) + share * np.maximum(wide_s, drafting_s)
+        return pearl_tokens(rates, gammas), round_s
 
     def _explain(self, speeds: NDArray[np.float64]) -> str:
         bests: dict[str, str] = {}

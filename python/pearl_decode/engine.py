@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
+from functools import partial
 
 from pearl_decode.auto import GAMMAS, Choice, Chooser, Timing
 from pearl_decode.costs import Costs
@@ -19,7 +20,7 @@ from pearl_decode.request import Request
 from pearl_decode.round import Outcome, Round
 from pearl_decode.state import Batch
 from pearl_decode.strategies import STRATEGIES
-from pearl_kernels import Finished, Purpose, Status, release_threads
+from pearl_kernels import Finished, Purpose, Status
 
 LOGGER = logging.getLogger(__name__)
 
@@ -101,6 +102,7 @@ class Engine:
         choices = [choice for choice in plan.choices if draft is not None or not STRATEGIES[choice.strategy].drafts]
         self.chooser = Chooser(choices, costs, len(requests))
         self.pairs = {overlaps: lanes(overlaps) for overlaps in {STRATEGIES[c.strategy].overlaps for c in choices}}
+        self._busy_s = 0.0, 0.0  # target and draft, in the rounds so far
         params = [request.params for request in requests]
         batch = Batch.start(
             [request.prompt_ids for request in requests],
@@ -136,7 +138,6 @@ class Engine:
         A target that fails ends the requests still running with an error; what they had is kept.
         """
         running = list(self.requests)
-        release_threads()  # the caller's: those of the lanes do the work now
         try:
             self._check_room()
             yield from self._rounds(running)
@@ -147,10 +148,6 @@ class Engine:
             LOGGER.exception("the target failed")
             for request in running:
                 request.fail(f"the target failed: {error!r}")
-        finally:
-            for pair in self._lanes():
-                for lane in pair:
-                    lane.rest()
 
     def _check_room(self) -> None:
         """Before anything runs, as caches grow into memory that they only seem to have."""
@@ -166,40 +163,45 @@ class Engine:
         # A draft that is not sure to be needed reads the prompts when it first drafts.
         self.round.prefill(STRATEGIES[self._choose(running).strategy].drafts)
         start = time.perf_counter()
-        for pair in self._lanes():
-            for lane in pair:
-                lane.reset()
         for request in self.requests:
             request.stats.prefill_s = start - begin
         while running:
-            round_start = time.perf_counter()
-            choice = self._choose(running)
-            target_lane, draft_lane = self.pairs[STRATEGIES[choice.strategy].overlaps]
-            self.round.target.lane = target_lane
-            if self.round.draft is not None:
-                self.round.draft.lane = draft_lane
-            before, pending = list(self.round.batch.committed), max(self.round.batch.window)
-            busy_s, steps = target_lane.busy_s, len(draft_lane.intervals)
-            outcome = STRATEGIES[choice.strategy].step(self.round)
-            updates = self._hand_out(running, before, outcome)
-            end = time.perf_counter()
-            self._count_time(running, end - start)
-            if len(self.chooser.choices) > 1:
-                self._learn(
-                    running,
-                    choice,
-                    outcome,
-                    pending,
-                    end - round_start,
-                    target_lane.busy_s - busy_s,
-                    [stop - go for go, stop in draft_lane.intervals[steps:]],
-                )
+            updates = self._step(running, start)
             rows = [row for row, request in enumerate(running) if request.finish_reason is None]
+            if len(rows) < len(running):
+                self.round.do_chores()  # they are about rows that leave
             if rows and len(rows) < len(running):
                 self.round.keep(rows)
                 self.chooser.keep(rows)
             running[:] = [running[row] for row in rows]
             yield updates
+
+    def _step(self, running: list[Request], start: float) -> list[Update]:
+        """One round. What there is to learn from it is learnt during the next one, beside the target's forward."""
+        round_start = time.perf_counter()
+        choice = self._choose(running)
+        lanes = self.pairs[STRATEGIES[choice.strategy].overlaps]
+        firsts = [lane.times.count for lane in lanes]
+        self.round.target.lane = lanes[0]
+        if self.round.draft is not None:
+            self.round.draft.lane = lanes[1]
+        before, pending = list(self.round.batch.committed), max(self.round.batch.window)
+        outcome = STRATEGIES[choice.strategy].step(self.round)
+        updates = self._hand_out(running, before, outcome)
+        end = time.perf_counter()
+        windows_s, steps_s = (
+            lane.times.seconds(first, lane.times.count) or [] for lane, first in zip(lanes, firsts, strict=True)
+        )
+        self._busy_s = self._busy_s[0] + sum(windows_s), self._busy_s[1] + sum(steps_s)
+        for request in running:
+            request.stats.count_time(end - start, *self._busy_s)
+        if len(self.chooser.choices) > 1:
+            for request in running:
+                request.stats.count_choice(choice, self.chooser.reason)
+            done, width = self._done(choice, outcome, pending)
+            timing = Timing(width, end - round_start, sum(windows_s), steps_s)
+            self.round.chores = partial(self._learn, done, timing, outcome)
+        return updates
 
     def _choose(self, running: list[Request]) -> Choice:
         if len(self.chooser.choices) == 1:
@@ -210,26 +212,17 @@ class Engine:
         self.round.gamma = choice.gamma
         return choice
 
-    def _learn(
-        self,
-        running: list[Request],
-        choice: Choice,
-        outcome: Outcome,
-        pending: int,
-        round_s: float,
-        target_s: float,
-        steps_s: list[float],
-    ) -> None:
-        for request in running:
-            request.stats.count_choice(choice, self.chooser.reason)
-        width = 1 + pending
+    def _done(self, choice: Choice, outcome: Outcome, pending: int) -> tuple[Choice, int]:
+        """What a round came to, and the width of the target's window."""
         if pending and choice.strategy != "pearl":
-            choice = Choice("autoregressive", 1)  # first the window that was left had to be verified
-        elif choice.strategy in ("sequential", "lookup") and any(outcome.num_judged):
-            width = 1 + choice.gamma
-        self.chooser.observe(
-            choice, Timing(width, round_s, target_s, steps_s), outcome.num_accepted, outcome.num_judged
-        )
+            return Choice("autoregressive", 1), 1 + pending  # first the window that was left had to be verified
+        if choice.strategy in ("sequential", "lookup") and any(outcome.num_judged):
+            return choice, 1 + choice.gamma
+        return choice, 1 + pending
+
+    def _learn(self, choice: Choice, timing: Timing, outcome: Outcome) -> None:
+        self.chooser.observe(choice, timing, outcome.num_accepted, outcome.num_judged)
+        self.chooser.prepare()
 
     def _hand_out(self, running: list[Request], before: list[int], outcome: Outcome) -> list[Update]:
         state = self.round.batch.state
@@ -242,12 +235,3 @@ class Engine:
             request.stats.count_round(count, accepted, outcome.num_judged[row], outcome.draft_forwards)
             updates.append(Update(request, new[:count], text))
         return updates
-
-    def _lanes(self) -> list[tuple[CpuLane, CpuLane]]:
-        """The pairs in use, each once: a caller's own may be the pair for all rounds."""
-        return list(dict.fromkeys(self.pairs.values()))
-
-    def _count_time(self, running: list[Request], decode_s: float) -> None:
-        target_s, draft_s = (sum(lane.busy_s for lane in lanes) for lanes in zip(*self._lanes(), strict=True))
-        for request in running:
-            request.stats.count_time(decode_s, target_s, draft_s)

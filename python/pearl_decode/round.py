@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
-from concurrent.futures import Future
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, wait
 from dataclasses import dataclass
 
 import torch
@@ -14,6 +14,8 @@ from pearl_decode.lanes.target import TargetLane
 from pearl_decode.lookup import PromptLookup
 from pearl_decode.state import PLACEHOLDER, Batch
 from pearl_kernels import advance_
+
+SETTLED_S = 0.5e-3  # a lane's thread has the interpreter to itself for so long, to begin its forward
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,7 @@ class Round:
 
     gamma:   tokens to draft, which may be another number every round
     lookups: prompt lookup of each row, where it is wanted
+    chores:  what the host has to do some time; done, once, while a lane works
     """
 
     def __init__(
@@ -52,6 +55,7 @@ class Round:
         self.rule = rule
         self.gamma = gamma
         self.lookups = lookups
+        self.chores: Callable[[], None] | None = None
         self.drafting = draft is not None
 
     def prefill(self, drafting: bool) -> None:
@@ -74,6 +78,15 @@ class Round:
     def guesses(self, count: int) -> list[list[int]]:
         """What prompt lookup drafts: per row `count` tokens, or none."""
         return [lookup.continuation(count) for lookup in self.lookups or ()]
+
+    def do_chores(self, beside: Future[torch.Tensor] | None = None) -> None:
+        """Do them, if there are any: now, or beside a lane's work when that has begun."""
+        if self.chores is None:
+            return
+        if beside is not None:
+            wait([beside], SETTLED_S)
+        chores, self.chores = self.chores, None
+        chores()
 
     def drafted(self, future: Future[torch.Tensor] | Future[None]) -> torch.Tensor | None:
         """Wait for the draft; None if it failed, and from then on."""
@@ -102,6 +115,7 @@ class Round:
         drafted: how many tokens of each row's chain are drafted ones, the rest are placeholders
         chain:   what the draft model drew them from; None for certain guesses, or where the rule does not ask
         """
+        self.do_chores(beside=verifying)
         logits = verifying.result()
         if chain is not None:
             chain = chain.first(logits.shape[1])

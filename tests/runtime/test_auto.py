@@ -12,8 +12,10 @@ from pearl_decode.auto import Choice, Chooser, Timing
 from pearl_decode.costs import Acceptance, Costs, StepTimes, pearl_tokens, sequential_tokens
 from pearl_decode.lanes import PacedLane
 from pearl_decode.lanes.cpu import available_cores
+from pearl_decode.lanes.target import TargetLane
 from pearl_decode.lookup import PromptLookup
 from pearl_decode.round import Round
+from pearl_decode.state import Batch
 from tests.runtime.scripted import scripted_pair, sequence_model, tokens_per_round
 from tests.runtime.test_law import _exact_law, _p_value, _tables, _text_counts
 
@@ -169,6 +171,25 @@ def test_a_draft_that_begins_reads_the_prompt_beside_the_target(monkeypatch):
         for _ in range(2):
             decoder.generate([[0]], SamplingParams(max_tokens=100))
     assert drafting == [False, True]
+
+
+def test_each_round_is_learnt_from_once_beside_the_forward_of_the_next(llama, near_llama, monkeypatch):
+    events = []
+
+    def noted(owner, name):
+        method = getattr(owner, name)
+        monkeypatch.setattr(owner, name, lambda *args, **named: (events.append(name), method(*args, **named))[1])
+
+    noted(TargetLane, "window_logits")
+    noted(Chooser, "observe")
+    noted(Batch, "refresh")
+    with PearlDecoder(llama, near_llama) as decoder:
+        [one] = decoder.generate([[5, 6, 7]], SamplingParams(max_tokens=30))
+        first, later = ["window_logits", "refresh"], ["window_logits", "observe", "refresh"]
+        assert events[events.index("window_logits") :] == first + (one.stats.rounds - 1) * later + ["observe"]
+        events.clear()
+        batch = decoder.generate([[5, 6, 7], [8, 9]], [SamplingParams(max_tokens=n) for n in (9, 30)])
+    assert events.count("observe") == events.count("window_logits") == max(r.stats.rounds for r in batch)
 
 
 def test_lookup_needs_no_draft_and_saves_forwards():

@@ -12,7 +12,7 @@ from pearl_decode import SamplingParams
 from pearl_decode.auto import Choice
 from pearl_decode.device.flight import Flight
 from pearl_decode.device.shape import shape_of
-from pearl_decode.lanes import queue
+from pearl_decode.lanes import times as lane_times
 from pearl_decode.lanes.queue import InlineLane
 from tests.runtime.device import DeviceDecoder
 
@@ -50,10 +50,11 @@ def test_a_round_takes_its_longer_lane_and_what_comes_after(strategy, target, dr
 
 
 def test_a_lane_remembers_the_latest_pieces_by_their_numbers(monkeypatch):
-    monkeypatch.setattr(queue, "REMEMBERED", 4)
-    times = queue.Times()
+    monkeypatch.setattr(lane_times, "REMEMBERED", 4)
+    times = lane_times.Times()
     for number in range(30):
         times.add(number, number + 0.5)
+        assert times.count == number + 1
         assert times.between(number - 2, number + 2) is None, "not ended yet"
         if number >= 3:
             assert times.between(number - 3, number) == [(n, n + 0.5) for n in range(number - 3, number)]

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import threading
+from itertools import zip_longest
 
 import pytest
 import torch
 
 from pearl_decode import PearlDecoder, SamplingParams
 from pearl_decode.lanes import CpuLane, PacedLane
-from pearl_decode.lanes.cpu import available_cores, lane_pair
+from pearl_decode.lanes.cpu import lane_pair
 from tests.runtime.scripted import scripted_pair
 
 
@@ -22,6 +23,10 @@ def _overlap(first: list[tuple[float, float]], second: list[tuple[float, float]]
     return sum(max(0.0, min(a[1], b[1]) - max(a[0], b[0])) for a in first for b in second)
 
 
+def _intervals(lane: PacedLane) -> list[tuple[float, float]]:
+    return lane.times.between(0, lane.times.count) or []
+
+
 @pytest.fixture
 def pair():
     return scripted_pair(0.8, rows=1)
@@ -31,7 +36,7 @@ def test_busy_intervals_of_the_two_lanes_intersect(pair):
     lanes = _paced(0.040, 0.010)
     with PearlDecoder(*pair, strategy="pearl", gamma=4, lanes=lanes) as decoder:
         [result] = decoder.generate([[0]], SamplingParams(max_tokens=24))
-        overlap = _overlap(lanes[0].intervals, lanes[1].intervals)
+        overlap = _overlap(*map(_intervals, lanes))
     stats = result.stats
     # Four draft steps take as long as the target's forward: side by side they nearly double what a lane does.
     assert overlap > 0.7 * stats.target_busy_s
@@ -43,7 +48,19 @@ def test_sequential_strategy_never_overlaps(pair):
     lanes = _paced(0.010, 0.003)
     with PearlDecoder(*pair, gamma=4, strategy="sequential", lanes=lanes) as decoder:
         decoder.generate([[0]], SamplingParams(max_tokens=24))
-        assert _overlap(lanes[0].intervals, lanes[1].intervals) == 0.0
+        assert _overlap(*map(_intervals, lanes)) == 0.0
+
+
+def test_streams_that_take_turns_on_a_lane_are_timed_apart(pair):
+    with PearlDecoder(*pair, gamma=2, strategy="sequential", lanes=_paced(0.010, 0.002)) as decoder:
+        streams = [decoder.start([[0]], SamplingParams(max_tokens=12)) for _ in range(2)]
+        for _ in zip_longest(*(rounds for _, rounds in streams)):
+            pass
+    for (request,), _ in streams:
+        stats = request.stats
+        assert 1.0 <= stats.target_busy_s / (0.010 * stats.rounds) < 1.5
+        assert 1.0 <= stats.draft_busy_s / (0.004 * stats.rounds) < 1.5
+        assert stats.target_idle_s >= 0.010 * stats.rounds  # that of the other stream
 
 
 def test_statistics_count_forwards_and_tokens(pair):
@@ -99,13 +116,3 @@ def test_lanes_that_take_turns_share_a_thread_and_others_have_one_each():
         assert len(threads) == 1 + concurrent
         for lane in pair:
             lane.close()
-
-
-def test_a_lane_at_rest_has_no_compute_threads_and_works_again():
-    lane = CpuLane("target", available_cores())
-    x = torch.randn(1 << 20)
-    wanted = lane.run(x.exp).result()
-    lane.rest()
-    assert torch.equal(lane.run(x.exp).result(), wanted)
-    lane.close()
-    lane.rest()

@@ -12,11 +12,10 @@ from pearl_decode.device.engine import DeviceEngine
 from pearl_decode.device.runner import DeviceRunner
 from pearl_decode.engine import Plan
 from pearl_decode.lanes.cpu import lane_pair
+from pearl_decode.lanes.times import Interval, Times
 from pearl_decode.request import Request
 from pearl_decode.sampling import SamplingParams
 from pearl_decode.stats import DecodeStats
-
-Interval = tuple[float, float]
 
 
 @dataclass(frozen=True)
@@ -68,7 +67,11 @@ def record(decoder: PearlDecoder, strategy: str, gamma: int, prompt: Sequence[in
             emitted.append(sum(len(update.token_ids) for update in updates))
     if requests[0].error is not None:
         raise RuntimeError(requests[0].error)
-    target, drafting = (list(lane.intervals) for lane in lanes)
+    stats = requests[0].stats
+    target, drafting = (
+        _intervals(lane.times, lane.times.count - forwards, lane.times.count)
+        for lane, forwards in zip(lanes, (stats.target_forwards, stats.draft_forwards), strict=True)
+    )
     return _timeline(strategy, gamma, target, drafting, commits, emitted)
 
 
@@ -96,12 +99,16 @@ def record_static(
     for lane, begin in zip(runner.lanes, engine.begin, strict=True):
         lane.record().synchronize()
         lane.settle()
-        intervals = lane.times.between(begin, lane.queued)
-        assert intervals is not None, "a lane forgot when it began on a text"
-        lanes.append(intervals)
+        lanes.append(_intervals(lane.times, begin, lane.queued))
     target, drafting = lanes
     commits = [target[end - engine.begin[0] - 1][1] for end in engine.ends[: len(emitted)]]
     return _timeline(strategy, gamma, target, drafting, commits, emitted)
+
+
+def _intervals(times: Times, first: int, last: int) -> list[Interval]:
+    intervals = times.between(first, last)
+    assert intervals is not None, "a lane forgot when it began on a text"
+    return intervals
 
 
 def _timeline(

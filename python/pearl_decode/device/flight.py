@@ -36,7 +36,7 @@ class Flight:
 
     def busy_s(self, lanes: Lanes) -> tuple[float, float]:
         """What each lane computed for it, as far as that is known."""
-        target, draft = (_durations(lane, span) or [] for lane, span in zip(lanes, self.work, strict=True))
+        target, draft = (lane.times.seconds(*span) or [] for lane, span in zip(lanes, self.work, strict=True))
         return sum(target), sum(draft)
 
     def timing(self, lanes: Lanes) -> Timing | None:
@@ -45,7 +45,7 @@ class Flight:
         A round takes as long as its parts, those of both lanes at once counted once, but no less than the host needs to
         queue it.
         """
-        target, draft = (_durations(lane, span) for lane, span in zip(lanes, self.spans, strict=True))
+        target, draft = (lane.times.seconds(*span) for lane, span in zip(lanes, self.spans, strict=True))
         if target is None or draft is None or not self.warm:
             return None
         draft_s = sum(draft)
@@ -72,8 +72,3 @@ def fly(
         choice = Choice("autoregressive", 1)
     spans, work = (((first, target), (other, draft)) for first, other in (firsts, before))
     return Flight(choice, reason, round.shape, spans, work, host_s, round.warm), round
-
-
-def _durations(lane: DeviceLane, span: Span) -> list[float] | None:
-    intervals = lane.times.between(*span)
-    return None if intervals is None else [end - start for start, end in intervals]

@@ -6,12 +6,12 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import TypeVar
 
 import torch
 
-from pearl_kernels import release_threads
+from pearl_decode.lanes.times import Times
 
 T = TypeVar("T")
 
@@ -22,15 +22,13 @@ class CpuLane:
     cores:     the processors it may use, which is also its number of compute threads
     thread_of: a lane of the same cores whose thread it runs on too, for two lanes that never work at once: compute
                threads of two would get in each other's way, waiting awake for more work
-    intervals: (start, end) in seconds of time.perf_counter of every forward since the last `reset`
-    busy_s:    their sum
+    times:     of the forwards, by time.perf_counter
     """
 
     def __init__(self, name: str, cores: Sequence[int], *, thread_of: CpuLane | None = None) -> None:
         self.name = name
         self.cores = tuple(cores)
-        self.intervals: list[tuple[float, float]] = []
-        self.busy_s = 0.0
+        self.times = Times()
         self._worker: ThreadPoolExecutor = (
             ThreadPoolExecutor(1, thread_name_prefix=f"pearl-{name}", initializer=self._settle)
             if thread_of is None
@@ -59,18 +57,7 @@ class CpuLane:
         try:
             yield
         finally:
-            end = time.perf_counter()
-            self.intervals.append((start, end))
-            self.busy_s += end - start
-
-    def rest(self) -> None:
-        """End its compute threads until there is work again, so that they are in the way of no others."""
-        with suppress(RuntimeError):  # of a lane that is closed, whose threads have ended
-            self._worker.submit(release_threads).result()
-
-    def reset(self) -> None:
-        self.intervals.clear()
-        self.busy_s = 0.0
+            self.times.add(start, time.perf_counter())
 
     def close(self) -> None:
         """Finish what runs, drop what waits, end the thread."""

@@ -8,7 +8,8 @@ from typing import TypeVar
 
 import torch
 
-from pearl_decode.lanes.queue import Event, Times
+from pearl_decode.lanes.queue import Event
+from pearl_decode.lanes.times import Times
 
 T = TypeVar("T")
 HIGH, NORMAL = -1, 0  # of streams: lower goes first

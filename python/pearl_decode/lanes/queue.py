@@ -8,9 +8,9 @@ from typing import Protocol, TypeVar
 
 import torch
 
+from pearl_decode.lanes.times import Times
+
 T = TypeVar("T")
-Interval = tuple[float, float]
-REMEMBERED = 1 << 14  # of a lane's intervals, the latest
 
 
 class Event(Protocol):
@@ -18,26 +18,6 @@ class Event(Protocol):
 
     def synchronize(self) -> None:
         """Hold the host up until all that was queued before has run."""
-
-
-class Times:
-    """When each piece of a lane's work ran. All who use a lane share them, so nobody begins them anew."""
-
-    def __init__(self) -> None:
-        self._intervals: list[Interval] = []
-        self._forgotten = 0
-
-    def add(self, start: float, end: float) -> None:
-        """Of the next piece, in the order they were queued; seconds."""
-        self._intervals.append((start, end))
-        if len(self._intervals) >= 2 * REMEMBERED:
-            del self._intervals[:REMEMBERED]
-            self._forgotten += REMEMBERED
-
-    def between(self, first: int, last: int) -> list[Interval] | None:
-        """Of the pieces numbered first ... last - 1; None where one has yet to end, or is long past."""
-        first, last = first - self._forgotten, last - self._forgotten
-        return self._intervals[first:last] if first >= 0 and last <= len(self._intervals) else None
 
 
 class DeviceLane(Protocol):

@@ -13,6 +13,7 @@ def pearl_round(round: Round) -> Outcome:
     """
     drafting = round.draft.write_ahead(round.gamma) if round.draft and round.drafting else None
     verifying = round.target.window_logits(width=1 + max(round.batch.window))
+    round.do_chores(beside=verifying)
     drafted = round.drafted(drafting) if drafting else None
     chain = [window + (drafted is not None) for window in round.batch.window]
     round.write_drafts(drafted)
