@@ -7,6 +7,7 @@ from torch import Tensor
 
 from pearl_kernels import _C
 from pearl_kernels._pointers import DTYPES, address
+from pearl_kernels.threads import num_threads
 
 _NONE = (0, 0, 0, 0)
 
@@ -29,7 +30,7 @@ def window_attention(
     _C.window_attention(
         DTYPES[q.dtype], (batch, width, heads, kv_heads, dim, capacity), _by_rows(q), by_heads(k_cache),
         by_heads(v_cache), _by_rows(k_new), _by_rows(v_new),
-        address(lengths), scale, window or 0, softcap or 0.0, address(out), torch.get_num_threads(),
+        address(lengths), scale, window or 0, softcap or 0.0, address(out), num_threads(),
     )  # fmt: skip
     return out
 

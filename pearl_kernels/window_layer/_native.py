@@ -9,6 +9,7 @@ from torch import Tensor
 
 from pearl_kernels import _C
 from pearl_kernels._pointers import DTYPES, address
+from pearl_kernels.threads import num_threads
 from pearl_kernels.window_attention._native import by_heads
 from pearl_kernels.window_layer.weights import LayerWeights
 
@@ -36,7 +37,7 @@ def window_layer(
         (batch, width, size, weights.heads, weights.kv_heads, weights.head_dim, weights.inner, k_cache.shape[2]),
         x.data_ptr(), norms, weights.eps, linears,
         (cos.data_ptr(), sin.data_ptr(), 0 if cos.shape[0] == 1 else cos.stride(0)),
-        by_heads(k_cache), by_heads(v_cache), seq_lens.data_ptr(), scale, out.data_ptr(), torch.get_num_threads(),
+        by_heads(k_cache), by_heads(v_cache), seq_lens.data_ptr(), scale, out.data_ptr(), num_threads(),
     )  # fmt: skip
     return out
 

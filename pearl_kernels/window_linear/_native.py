@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
 from pearl_kernels import _C
 from pearl_kernels._pointers import DTYPES, address
+from pearl_kernels.threads import num_threads
 
 
 def window_linear_out(x: Tensor, layers: Sequence[tuple[Tensor, Tensor | None]], outs: Sequence[Tensor]) -> None:
@@ -30,5 +30,5 @@ def window_linear_out(x: Tensor, layers: Sequence[tuple[Tensor, Tensor | None]],
             )
             for (w, bias), out in zip(layers, outs, strict=True)
         ],
-        torch.get_num_threads(),
+        num_threads(),
     )

@@ -110,6 +110,12 @@ def uses_window_linear(model: Any) -> bool:
     return any(isinstance(module, WindowLinear) for module in model.modules())
 
 
+def multiplies_by_kernels(model: Any) -> bool:
+    """Whether all of a model's matrices are a WindowLinear's, or looked up."""
+    modules = [module for module in model.modules() if not isinstance(module, (WindowLinear, nn.Embedding))]
+    return all(tensor.ndim < 2 for module in modules for tensor in module.parameters(recurse=False))
+
+
 @torch.inference_mode()
 def _join_layers(model: PreTrainedModel) -> None:
     """Multiply the layers of one module together that a trial gives the same rows, one right after the other.

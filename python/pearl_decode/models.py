@@ -6,6 +6,7 @@ import copy
 import inspect
 import logging
 import os
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,9 @@ from pearl_decode import builtin
 from pearl_decode.attention import ATTENTION_NAME, use_window_attention
 from pearl_decode.cache import WindowCache, starts_on
 from pearl_decode.layer import use_window_layers
-from pearl_decode.linear import use_window_linear, uses_window_linear
+from pearl_decode.linear import MOST_ROWS, multiplies_by_kernels, use_window_linear, uses_window_linear
 from pearl_decode.masks import ragged_masks
+from pearl_kernels import kernels_alone
 
 LOGGER = logging.getLogger(__name__)
 ATTENTION_TYPES = {"full_attention", "sliding_attention", "chunked_attention"}
@@ -63,6 +65,7 @@ class CausalModel:
         self._keeps_rows = "logits_to_keep" in parameters
         self._compiled: Any = None
         self._appends_later = True
+        self._multiplies_by_kernels = multiplies_by_kernels(model)
 
     @property
     def device(self) -> torch.device:
@@ -90,7 +93,9 @@ class CausalModel:
         and their keys and values are written there.
         """
         if self.reads_lengths and (input_ids.shape[1] <= MOST_WINDOW or min(starts) != max(starts)):
-            return self._window_logits(input_ids, starts, cache, keep)
+            by_kernels = self._multiplies_by_kernels and input_ids.numel() <= MOST_ROWS
+            with kernels_alone() if by_kernels else nullcontext():
+                return self._window_logits(input_ids, starts, cache, keep)
         ragged = cache.place(starts, input_ids.shape[1], input_ids.device)
         if ragged is not None:
             mask = ragged_masks(self.config, ragged, cache.view, self.model.dtype)

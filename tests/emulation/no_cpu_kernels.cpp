@@ -1,4 +1,3 @@
-#include "common/parallel.h"
 #include "cpu_kernels.h"
 
 // The emulated extension has no CPU kernels: the bindings find none here.
@@ -13,7 +12,5 @@ const CpuKernels& cpu_kernels() {
   static const CpuKernels none{"none", nullptr, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr};
   return none;
 }
-
-void release_threads() {}
 
 }  // namespace pearl

@@ -1,51 +1,110 @@
-"""Compute threads that are let go."""
+"""The threads that the CPU kernels share their work out to."""
 
 from __future__ import annotations
 
 import os
+import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 
-from pearl_kernels import release_threads, window_linear
+from pearl_kernels import kernels_alone, window_linear
+from pearl_kernels.threads import num_threads
 
-pytestmark = pytest.mark.skipif(not os.path.isdir("/proc/self/task"), reason="threads are counted in /proc")
+SIZES = [(4, 512, 2048), (1, 64, 4096), (9, 256, 1031)]  # rows, inputs, outputs
 
 
-@pytest.fixture
-def two_threads() -> Iterator[None]:
+@pytest.fixture(params=[2, 5])
+def threads(request: pytest.FixtureRequest) -> Iterator[int]:
+    """More than there are cores, too."""
     before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    yield
+    torch.set_num_threads(request.param)
+    yield request.param
     torch.set_num_threads(before)
+
+
+def products(times: int) -> list[torch.Tensor]:
+    dice = torch.Generator().manual_seed(1)
+    found = []
+    for _ in range(times):
+        for rows, inputs, outputs in SIZES:
+            x, weight = (torch.randn(n, inputs, generator=dice) for n in (rows, outputs))
+            found.append(window_linear(x, weight, backend="cpu"))
+    return found
+
+
+def at_one_thread(times: int) -> list[torch.Tensor]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return products(times)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def check(found: list[torch.Tensor], wanted: list[torch.Tensor]) -> None:
+    for got, want in zip(found, wanted, strict=True):
+        assert torch.equal(got, want)
 
 
 def count() -> int:
     return len(os.listdir("/proc/self/task"))
 
 
-def ended(before: int) -> bool:
-    """Whether there are fewer threads than before, a moment later."""
+def test_work_is_done_once_whoever_calls_and_however_often(threads: int) -> None:
+    wanted = at_one_thread(20)
+    with ThreadPoolExecutor(4, initializer=torch.set_num_threads, initargs=(threads,)) as callers:
+        for found in callers.map(products, [20] * 8):
+            check(found, wanted)
+
+
+def test_a_forked_process_has_helpers_of_its_own(threads: int) -> None:
+    wanted = products(2)
+    child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+            check(products(2), wanted)
+            status = 0
+        finally:
+            os._exit(status)
+    assert os.waitpid(child, 0)[1] == 0
+    check(products(2), wanted)
+
+
+def test_kernels_alone_have_the_threads_that_torch_had(threads: int) -> None:
+    wanted = products(1)
+    with kernels_alone(), kernels_alone():
+        assert (torch.get_num_threads(), num_threads()) == (1, threads)
+        check(products(1), wanted)
+        with ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(3,)) as other:
+            assert other.submit(num_threads).result() == 3
+    with pytest.raises(ZeroDivisionError), kernels_alone():
+        raise ZeroDivisionError
+    assert torch.get_num_threads() == num_threads() == threads
+
+
+def test_helpers_come_with_work_sleep_without_and_end_with_their_caller(threads: int) -> None:
+    before, seen = count(), {}
+
+    def work() -> None:
+        torch.set_num_threads(threads)
+        products(1)
+        seen["threads"] = count()
+        time.sleep(0.05)
+        start = time.process_time()
+        time.sleep(0.5)
+        seen["busy_s"] = time.process_time() - start
+
+    caller = threading.Thread(target=work)
+    caller.start()
+    caller.join()
+    assert seen["threads"] >= before + threads  # the caller and its helpers
+    assert seen["busy_s"] < 0.25 * (threads - 1)
     end = time.monotonic() + 10
-    while count() >= before and time.monotonic() < end:
+    while count() > before and time.monotonic() < end:
         time.sleep(0.01)
-    return count() < before
-
-
-@pytest.mark.usefixtures("two_threads")
-def test_threads_that_are_let_go_end_and_come_back() -> None:
-    x, weight = torch.randn(4, 512), torch.randn(2048, 512)
-    for work in (lambda: torch.randn(1 << 20).exp(), lambda: window_linear(x, weight)):
-        release_threads()
-        work()
-        with_team = count()
-        release_threads()
-        assert ended(with_team)
-        work()
-        assert count() == with_team
-    wanted = window_linear(x, weight)
-    release_threads()
-    release_threads()
-    assert torch.equal(window_linear(x, weight), wanted)
+    assert count() <= before

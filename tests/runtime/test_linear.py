@@ -11,8 +11,9 @@ from transformers import AutoModelForCausalLM, Gemma2Config, LlamaConfig, Qwen2C
 
 from pearl_decode import PearlDecoder, SamplingParams, attention
 from pearl_decode.attention import ATTENTION_NAME
+from pearl_decode.cache import WindowCache
 from pearl_decode.linear import WindowLinear, use_window_linear, uses_window_linear
-from pearl_decode.models import first_layers, load_model
+from pearl_decode.models import CausalModel, first_layers, load_model
 from pearl_decode.norm import WindowNorm, own_class, use_window_norm
 
 SIZES = {
@@ -56,6 +57,27 @@ def test_computes_in_float32_with_the_checkpoints_own_weights(directory):
     torch.testing.assert_close(logits(ours), logits(plain), rtol=1e-5, atol=1e-5)
     many = IDS.repeat(40, 1)  # more rows than a window has
     torch.testing.assert_close(logits(ours, many), logits(plain, many), rtol=1e-5, atol=1e-5)
+
+
+def _threads_of_torch(model, width):
+    """While the model computes a window."""
+    seen, before = [], torch.get_num_threads()
+    hook = model.get_input_embeddings().register_forward_hook(lambda *_: seen.append(torch.get_num_threads()))
+    torch.set_num_threads(3)
+    with torch.inference_mode():
+        CausalModel(model).forward(torch.ones(2, width, dtype=torch.int64), [0, 0], WindowCache(64), keep=1)
+    assert torch.get_num_threads() == 3
+    torch.set_num_threads(before)
+    hook.remove()
+    return seen
+
+
+def test_torch_keeps_out_of_the_way_where_kernels_multiply_all(directory):
+    ours = load_model("target", directory, None)
+    assert _threads_of_torch(ours, 5) == [1]
+    assert _threads_of_torch(ours, 33) == [3], "torch multiplies so many rows"
+    ours.model.expert = torch.nn.Parameter(torch.zeros(2, 2))  # a matrix that no kernel multiplies
+    assert _threads_of_torch(ours, 5) == [3]
 
 
 def test_a_stated_dtype_is_kept(directory):
