@@ -32,7 +32,8 @@ class ChainLogits:
         scalars = [torch.zeros(batch, width, device=like.device) for _ in range(2)]
         return cls(like.new_zeros(batch, width, vocab), RowStats(*scalars))
 
-    def put(self, rows: torch.Tensor, columns: torch.Tensor | int, logits: torch.Tensor, stats: RowStats) -> None:
+    def put(self, columns: list[int], logits: torch.Tensor, stats: RowStats) -> None:
+        rows = list(range(len(columns)))
         self.logits[rows, columns] = logits
         self.stats.threshold[rows, columns] = stats.threshold
         self.stats.lse[rows, columns] = stats.lse
@@ -122,23 +123,22 @@ class DraftLane:
     def _steps(
         self, inputs: torch.Tensor, heads: list[int], windows: list[int], gamma: int, run_ahead: bool
     ) -> torch.Tensor:
-        rows = torch.arange(len(heads), device=inputs.device)
-        positions = torch.tensor(heads, device=inputs.device)
-        columns = torch.tensor(windows, device=inputs.device)
+        device = inputs.device
+        positions = torch.tensor([[head + step for head in heads] for step in range(gamma)], device=device)
         # A position may be drafted again in a later round; its noise must then be new.
-        epochs = None if self.purpose is Purpose.SAMPLE else positions - columns
-        ahead = torch.arange(gamma, device=inputs.device)
+        committed = [head - window for head, window in zip(heads, windows, strict=True)]
+        epochs = None if self.purpose is Purpose.SAMPLE else torch.tensor(committed, device=device)
         drafted, bad = [], []
-        for step, position in enumerate((positions[:, None] + ahead).unbind(1)):
+        for step, position in enumerate(positions.unbind()):
             logits = self._forward(inputs, [head + step - inputs.shape[1] for head in heads])
             tokens, stats, status = sample(logits, self.batch.params, position, purpose=self.purpose, epochs=epochs)
             if self.keeps_logits:
                 if step == 0 or not run_ahead:
                     self.chain = self.chain or ChainLogits.empty(logits, self.most_drafted + 1)
-                    self.chain.put(rows, columns + step, logits, stats)
+                    self.chain.put([window + step for window in windows], logits, stats)
                 else:
                     self.ahead = self.ahead or ChainLogits.empty(logits, self.most_drafted + 1)
-                    self.ahead.put(rows, step - 1, logits, stats)
+                    self.ahead.put([step - 1] * len(windows), logits, stats)
             if self.model.d2t is not None:
                 tokens = self.model.d2t[tokens]
             inputs = tokens[:, None]
