@@ -1,20 +1,24 @@
 """Time a whole forward over the rows of a window, beside transformers' own layers and reading the weights once.
 
-    python bench/bench_forward.py [--threads N] [--cases MODEL,...] [--json FILE]
+    python bench/bench_forward.py [--threads N] [--busy N] [--cases MODEL,...] [--json FILE]
 
 A case is a model's path, hub id or built-in name, on a CPU. "cpu" is the model as the decoder loads it. "transformers"
 is the same checkpoint in float32, "transformers, bfloat16" in bfloat16, both with their own layers and sdpa attention.
 All run over a cache of the decoder's, with LENGTH tokens before the window. The floor reads, with as many threads, the
-weights that are multiplied, in the type they are stored in.
+weights that are multiplied, in the type they are stored in. --busy adds processes that compute all the while, as on a
+machine that has other work to do.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 
 import torch
-from harness import FLOOR, TRANSFORMERS, Contender, Row, arguments, compare, time_us
+from harness import FLOOR, TRANSFORMERS, Contender, Row, compare, parse, parser_of, time_us
 from report import report
 from torch import Tensor
 from transformers import AutoModelForCausalLM
@@ -84,10 +88,23 @@ def bench_case(case: str, repeats: int, threads: int) -> list[Row]:
     return rows
 
 
+@contextmanager
+def busy_processes(count: int) -> Iterator[None]:
+    processes = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(count)]
+    try:
+        yield
+    finally:
+        for process in processes:
+            process.kill()
+
+
 def main() -> None:
-    parsed = arguments(__doc__ or "", CASES)
-    rows = [row for case in parsed.cases.split(",") for row in bench_case(case, parsed.repeats, parsed.threads)]
-    report("forward", rows, parsed)
+    parser = parser_of(__doc__ or "", CASES)
+    parser.add_argument("--busy", type=int, default=0, help="processes that compute meanwhile (default: 0)")
+    parsed = parse(parser, CASES)
+    with busy_processes(parsed.busy):
+        rows = [row for case in parsed.cases.split(",") for row in bench_case(case, parsed.repeats, parsed.threads)]
+    report("forward" + (f" beside {parsed.busy} busy processes" if parsed.busy else ""), rows, parsed)
 
 
 if __name__ == "__main__":

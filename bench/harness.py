@@ -131,6 +131,11 @@ def native_backends(device: str) -> list[str]:
 
 def arguments(doc: str, default_cases: dict[str, str]) -> argparse.Namespace:
     """default_cases: by device"""
+    return parse(parser_of(doc, default_cases), default_cases)
+
+
+def parser_of(doc: str, default_cases: dict[str, str]) -> argparse.ArgumentParser:
+    """Of the arguments that all microbenchmarks take."""
     parser = argparse.ArgumentParser(description=doc.splitlines()[0])
     parser.add_argument("--device", choices=list(default_cases), default="cpu")
     parser.add_argument("--cases", help=f"sizes and dtypes (default: {default_cases})")
@@ -138,6 +143,11 @@ def arguments(doc: str, default_cases: dict[str, str]) -> argparse.Namespace:
     parser.add_argument("--plot", type=Path, help="draw time against batch and vocabulary there; needs matplotlib")
     parser.add_argument("--threads", type=int, default=1, help="torch's threads; the cpu backend has one (default: 1)")
     parser.add_argument("--json", type=Path, help="write versions and rows there")
+    return parser
+
+
+def parse(parser: argparse.ArgumentParser, default_cases: dict[str, str]) -> argparse.Namespace:
+    """What was given, with torch set to it."""
     parsed = parser.parse_args()
     parsed.cases = parsed.cases or default_cases[parsed.device]
     if parsed.device == "cuda" and not torch.cuda.is_available():
