@@ -15,12 +15,14 @@ import torch
 from harness import (
     DTYPES,
     FLOOR,
+    JUDGED,
     REFERENCE,
     TRANSFORMERS,
     Contender,
     Row,
     arguments,
     compare,
+    is_large,
     native_backends,
     num_inputs,
     peaked_logits,
@@ -41,7 +43,7 @@ import pearl_kernels
 from pearl_kernels import SampleOutput, SamplingTensors
 
 CASES = {
-    "cpu": "1x49152xfloat32,8x128256xbfloat16",
+    "cpu": "1x128256xbfloat16,32x128256xbfloat16,256x128256xbfloat16,1x151936xbfloat16,1x49152xbfloat16",
     "cuda": "1x128256xbfloat16,32x128256xbfloat16,256x128256xbfloat16,32x32000xbfloat16,32x151936xbfloat16,"
     "1x49152xfloat32",
 }
@@ -94,18 +96,22 @@ def bench_case(case: str, repeats: int) -> list[Row]:
     count = num_inputs(shape[0] * shape[1] * DTYPES[dtype].itemsize, "cpu")
     inputs = [peaked_logits(*shape, generator=generator).to(DTYPES[dtype]) for _ in range(count)]
     positions = torch.arange(shape[0])
+    large = is_large(case, shape[0] * shape[1], "cpu")
+    judged = min(JUDGED, shape[0]) if large else shape[0]
     rows = []
     for name, setting in SETTINGS.items():
-        params = SamplingTensors.make(shape[0], **setting, seed=range(shape[0]))  # type: ignore[arg-type]
+        params, judged_params = (
+            SamplingTensors.make(rows_of, **setting, seed=range(rows_of))  # type: ignore[arg-type]
+            for rows_of in (shape[0], judged)
+        )
         contenders = [Contender(FLOOR, [read_once([logits]) for logits in inputs])]
         for backend in native_backends("cpu"):
             for logits in inputs:
-                check(logits, params, positions, backend)
+                check(logits[:judged], judged_params, positions[:judged], backend)
             contenders.append(Contender(backend, [sampling(x, params, positions, backend) for x in inputs]))
-        contenders += [
-            Contender(REFERENCE, [sampling(logits, params, positions, REFERENCE) for logits in inputs]),
-            Contender(TRANSFORMERS, [transformers_sampling(logits, setting) for logits in inputs]),
-        ]
+        if not large:
+            contenders.append(Contender(REFERENCE, [sampling(x, params, positions, REFERENCE) for x in inputs]))
+            contenders.append(Contender(TRANSFORMERS, [transformers_sampling(x, setting) for x in inputs]))
         rows += compare(case, name, time_us(contenders, repeats), inputs[0].nbytes)
     return rows
 
@@ -126,7 +132,7 @@ def bench_case_on_gpu(case: str, repeats: int, peers_found: dict[str, str]) -> l
         params = SamplingTensors.make(shape[0], **setting, seed=range(shape[0]), device="cuda")  # type: ignore[arg-type]
         calls = {each: [sampling(x, params, positions, each) for x in inputs] for each in (*backends, REFERENCE)}
         answers = {each: [call() for call in calls[each]] for each in backends}
-        answers[REFERENCE] = [call() for call in calls[REFERENCE][: gpu.JUDGED]]
+        answers[REFERENCE] = [call() for call in calls[REFERENCE][:JUDGED]]
         gpu.agreed({each: [(out.tokens, out.status) for out in outs] for each, outs in answers.items()}, name)
         contenders = [gpu.read_once(inputs[0].nbytes, count, generator.device)]
         contenders += [Contender(backend, calls[backend]) for backend in calls]
@@ -140,7 +146,11 @@ def main() -> None:
     parsed = arguments(__doc__ or "", CASES)
     cases = parsed.cases.split(",")
     if parsed.device == "cpu":
-        report("sample", [row for case in cases for row in bench_case(case, parsed.repeats)], parsed)
+        done: list[Row] = []
+        for case in cases:
+            done += bench_case(case, parsed.repeats)
+            save("sample", done, parsed)
+        report("sample", done, parsed)
         return
     import gpu
 

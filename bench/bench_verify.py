@@ -2,9 +2,10 @@
 
     python bench/bench_verify.py [--device cuda] [--json FILE] [--plot FILE.png]
 
-A case is BATCHxCHAINxVOCABxDTYPE. Drafted tokens are sampled from a draft that is the target plus noise. transformers
-verifies row by row, as its `generate` does, with one drafted token less: its last row is for a bonus token. Its rule
-is `token`, or to compare argmaxes where it does not sample; it stands beside `block` and `coupled` for want of another.
+A case is BATCHxCHAINxVOCABxDTYPE; the default ones are the same on a CPU and a GPU. Drafted tokens are sampled from a
+draft that is the target plus noise. transformers verifies row by row, as its `generate` does, with one drafted token
+less: its last row is for a bonus token. Its rule is `token`, or to compare argmaxes where it does not sample; it stands
+beside `block` and `coupled` for want of another.
 
 On a GPU the inputs are made there and rotated beyond its cache; calls are timed with what the host does for them, and
 again replayed from a graph, without. peers.py says who else takes part where it is installed.
@@ -20,12 +21,14 @@ import torch
 from harness import (
     DTYPES,
     FLOOR,
+    JUDGED,
     REFERENCE,
     TRANSFORMERS,
     Contender,
     Row,
     arguments,
     compare,
+    is_large,
     native_backends,
     num_inputs,
     peaked_logits,
@@ -39,11 +42,11 @@ from transformers.generation.utils import _speculative_sampling
 import pearl_kernels
 from pearl_kernels import Purpose, RowStats, SamplingTensors, VerifyOutput
 
-CASES = {
-    "cpu": "1x9x49152xfloat32,8x5x128256xbfloat16",
-    "cuda": "1x4x128256xbfloat16,32x4x128256xbfloat16,256x4x128256xbfloat16,1x4x32000xbfloat16,1x8x151936xbfloat16,"
-    "1x9x49152xbfloat16,1x4x128256xfloat32",
-}
+SHAPES = (
+    "1x4x128256xbfloat16,32x4x128256xbfloat16,256x4x128256xbfloat16,1x4x32000xbfloat16,1x8x151936xbfloat16,"
+    "1x9x49152xbfloat16,1x4x128256xfloat32"
+)
+CASES = {"cpu": SHAPES, "cuda": SHAPES}
 RULES = ("greedy", "token", "block", "coupled")
 DRAFT_NOISE = 0.5
 
@@ -104,8 +107,7 @@ def draw_chains(
     params = SamplingTensors.make(batch, temperature=temperature, seed=range(seed, seed + batch), device=device)
     positions = torch.full((batch,), 100, device=device)
     noise = {"purpose": Purpose.SAMPLE} if rule == "coupled" else {"purpose": Purpose.DRAFT, "epochs": positions}
-    backend = REFERENCE if device.type == "cpu" else None
-    drawn = [pearl_kernels.sample(draft[:, i], params, positions + i, **noise, backend=backend) for i in range(width)]
+    drawn = [pearl_kernels.sample(draft[:, i], params, positions + i, **noise) for i in range(width)]
     return Chains(
         target=target.to(dtype),
         draft=draft,
@@ -153,19 +155,20 @@ def bench_rule(case: str, rule: str, repeats: int) -> list[Row]:
     generator = torch.Generator().manual_seed(0)
     count = num_inputs(2 * shape[0] * shape[1] * shape[2] * DTYPES[dtype].itemsize, "cpu")
     inputs = [draw_chains(*shape, DTYPES[dtype], rule, generator) for _ in range(count)]
-    needed = [chains.needed_rows(rule, chains.verify(rule, REFERENCE).num_accepted) for chains in inputs]
-    contenders = [Contender(FLOOR, [read_once(rows) for rows in needed])]
-    for backend in native_backends("cpu"):
+    large, backends = is_large(f"{case}, {rule}", shape[0] * shape[1] * shape[2], "cpu"), native_backends("cpu")
+    for backend in backends:
         for chains in inputs:
-            check(chains, rule, backend)
-        contenders.append(Contender(backend, [verification(chains, rule, backend) for chains in inputs]))
-    contenders += [
-        Contender(REFERENCE, [verification(chains, rule, REFERENCE) for chains in inputs]),
-        Contender(TRANSFORMERS, [transformers_verification(chains, rule) for chains in inputs]),
-    ]
-    accepted = sum(float(chains.verify(rule, REFERENCE).num_accepted.float().mean()) for chains in inputs) / count
+            check(chains.split(-(-shape[0] // JUDGED))[0] if large else chains, rule, backend)
+    accepted = [chains.verify(rule, (*backends, REFERENCE)[0]).num_accepted for chains in inputs]
+    needed = [chains.needed_rows(rule, lengths) for chains, lengths in zip(inputs, accepted, strict=True)]
+    contenders = [Contender(FLOOR, [read_once(rows) for rows in needed])]
+    contenders += [Contender(name, [verification(chains, rule, name) for chains in inputs]) for name in backends]
+    if not large:
+        contenders.append(Contender(REFERENCE, [verification(chains, rule, REFERENCE) for chains in inputs]))
+        contenders.append(Contender(TRANSFORMERS, [transformers_verification(chains, rule) for chains in inputs]))
+    mean_accepted = sum(float(lengths.float().mean()) for lengths in accepted) / count
     needed_bytes = sum(row.nbytes for rows in needed for row in rows) / count
-    return compare(case, f"{rule}, {accepted:.1f} accepted", time_us(contenders, repeats), needed_bytes)
+    return compare(case, f"{rule}, {mean_accepted:.1f} accepted", time_us(contenders, repeats), needed_bytes)
 
 
 def bench_rule_on_gpu(case: str, rule: str, repeats: int, peers_found: dict[str, str]) -> list[Row]:
@@ -180,8 +183,9 @@ def bench_rule_on_gpu(case: str, rule: str, repeats: int, peers_found: dict[str,
     inputs = draw_chains(count * shape[0], *shape[1:], DTYPES[dtype], rule, generator).split(count)
     backends = native_backends("cuda")
     answers = {name: [x.verify(rule, name) for x in inputs] for name in backends}
-    if logits <= gpu.LARGE:
-        answers[REFERENCE] = [x.verify(rule, REFERENCE) for x in inputs[: gpu.JUDGED]]
+    large = is_large(f"{case}, {rule}", logits, "cuda")
+    if not large:
+        answers[REFERENCE] = [x.verify(rule, REFERENCE) for x in inputs[:JUDGED]]
     outputs = gpu.agreed(answers, f"{case}, {rule}")
     needed = [
         row.nbytes for x, out in zip(inputs, outputs, strict=True) for row in x.needed_rows(rule, out.num_accepted)
@@ -190,7 +194,7 @@ def bench_rule_on_gpu(case: str, rule: str, repeats: int, peers_found: dict[str,
 
     contenders = [gpu.read_once(needed_bytes, count, generator.device)]
     contenders += [Contender(name, [verification(x, rule, name) for x in inputs]) for name in backends]
-    if logits <= gpu.LARGE:
+    if not large:
         contenders.append(Contender(REFERENCE, [verification(x, rule, REFERENCE) for x in inputs]))
         contenders.append(Contender(TRANSFORMERS, [transformers_verification(x, rule) for x in inputs]))
     if rule == "token":
@@ -204,7 +208,11 @@ def main() -> None:
     parsed = arguments(__doc__ or "", CASES)
     works = [(case, rule) for case in parsed.cases.split(",") for rule in RULES]
     if parsed.device == "cpu":
-        report("verify", [row for work in works for row in bench_rule(*work, parsed.repeats)], parsed)
+        done: list[Row] = []
+        for work in works:
+            done += bench_rule(*work, parsed.repeats)
+            save("verify", done, parsed)
+        report("verify", done, parsed)
         return
     import gpu
 

@@ -11,16 +11,13 @@ from typing import Any
 import torch
 import triton
 import triton.language as tl
-from harness import FLOOR, GRAPH, Contender
+from harness import FEWEST_REPEATS, FLOOR, GRAPH, Contender
 from torch import Tensor
 
 STREAMED_BYTES = 1 << 30  # read and copied once for the rates
 SAMPLE_US = 500.0  # short calls are timed several at a time, about so long together
 MOST_CALLS = 16
 MOST_US = 1.5e6  # for one contender; slow ones are timed less often
-FEWEST_REPEATS = 5
-LARGE = 32 << 20  # logits: above that the reference and whatever goes row by row are left out
-JUDGED = 8  # inputs that the reference answers before anything is timed
 
 
 @triton.jit

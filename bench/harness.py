@@ -25,7 +25,15 @@ FLOOR, REFERENCE, TRANSFORMERS = "read once", "reference", "transformers"
 GRAPH = ", graph"  # ends the name of a contender that is replayed rather than called
 BACKENDS = {"cpu": ("cpu",), "cuda": ("cuda", "triton")}  # to put beside the reference
 ROTATED_BYTES = {"cpu": 64 << 20, "cuda": 256 << 20}  # several times the cache of a core, or of a GPU
+MOST_INPUTS_BYTES = 256 << 20  # on a CPU: one input of more leaves every cache by itself
 FEWEST_INPUTS = {"cpu": 4, "cuda": 2}
+LARGE = {
+    "cpu": 24 << 20,
+    "cuda": 32 << 20,
+}  # logits: above that the reference and whatever goes row by row are left out
+JUDGED = 8  # requests on a CPU, inputs on a GPU, that the reference answers of a large case before anything is timed
+MOST_S = 3.0  # on a CPU, for one contender of a case; slow ones are timed less often
+FEWEST_REPEATS = 5
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -56,21 +64,36 @@ class Row:
 
 def num_inputs(bytes_each: int, device: str) -> int:
     """How many inputs to rotate, so that each has left the second-level cache before it comes round again."""
+    if device == "cpu" and bytes_each > MOST_INPUTS_BYTES:
+        return 1
     return max(FEWEST_INPUTS[device], -(-ROTATED_BYTES[device] // bytes_each))
+
+
+def is_large(case: str, logits: int, device: str) -> bool:
+    """Whether the slow contenders are left out of a case, which is then said."""
+    large = logits > LARGE[device]
+    if large:
+        print(f"{case}: without {REFERENCE} and {TRANSFORMERS}, which are not timed above {LARGE[device]:,} logits")
+    return large
 
 
 def time_us(contenders: Sequence[Contender], repeats: int, warmup: int = 3) -> dict[str, list[float]]:
     """Microseconds of each call. The contenders take turns, so that a slow moment of the machine is shared out."""
     times: dict[str, list[float]] = {contender.name: [] for contender in contenders}
+    spent_s = dict.fromkeys(times, 0.0)
     for turn in range(-warmup, repeats):
         first = turn % len(contenders)
         for contender in (*contenders[first:], *contenders[:first]):
+            own = times[contender.name]
+            if spent_s[contender.name] > MOST_S and (turn < 0 or len(own) >= FEWEST_REPEATS):
+                continue
             call = contender.calls[turn % len(contender.calls)]
             start = time.perf_counter_ns()
             call()
             elapsed = time.perf_counter_ns() - start
+            spent_s[contender.name] += elapsed / 1e9
             if turn >= 0:
-                times[contender.name].append(elapsed / 1e3)
+                own.append(elapsed / 1e3)
     return times
 
 

@@ -12,7 +12,14 @@ mpl.use("Agg")
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 
-COLORS = {FLOOR: "black", REFERENCE: "grey", "cuda": "tab:green", "triton": "tab:blue", TRANSFORMERS: "tab:orange"}
+COLORS = {
+    FLOOR: "black",
+    REFERENCE: "grey",
+    "cpu": "tab:cyan",
+    "cuda": "tab:green",
+    "triton": "tab:blue",
+    TRANSFORMERS: "tab:orange",
+}
 OTHERS = ("tab:red", "tab:purple", "tab:brown")
 
 Sweep = list[tuple[int, Row]]  # what is varied, and what it took
