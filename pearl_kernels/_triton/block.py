@@ -3,56 +3,40 @@
 import triton
 import triton.language as tl
 
-from pearl_kernels._triton.chain import chain_of, judged_by
-from pearl_kernels._triton.noise import ACCEPT, RESIDUAL, SAMPLE, uniform
-from pearl_kernels._triton.race import load_draft_row, scaled
-from pearl_kernels._triton.rows import DRAFT_INVALID, inverse_temperature, length_of, load_row, rows_that_count
+from pearl_kernels._triton.chain import accept_draws, find, pick
+from pearl_kernels._triton.race import scaled
+from pearl_kernels._triton.rows import DRAFT_INVALID
 
 
 @triton.jit
-def weigh_prefixes(
-    logits, batch_stride, row_stride, vocab, batch, width, lengths, finished, temperature,
-    tokens, tokens_stride, starts, thresholds, lses,
-    draft, draft_batch_stride, draft_row_stride, draft_vocab, draft_ids, draft_thresholds, draft_lses, draft_statuses,
-    prefix_weights, target_probs, usable_lengths, cut_statuses,
-    REQUESTS: tl.constexpr,
-):  # fmt: skip
-    """The weight of each prefix, and how many tokens can be judged.
+def usable_prefix(placeholder, invalid, length, column, WIDTH: tl.constexpr):
+    """How many tokens come before the first that cannot be judged, and the status of that. (REQUESTS,)"""
+    unusable = placeholder | invalid
+    usable = tl.minimum(tl.min(tl.where(unusable, column, WIDTH), axis=1), length)
+    cut = invalid & (column == usable[:, None])
+    return usable, tl.max(tl.where(cut, DRAFT_INVALID, 0), axis=1)
 
-    prefix_weights: (batch, width + 1) float64; [b, i] is of the first i tokens
-    target_probs:   (batch, width) float64
-    usable_lengths, cut_statuses: (batch,) int32; up to the first token that cannot be judged, and its status
+
+@triton.jit
+def weigh_prefixes(target_prob, draft_prob, width, column):
+    """The weight of each prefix, by its last token, and for a draft that was certain what the next row leaves over.
+
+    All (REQUESTS, WIDTH) float64.
     """
-    request = tl.program_id(0).to(tl.int64) * REQUESTS + tl.arange(0, REQUESTS)
-    inside = request < batch
-    length = length_of(lengths, finished, request, inside)
-    chain, _ = chain_of(tokens, tokens_stride, starts, finished, request, length > 0)
-    inv_t = inverse_temperature(temperature, request, inside)
-    weight = tl.full((REQUESTS,), 1.0, tl.float64)
-    usable_length = tl.zeros((REQUESTS,), tl.int32)
-    cut_status = tl.zeros((REQUESTS,), tl.int32)
-    stands = length > 0
-    tl.store(prefix_weights + request * (width + 1), weight, mask=inside)
+    weights = tl.full(target_prob.shape, 1.0, tl.float64)
+    leftovers = tl.zeros(target_prob.shape, tl.float64)
+    weight = tl.max(weights, axis=1)
     for i in range(width):
-        judged = stands & (i < length)
-        row = request * width + i
-        token = tl.load(chain + i, mask=judged, other=-1)
-        target_prob, draft_prob, placeholder, invalid = judged_by(
-            token, request, row, i, judged, inv_t, logits, batch_stride, row_stride, vocab, thresholds, lses,
-            draft, draft_batch_stride, draft_row_stride, draft_vocab, draft_ids, draft_thresholds, draft_lses,
-            draft_statuses,
-        )  # fmt: skip
+        at = column == i
+        target, drafted = pick(target_prob, at), pick(draft_prob, at)
+        left = weight * tl.maximum(1.0 - target, 0.0)  # all of the draft is on its token
+        leftovers = tl.where(column == i - 1, left[:, None], leftovers)
         # A token that the target cannot emit is never mended by what follows: 0 stays 0.
-        possible = (weight > 0) & (target_prob > 0)
-        ratio = weight * target_prob / tl.where(draft_prob > 0, draft_prob, 1.0)
-        weight = tl.where(possible, tl.where(draft_prob > 0, tl.minimum(ratio, 1.0), 1.0), 0.0)
-        cut_status = tl.where(judged & invalid, DRAFT_INVALID, cut_status)
-        stands = judged & (placeholder == 0) & (invalid == 0)
-        usable_length += stands.to(tl.int32)
-        tl.store(prefix_weights + request * (width + 1) + i + 1, weight, mask=inside)
-        tl.store(target_probs + row, target_prob, mask=inside)
-    tl.store(usable_lengths + request, usable_length, mask=inside)
-    tl.store(cut_statuses + request, cut_status, mask=inside)
+        possible = (weight > 0) & (target > 0)
+        ratio = weight * target / tl.where(drafted > 0, drafted, 1.0)
+        weight = tl.where(possible, tl.where(drafted > 0, tl.minimum(ratio, 1.0), 1.0), 0.0)
+        weights = tl.where(at, weight[:, None], weights)
+    return weights, leftovers
 
 
 @triton.jit
@@ -63,92 +47,40 @@ def probabilities_float32(values, inv_t, threshold, lse):
 
 
 @triton.jit
-def sum_leftovers(
-    logits, batch_stride, row_stride, vocab, count, width, lengths, finished, temperature, thresholds, lses,
-    draft, draft_batch_stride, draft_row_stride, draft_vocab, draft_ids, draft_thresholds, draft_lses,
-    prefix_weights, usable_lengths, leftovers, slices,
-    ROWS: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
-    """The sum of max(weight * target_probs - draft_probs, 0) over each slice of each row, by the weight before it.
-
-    leftovers: (count, slices) float64; written where `judge_blocks` looks, at weights between 0 and 1
-    """
-    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
-    slice_index = tl.program_id(1)
-    request, column, inside = rows_that_count(row, count, width, lengths, finished)
-    inside = inside & (tl.load(temperature + request, mask=inside, other=0.0) > 0)
-    inside = inside & (column > 0) & (column < tl.load(usable_lengths + request, mask=inside, other=0))
-    weight = tl.load(prefix_weights + request * (width + 1) + column, mask=inside, other=0.0)
-    inside = inside & (weight > 0) & (weight < 1)
-    inv_t = inverse_temperature(temperature, request, inside)
-    ids = slice_index * BLOCK + tl.arange(0, BLOCK)
-    values = load_row(logits + request * batch_stride + column * row_stride, ids, vocab, inside)
-    threshold = tl.load(thresholds + row, mask=inside, other=0.0)
-    target_probs = probabilities_float32(values, inv_t, threshold, tl.load(lses + row, mask=inside, other=0.0))
-    draft_start = draft + request * draft_batch_stride + column * draft_row_stride
-    draft_values = load_draft_row(draft_start, draft_ids, ids, draft_vocab, vocab, inside)
-    threshold = tl.load(draft_thresholds + row, mask=inside, other=0.0)
-    lse = tl.load(draft_lses + row, mask=inside, other=0.0)
-    mass = weight.to(tl.float32)[:, None] * target_probs - probabilities_float32(draft_values, inv_t, threshold, lse)
-    total = tl.sum(tl.maximum(mass, 0.0), axis=1)
-    tl.store(leftovers + row * slices + slice_index, total.to(tl.float64), mask=inside)
+def load_draft_row(row_start, d2t, ids, draft_vocab, mask, STEPS: tl.constexpr):
+    """Draft logits by target ids, -inf where the draft has no such token. (ROWS, BLOCK) float32"""
+    own = ids
+    if d2t is not None:
+        own = find(d2t, draft_vocab, ids, ids >= 0, STEPS)
+    inside = mask[:, None] & ((own >= 0) & (own < draft_vocab))[None, :]
+    return tl.load(row_start[:, None] + own[None, :], mask=inside, other=float("-inf")).to(tl.float32)
 
 
 @triton.jit
-def judge_blocks(
-    batch, width, lengths, finished, temperature, seeds, tokens, tokens_stride, starts, statuses,
-    prefix_weights, target_probs, usable_lengths, cut_statuses, leftovers, slices,
-    num_accepted_out, next_out, status_out, columns, purposes, weights, excluded,
-    REQUESTS: tl.constexpr, SLICES: tl.constexpr,
+def judge_block(
+    weights, leftovers, usable, cut_status, row_status, length, start, column, seed, WIDTH: tl.constexpr
 ):  # fmt: skip
-    """The chain of a sampled request stands up to the last token that passes; others are left as they are.
+    """The chain stands up to the last token that passes. (REQUESTS,)
 
-    leftovers: of `sum_leftovers`; None for a draft that was certain of its tokens
+    weights:    (REQUESTS, WIDTH), of each prefix by its last token
+    leftovers:  the sum of max(weight * target_probs - draft_probs, 0) at the row after each, where weight < 1
+    row_status: of the rows that count
+    Returns num_accepted, the status, the weight of what was accepted, and whether the row after that is to be drawn
+    from as it is, without regard to the draft.
     """
-    request = tl.program_id(0).to(tl.int64) * REQUESTS + tl.arange(0, REQUESTS)
-    inside = request < batch
-    length = length_of(lengths, finished, request, inside)
-    inside = inside & (length > 0) & (tl.load(temperature + request, mask=inside, other=0.0) > 0)
-    chain, start = chain_of(tokens, tokens_stride, starts, finished, request, inside)
-    seed = tl.load(seeds + request, mask=inside, other=0)
-    usable = tl.load(usable_lengths + request, mask=inside, other=0)
-    part = tl.arange(0, SLICES)
-
-    num_accepted = tl.zeros((REQUESTS,), tl.int32)
-    accepted_weight = tl.full((REQUESTS,), 1.0, tl.float64)
-    bad_status = tl.zeros((REQUESTS,), tl.int32)
-    for i in range(width):
-        judged = inside & (i < usable)
-        row = request * width + i
-        row_status = tl.load(statuses + row, mask=judged, other=0)
-        bad_status = tl.where(bad_status == 0, row_status, bad_status)
-        weight = tl.load(prefix_weights + request * (width + 1) + i + 1, mask=judged, other=0.0)
-        doubted = judged & (i + 1 < usable) & (weight < 1)
-        if leftovers is not None:
-            at = (row + 1)[:, None] * slices + part[None, :]
-            summed = doubted & (weight > 0)
-            parts = tl.load(leftovers + at, mask=summed[:, None] & (part < slices)[None, :], other=0.0)
-            excess = tl.sum(parts, axis=1)
-        else:
-            excess = weight * tl.maximum(1.0 - tl.load(target_probs + row + 1, mask=doubted, other=1.0), 0.0)
-        pass_prob = tl.where(doubted, excess / (excess + 1.0 - tl.where(doubted, weight, 0.0)), 1.0)
-        pass_prob = tl.where(i + 1 == usable, weight, pass_prob)
-        u = uniform(start + i, tl.full((REQUESTS,), ACCEPT, tl.int32), start, seed)
-        passes = judged & (u <= pass_prob)
-        num_accepted = tl.where(passes, i + 1, num_accepted)
-        accepted_weight = tl.where(passes, weight, accepted_weight)
-
+    judged = column < usable[:, None]
+    doubted = (column + 1 < usable[:, None]) & (weights < 1)
+    excess = tl.where(doubted, leftovers, 0.0)
+    pass_prob = tl.where(doubted, excess / (excess + 1.0 - tl.where(doubted, weights, 0.0)), 1.0)
+    pass_prob = tl.where(column + 1 == usable[:, None], weights, pass_prob)
+    passes = judged & (accept_draws(start, column, seed) <= pass_prob)
+    num_accepted = tl.max(tl.where(passes, column + 1, 0), axis=1)
+    last = column + 1 == num_accepted[:, None]
+    accepted_weight = tl.where(num_accepted > 0, pick(weights, last), 1.0)
     cut = (num_accepted == usable) & (usable < length)
-    own_status = tl.load(statuses + request * width + num_accepted, mask=inside & cut, other=0)
-    bad_status = tl.where(bad_status == 0, own_status, bad_status)
-    good = bad_status == 0
-    draws = inside & good & (num_accepted < length)
-    refused = tl.load(chain + num_accepted, mask=draws & (cut == 0), other=-1)
-    cut_status = tl.load(cut_statuses + request, mask=inside, other=0)
-    tl.store(num_accepted_out + request, tl.where(good, num_accepted, 0), mask=inside)
-    tl.store(next_out + request, tl.where(good, -1, 0).to(tl.int64), mask=inside)
-    tl.store(status_out + request, cut_status | bad_status, mask=inside)
-    tl.store(columns + request, tl.where(draws, num_accepted, -1), mask=inside)
-    tl.store(purposes + request, tl.where(cut, SAMPLE, RESIDUAL), mask=inside)
-    tl.store(weights + request, accepted_weight, mask=inside)
-    tl.store(excluded + request, refused, mask=inside)
+    # The first bad row of those that the weights came from, and of the one that is drawn from.
+    matters = (judged | (cut[:, None] & (column == usable[:, None]))) & (row_status != 0)
+    first = tl.min(tl.where(matters, column, WIDTH), axis=1)
+    bad_status = pick(row_status, matters & (column == first[:, None]))
+    num_accepted = tl.where(bad_status == 0, num_accepted, 0)
+    return num_accepted, cut_status | bad_status, accepted_weight, cut

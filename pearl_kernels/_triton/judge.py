@@ -1,156 +1,154 @@
-"""The launches that judge a batch of chains; `verify` and `advance_` end them each in its own way."""
+"""The launches that judge a batch of chains, for `verify` and `advance_`."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import triton
 from torch import Tensor
 
-from pearl_kernels._triton import block, chain, race
-from pearl_kernels._triton.launch import (
-    RACE_WARPS,
-    WARPS,
-    Batch,
-    Draws,
-    Stats,
-    describe,
-    new_draws,
-    race_rows,
-    requests_per_program,
-)
-from pearl_kernels._triton.noise import SAMPLE
+from pearl_kernels._triton import chain
+from pearl_kernels._triton.chains import judge_rows
+from pearl_kernels._triton.launch import LOW_BIT, RESIDUAL_WARPS, WARPS, tiles_of, view_of
+from pearl_kernels._triton.residuals import draw_residuals, sum_masses
+from pearl_kernels._triton.workspace import Scratch, Size, workspace
+
+RULES = {"greedy": chain.GREEDY, "token": chain.TOKEN, "block": chain.BLOCK_RULE, "coupled": chain.COUPLED}
 
 
 class Draft(NamedTuple):
-    """What the drafted tokens were sampled from, as the kernels take it; logits None: the draft was certain."""
+    """What the drafted tokens were sampled from, as the doors take it; logits None: the draft was certain."""
 
     logits: Tensor | None
-    batch_stride: int
-    row_stride: int
-    vocab: int
-    ids: Tensor | None  # (vocab of the target,) int32, the draft's id of each target id or -1
     threshold: Tensor | None
     lse: Tensor | None
-    status: Tensor | None
+    d2t: Tensor | None
 
 
 class Chains(NamedTuple):
-    """Where the drafted tokens are, and the position of each chain's first: (batch, any) and (batch,) int64."""
+    """Where the drafted tokens are, each chain's first position and its length; with `finished`, of a DecodeState."""
 
-    tokens: Tensor
-    starts: Tensor
+    tokens: Tensor  # (batch, any) int64
+    starts: Tensor  # (batch,) int64
+    lengths: Tensor  # (batch,) int32
+    finished: Tensor | None
 
-    def view(self) -> tuple[Tensor, int, Tensor]:
-        return self.tokens, self.tokens.stride(0), self.starts
 
+class Ends(NamedTuple):
+    """Where verdicts go, and what ends a sequence of a DecodeState; in the order in which kernels take it."""
 
-class Verdict(NamedTuple):
-    """(batch,) int32 num_accepted, int64 next_token where no race is run for it, int32 status."""
-
+    max_len: Tensor | None
+    eos_ids: Tensor | None
+    eos_count: int
+    next_window: int
     num_accepted: Tensor
-    next_token: Tensor
+    next_token: Tensor | None
     status: Tensor
+    num_emitted: Tensor | None
+
+
+class Params(NamedTuple):
+    temperature: Tensor
+    top_k: Tensor
+    top_p: Tensor
+    min_p: Tensor
+    seed: Tensor
 
 
 @dataclass(frozen=True, eq=False)
-class Corrections:
-    """Races for the tokens after the accepted ones."""
+class _Judging:
+    """One call, and its arguments as kernels take them."""
 
-    columns: Tensor
-    purposes: Tensor
-    own: Draws
-    left: Draws
-    slices: int
+    logits: Tensor
+    chains: Chains
+    params: Params
+    draft: Draft
+    ends: Ends
+    rule: str
 
-    def arguments(self) -> tuple[Tensor | int, ...]:
-        return (self.columns, self.purposes, *self.own, *self.left, self.slices)
+    def queue(self) -> None:
+        batch, width, vocab = self.logits.shape
+        tiles = tiles_of(vocab, batch)
+        groups = triton.cdiv(batch, tiles.rows)
+        sides = 2 if self.draft.logits is not None and self.draft.lse is None else 1
+        size = Size(groups, batch, width, sides, tiles.slices)
+        with workspace(size, self.logits.device) as scratch:
+            self._judge_rows(scratch, size)
+            if self.draft.logits is not None:
+                if self.rule == "block":
+                    self._sum_masses(scratch, size)
+                self._draw_residuals(scratch, size)
 
+    @property
+    def _constants(self) -> dict[str, int]:
+        batch, width, vocab = self.logits.shape
+        tiles = tiles_of(vocab, batch)
+        return {
+            "REQUESTS": tiles.rows,
+            "WIDTH": triton.next_power_of_2(width),
+            "BLOCK": tiles.block,
+            "SLICES": tiles.slices_block,
+            "EOS_BLOCK": triton.next_power_of_2(max(1, self.ends.eos_count)),
+            "STEPS": 0 if self.draft.logits is None else self.draft.logits.shape[2].bit_length(),
+        }
 
-def draft_of(
-    batch: Batch, logits: Tensor | None, threshold: Tensor | None, lse: Tensor | None, d2t: Tensor | None
-) -> Draft:
-    """The draft's side of `batch`; its statistics are computed if they are not given."""
-    if logits is None:
-        return Draft(None, 0, 0, 0, None, None, None, None)
-    status = None
-    if threshold is None or lse is None:
-        own = Batch(
-            logits, batch.temperature, batch.top_k, batch.top_p, batch.min_p, batch.seed, batch.lengths, batch.finished
-        )
-        threshold, lse, _, status = describe(own)
-    ids = None
-    if d2t is not None:
-        ids = torch.full((batch.vocab,), -1, dtype=torch.int32, device=d2t.device)
-        ids.scatter_(0, d2t, torch.arange(d2t.shape[0], dtype=torch.int32, device=d2t.device))
-    return Draft(logits, logits.stride(0), logits.stride(1), logits.shape[2], ids, threshold, lse, status)
+    def _draft_arguments(self, scratch: Scratch) -> tuple[Tensor | int | None, ...]:
+        """View, d2t and statistics; those that are computed come with a status."""
+        logits, threshold, lse, d2t = self.draft
+        if logits is None:
+            return (None, 0, 0, 0, None, None, None, None)
+        if lse is None:
+            return (*view_of(logits), d2t, scratch.draft_thresholds, scratch.draft_lses, scratch.draft_statuses)
+        return (*view_of(logits), d2t, threshold, lse, None)
 
+    def _chain_arguments(self) -> tuple[Tensor | int | None, ...]:
+        return (self.chains.tokens, self.chains.tokens.stride(0), self.chains.starts)
 
-def judge(batch: Batch, chains: Chains, rule: str, draft_parts: Any, verdict: Verdict) -> Corrections | None:
-    """Judge every chain by `rule`, into `verdict`, and run the races for tokens it leaves open.
+    def _rows_arguments(self) -> tuple[Tensor | int | None, ...]:
+        batch, width, _ = self.logits.shape
+        return (*view_of(self.logits), batch, width, self.chains.lengths, self.chains.finished)
 
-    draft_parts: logits, threshold, lse and d2t of the draft, as `verify` takes them
-    """
-    stats = describe(batch, greedy=rule == "greedy")
-    draws = race_rows(batch, stats, chains.starts, None, SAMPLE.value) if rule == "coupled" else (None, None)
-    draft = draft_of(batch, *(draft_parts if rule in ("token", "block") else (None,) * 4))
-    choice = _new_choice(batch) if rule in ("token", "block") else (None,) * 4
-    by = {"token": chain.RATIO, "coupled": chain.EQUALS_DRAW}.get(rule, chain.EQUALS_ARGMAX)
-    per_program, slices = requests_per_program(batch.size), batch.tiles.slices
-    grid = (triton.cdiv(batch.size, per_program),)
-    chain.judge_prefix[grid](
-        *batch.view(), batch.size, batch.width, batch.lengths, batch.finished, batch.temperature, batch.seed,
-        *chains.view(), *stats, *draft, *draws, slices, *verdict, *choice,
-        RULE=by, REQUESTS=per_program, SLICES=batch.tiles.slices_block, num_warps=1,
-    )  # fmt: skip
-    if rule == "block":
-        _judge_blocks(batch, chains, stats, draft, verdict, choice)
-    if rule in ("token", "block"):
-        return _race_corrections(batch, chains, stats, draft, choice)
-    return None
-
-
-def _new_choice(batch: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """columns, purposes, weights and excluded tokens."""
-    dtypes = (torch.int32, torch.int32, torch.float64, torch.int64)
-    columns, purposes, weights, excluded = (batch.new(batch.size, dtype=dtype) for dtype in dtypes)
-    return columns, purposes, weights, excluded
-
-
-def _judge_blocks(batch: Batch, chains: Chains, stats: Stats, draft: Draft, verdict: Verdict, choice: Any) -> None:
-    tiles, per_program = batch.tiles, requests_per_program(batch.size)
-    grid = (triton.cdiv(batch.size, per_program),)
-    prefix_weights = batch.new(batch.size, batch.width + 1, dtype=torch.float64)
-    target_probs = batch.new(batch.size, batch.width, dtype=torch.float64)
-    usable, cut_status = (batch.new(batch.size, dtype=torch.int32) for _ in range(2))
-    lengths = (batch.lengths, batch.finished, batch.temperature)
-    block.weigh_prefixes[grid](
-        *batch.view(), batch.size, batch.width, *lengths, *chains.view(), stats.threshold, stats.lse, *draft,
-        prefix_weights, target_probs, usable, cut_status, REQUESTS=per_program, num_warps=1,
-    )  # fmt: skip
-    leftovers = None
-    if draft.logits is not None:
-        leftovers = batch.new(batch.count, tiles.slices, dtype=torch.float64)
-        block.sum_leftovers[tiles.grid(batch.count)](
-            *batch.view(), batch.count, batch.width, *lengths, stats.threshold, stats.lse, *draft[:-1],
-            prefix_weights, usable, leftovers, tiles.slices, ROWS=tiles.rows, BLOCK=tiles.block, num_warps=WARPS,
+    def _judge_rows(self, scratch: Scratch, size: Size) -> None:
+        certain = self.draft.logits is None
+        draft_dtype = self.logits.dtype if self.draft.logits is None else self.draft.logits.dtype
+        judge_rows[(size.groups * size.sides * size.width * size.slices,)](
+            *self._rows_arguments(), *self.params, *self._chain_arguments(), *self._draft_arguments(scratch),
+            scratch.row_counters, scratch.request_counters, scratch.maxima, scratch.best_ids, scratch.sums,
+            scratch.scores, scratch.winners, scratch.thresholds, scratch.lses, scratch.statuses, scratch.own,
+            scratch.columns, scratch.purposes, scratch.weights, scratch.bits, scratch.usable_lengths,
+            scratch.prefix_weights, size.slices, *self.ends,
+            RULE=RULES[self.rule], DRAWS=self.rule == "coupled" or (certain and self.rule != "greedy"),
+            SIDES=size.sides, STEP=tiles_of(self.logits.shape[2], size.batch).step,
+            LOW_BIT=LOW_BIT[self.logits.dtype], DRAFT_LOW_BIT=LOW_BIT[draft_dtype], num_warps=WARPS, **self._constants,
         )  # fmt: skip
-    block.judge_blocks[grid](
-        batch.size, batch.width, *lengths, batch.seed, *chains.view(), stats.status,
-        prefix_weights, target_probs, usable, cut_status, leftovers, tiles.slices, *verdict, *choice,
-        REQUESTS=per_program, SLICES=tiles.slices_block, num_warps=1,
-    )  # fmt: skip
+
+    def _sum_masses(self, scratch: Scratch, size: Size) -> None:
+        sum_masses[(size.groups * max(size.width - 1, 1) * size.slices,)](
+            *self._rows_arguments(), self.params.temperature, self.params.seed, *self._chain_arguments(),
+            *self._draft_arguments(scratch)[:-1],
+            scratch.request_counters, scratch.thresholds, scratch.lses, scratch.statuses, scratch.scores,
+            scratch.columns, scratch.purposes, scratch.weights, scratch.bits, scratch.usable_lengths,
+            scratch.prefix_weights, size.slices, *self.ends, num_warps=RESIDUAL_WARPS, **self._constants,
+        )  # fmt: skip
+
+    def _draw_residuals(self, scratch: Scratch, size: Size) -> None:
+        draw_residuals[(size.groups * size.slices,)](
+            *self._rows_arguments(), self.params.temperature, self.params.seed, *self._chain_arguments(),
+            *self._draft_arguments(scratch)[:-1],
+            scratch.request_counters, scratch.thresholds, scratch.lses,
+            scratch.columns, scratch.purposes, scratch.weights, scratch.bits,
+            scratch.scores, scratch.winners, scratch.left_scores, scratch.left_ids, size.slices, *self.ends,
+            num_warps=RESIDUAL_WARPS, **self._constants,
+        )  # fmt: skip
 
 
-def _race_corrections(batch: Batch, chains: Chains, stats: Stats, draft: Draft, choice: Any) -> Corrections:
-    # As many rows to a program as for all rows, so that a row's tile is the same in every kernel.
-    tiles = batch.tiles
-    own, left = new_draws(batch, batch.size), new_draws(batch, batch.size)
-    race.race_corrections[tiles.grid(batch.size)](
-        *batch.view(), batch.size, batch.width, batch.temperature, batch.seed, chains.starts, *choice,
-        stats.threshold, stats.lse, *draft[:-1], *own, *left, tiles.slices,
-        ROWS=tiles.rows, BLOCK=tiles.block, num_warps=RACE_WARPS,
-    )  # fmt: skip
-    return Corrections(choice[0], choice[1], own, left, tiles.slices)
+def judge(logits: Tensor, chains: Chains, params: Params, draft: Draft, ends: Ends, rule: str) -> None:
+    """Judge every chain by `rule`, and close it as `ends` and `chains` say."""
+    if logits.shape[0] == 0:
+        return
+    if rule not in ("token", "block"):
+        draft = Draft(None, None, None, None)
+    with torch.cuda.device_of(logits):
+        _Judging(logits, chains, params, draft, ends, rule).queue()

@@ -45,15 +45,37 @@ def to_unit(word):
 
 @triton.jit
 def uniform(position, purpose, epoch, seed):
-    """The scalar draw, which is that of vocab id 0. All (ROWS,)."""
+    """The scalar draw, which is that of vocab id 0. Of any shape that broadcast together."""
     first, _, _, _ = philox_words(tl.zeros_like(position), position, purpose, epoch, seed)
     return to_unit(first)
 
 
 @triton.jit
-def gumbel(begin, position, purpose, epoch, seed, BLOCK: tl.constexpr):
-    """-log(-log(u)) in float64 of vocab ids [begin, begin + BLOCK), begin a multiple of 4. (ROWS,) -> (ROWS, BLOCK)"""
+def noise_words(begin, position, purpose, epoch, seed, BLOCK: tl.constexpr):
+    """The words of vocab ids [begin, begin + BLOCK), begin a multiple of 4. (ROWS,) -> (ROWS, BLOCK) uint32"""
     block = begin // LANES + tl.arange(0, BLOCK // LANES)
     w0, w1, w2, w3 = philox_words(block[None, :], position[:, None], purpose[:, None], epoch[:, None], seed[:, None])
-    words = tl.interleave(tl.interleave(w0, w2), tl.interleave(w1, w3))
+    return tl.interleave(tl.interleave(w0, w2), tl.interleave(w1, w3))
+
+
+@triton.jit
+def word_of(ids, position, purpose, epoch, seed):
+    """The word of one vocab id each. (ROWS,)"""
+    w0, w1, w2, w3 = philox_words(ids // LANES, position, purpose, epoch, seed)
+    lane = ids % LANES
+    return tl.where(lane < 2, tl.where(lane == 0, w0, w1), tl.where(lane == 2, w2, w3))
+
+
+@triton.jit
+def gumbel(words):
+    """-log(-log(u)) in float64."""
     return -tl.log(-tl.log(to_unit(words)))
+
+
+@triton.jit
+def rough_gumbel(words):
+    """The same in float32, off by less than 3e-4 whatever the hardware's logarithm does near 1."""
+    unit = ((words >> 9).to(tl.float32) + 0.5) * 1.1920928955078125e-07
+    rest = (((words ^ WORD) >> 9).to(tl.float32) + 0.5) * 1.1920928955078125e-07  # 1 - u, exactly
+    series = rest * (1.0 + rest * (0.5 + rest * 0.33333334))  # of -log(1 - rest)
+    return -tl.log(tl.where(rest < 0.0625, series, -tl.log(unit)))

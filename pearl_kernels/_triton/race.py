@@ -1,14 +1,14 @@
 """Gumbel-argmax races: the greatest log weight + noise of each slice of a row, in float64, then of the row.
 
-Two races are run at once. `own` is for the row's own distribution; `left` for what a refused token leaves over,
-max(weight * target_probs - draft_probs, 0), which may be nowhere positive: then the same noise decides the other.
+`race` is for a row's own distribution, and finds who may win in float32 first; only those are scored in float64.
 """
 
 import triton
 import triton.language as tl
 
-from pearl_kernels._triton.noise import RESIDUAL, gumbel
-from pearl_kernels._triton.rows import NO_ID, inverse_temperature, load_row, rows_that_count
+from pearl_kernels._triton.noise import gumbel, noise_words, rough_gumbel, word_of
+
+NO_ID = tl.constexpr(0x7FFFFFFF)
 
 
 @triton.jit
@@ -24,28 +24,11 @@ def probabilities(values, inv_t, threshold, lse):
 
 
 @triton.jit
-def load_draft_row(row_start, draft_ids, ids, draft_vocab, vocab, mask):
-    """Draft logits by target ids, -inf where the draft has no such token. (ROWS, BLOCK) float32
-
-    draft_ids: (vocab,) int32, the draft's id of each target id or -1; None where they are the same
-    """
-    if draft_ids is not None:
-        own = tl.load(draft_ids + ids, mask=ids < vocab, other=-1)
-        inside = mask[:, None] & (own >= 0)[None, :]
-        values = tl.load(row_start[:, None] + own[None, :], mask=inside, other=float("-inf")).to(tl.float32)
-    else:
-        inside = mask[:, None] & (ids < draft_vocab)[None, :]
-        values = tl.load(row_start[:, None] + ids[None, :], mask=inside, other=float("-inf")).to(tl.float32)
-    return values
-
-
-@triton.jit
-def store_winner(scores, ids, score_out, id_out, at, mask):
+def winner_of(scores, ids):
     """The greatest score of each row and the lowest id that has it; NO_ID where every score is -inf."""
     best = tl.max(scores, axis=1)
     runs = (scores == best[:, None]) & (scores > float("-inf"))
-    tl.store(score_out + at, best, mask=mask)
-    tl.store(id_out + at, tl.min(tl.where(runs, ids[None, :], NO_ID), axis=1), mask=mask)
+    return best, tl.min(tl.where(runs, ids[None, :], NO_ID), axis=1)
 
 
 @triton.jit
@@ -54,131 +37,38 @@ def load_winner(score_in, id_in, row, slices, mask, SLICES: tl.constexpr):
     part = tl.arange(0, SLICES)
     at = row[:, None] * slices + part[None, :]
     has_part = mask[:, None] & (part < slices)[None, :]
-    scores = tl.load(score_in + at, mask=has_part, other=float("-inf"))
-    ids = tl.load(id_in + at, mask=has_part, other=NO_ID)
+    scores = tl.load(score_in + at, mask=has_part, other=float("-inf"), cache_modifier=".cg")
+    ids = tl.load(id_in + at, mask=has_part, other=NO_ID, cache_modifier=".cg")
     best = tl.max(scores, axis=1)
     return tl.min(tl.where(scores == best[:, None], ids, NO_ID), axis=1)
 
 
 @triton.jit
-def race_rows(
-    logits,
-    batch_stride,
-    row_stride,
-    vocab,
-    count,
-    width,
-    lengths,
-    finished,
-    temperature,
-    seeds,
-    positions,
-    epochs,
-    purpose,
-    thresholds,
-    statuses,
-    own_scores,
-    own_ids,
-    slices,
-    ROWS: tl.constexpr,
+def race(
+    start, values, begin, threshold, inv_t, excluded, position, purpose, epoch, seed, mask,
+    best, best_id,
     BLOCK: tl.constexpr,
-):
-    """Let every row that is sampled draw from its own distribution; row i of a request is at its position + i.
+):  # fmt: skip
+    """The better of `best`, of `best_id`, and the winner of the logits from `begin` on. (ROWS,) float64 and int32
 
-    own_scores, own_ids: (count, slices) float64 and int32
+    values:   (ROWS, BLOCK), of `start + begin`
+    excluded: id that does not take part, or -1
     """
-    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
-    slice_index = tl.program_id(1)
-    request, column, inside = rows_that_count(row, count, width, lengths, finished)
-    inside = inside & (tl.load(statuses + row, mask=inside, other=1) == 0)
-    inside = inside & (tl.load(temperature + request, mask=inside, other=0.0) > 0)
-    inv_t = inverse_temperature(temperature, request, inside)
-    threshold = tl.load(thresholds + row, mask=inside, other=0.0)
-    seed = tl.load(seeds + request, mask=inside, other=0)
-    position = tl.load(positions + request, mask=inside, other=0) + column
-    epoch = tl.zeros_like(position)
-    if epochs is not None:
-        epoch = tl.load(epochs + request, mask=inside, other=0)
-
-    begin = slice_index * BLOCK
     ids = begin + tl.arange(0, BLOCK)
-    values = load_row(logits + request * batch_stride + column * row_stride, ids, vocab, inside)
-    noise = gumbel(begin, position, tl.zeros_like(position) + purpose, epoch, seed, BLOCK)
-    scores = tl.where(values >= threshold[:, None], scaled(values, inv_t) + noise, float("-inf"))
-    store_winner(scores, ids, own_scores, own_ids, row * slices + slice_index, inside)
-
-
-@triton.jit
-def race_corrections(
-    logits,
-    batch_stride,
-    row_stride,
-    vocab,
-    batch,
-    width,
-    temperature,
-    seeds,
-    positions,
-    columns,
-    purposes,
-    weights,
-    excluded,
-    thresholds,
-    lses,
-    draft,
-    draft_batch_stride,
-    draft_row_stride,
-    draft_vocab,
-    draft_ids,
-    draft_thresholds,
-    draft_lses,
-    own_scores,
-    own_ids,
-    left_scores,
-    left_ids,
-    slices,
-    ROWS: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
-    """Draw each request's token at the row its judge chose, if any, and for the purpose it said.
-
-    columns, purposes, weights, excluded: (batch,), the judge's Choice; a column of -1 draws nothing
-    draft: None for a draft that was certain of the excluded token
-    own_scores, left_scores: (batch, slices) float64; own_ids, left_ids: int32
-    """
-    request = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
-    slice_index = tl.program_id(1)
-    inside = request < batch
-    column = tl.load(columns + request, mask=inside, other=-1).to(tl.int64)
-    inside = inside & (column >= 0)
-    row = request * width + column
-    purpose = tl.load(purposes + request, mask=inside, other=0)
-    inv_t = inverse_temperature(temperature, request, inside)
-    threshold = tl.load(thresholds + row, mask=inside, other=0.0)
-    seed = tl.load(seeds + request, mask=inside, other=0)
-    position = tl.load(positions + request, mask=inside, other=0) + column
-
-    begin = slice_index * BLOCK
-    ids = begin + tl.arange(0, BLOCK)
-    values = load_row(logits + request * batch_stride + column * row_stride, ids, vocab, inside)
-    noise = gumbel(begin, position, purpose, tl.zeros_like(position), seed, BLOCK)
-    own = tl.where(values >= threshold[:, None], scaled(values, inv_t) + noise, float("-inf"))
-    at = request * slices + slice_index
-    store_winner(own, ids, own_scores, own_ids, at, inside)
-
-    corrects = inside & (purpose == RESIDUAL)
-    if draft is not None:
-        weight = tl.load(weights + request, mask=corrects, other=0.0)
-        lse = tl.load(lses + row, mask=corrects, other=0.0)
-        draft_threshold = tl.load(draft_thresholds + row, mask=corrects, other=0.0)
-        draft_lse = tl.load(draft_lses + row, mask=corrects, other=0.0)
-        draft_start = draft + request * draft_batch_stride + column * draft_row_stride
-        draft_values = load_draft_row(draft_start, draft_ids, ids, draft_vocab, vocab, corrects)
-        mass = weight[:, None] * probabilities(values, inv_t, threshold, lse)
-        mass -= probabilities(draft_values, inv_t, draft_threshold, draft_lse)
-        left = tl.where(mass > 0, tl.log(tl.where(mass > 0, mass, 1.0)) + noise, float("-inf"))
-    else:
-        token = tl.load(excluded + request, mask=corrects, other=-1)
-        left = tl.where(ids[None, :] == token[:, None], float("-inf"), own)
-    left = tl.where(corrects[:, None], left, float("-inf"))
-    store_winner(left, ids, left_scores, left_ids, at, inside)
+    kept = mask[:, None] & (values >= threshold[:, None]) & (ids[None, :] != excluded[:, None])
+    rough = values * inv_t[:, None] + rough_gumbel(noise_words(begin, position, purpose, epoch, seed, BLOCK))
+    rough = tl.where(kept, rough, float("-inf"))
+    most = tl.max(rough, axis=1)
+    # The rounding of two scores, several times over.
+    within = (rough >= (most - 1e-3 - 1e-6 * tl.abs(most))[:, None]) & (rough > float("-inf"))
+    chosen = tl.min(tl.where(within, ids[None, :], NO_ID), axis=1)
+    while tl.min(chosen, axis=0) != NO_ID:
+        runs = chosen != NO_ID
+        value = tl.load(start + chosen, mask=runs, other=float("-inf")).to(tl.float32)
+        noise = gumbel(word_of(tl.where(runs, chosen, 0), position, purpose, epoch, seed))
+        score = tl.where(runs, value.to(tl.float64) * inv_t.to(tl.float64) + noise, float("-inf"))
+        better = score > best
+        best = tl.where(better, score, best)
+        best_id = tl.where(better, chosen, best_id)
+        chosen = tl.min(tl.where(within & (ids[None, :] > chosen[:, None]), ids[None, :], NO_ID), axis=1)
+    return best, best_id

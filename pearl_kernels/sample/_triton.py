@@ -1,4 +1,4 @@
-"""`sample` in Triton: describe each slice of each row, then each row, race the slices, and crown a winner."""
+"""`sample` in Triton: a program takes a slice of each of some rows, and who comes last with these finishes them."""
 
 from __future__ import annotations
 
@@ -7,22 +7,45 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from pearl_kernels._triton.launch import Batch, Stats, describe, race_rows, requests_per_program
-from pearl_kernels._triton.race import load_winner
+from pearl_kernels._triton.launch import LOW_BIT, WARPS, tiles_of, view_of
+from pearl_kernels._triton.rows import arrive, finish_rows, look_at_slice
+from pearl_kernels._triton.workspace import Size, workspace
 
 
-@triton.jit
-def crown(
-    temperature, best, statuses, own_scores, own_ids, slices, tokens, batch, ROWS: tl.constexpr, SLICES: tl.constexpr
-):
-    """Write each row's token: the winner of its race, the argmax of a greedy row, 0 of a bad one."""
-    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
-    inside = row < batch
-    good = inside & (tl.load(statuses + row, mask=inside, other=1) == 0)
-    greedy = tl.load(temperature + row, mask=inside, other=0.0) == 0
-    drawn = load_winner(own_scores, own_ids, row, slices, good & (greedy == 0), SLICES)
-    argmax = tl.load(best + row, mask=good, other=0)
-    tl.store(tokens + row, tl.where(good, tl.where(greedy, argmax, drawn), 0).to(tl.int64), mask=inside)
+@triton.jit(do_not_specialize=("batch", "purpose", "slices"))
+def sample_rows(
+    logits, batch_stride, row_stride, vocab, batch, temperature, top_k, top_p, min_p, seeds,
+    positions, epochs, purpose, counters, maxima, best_ids, sums, scores, winners, slices,
+    tokens, threshold_out, lse_out, status_out,
+    REQUESTS: tl.constexpr, BLOCK: tl.constexpr, STEP: tl.constexpr, SLICES: tl.constexpr, LOW_BIT: tl.constexpr,
+):  # fmt: skip
+    """Draw each row's token, the argmax of a greedy row, 0 of a bad one, and keep the row's statistics."""
+    program = tl.program_id(0)
+    slice_index, group = program % slices, program // slices
+    request = group.to(tl.int64) * REQUESTS + tl.arange(0, REQUESTS)
+    inside = request < batch
+    position = tl.load(positions + request, mask=inside, other=0)
+    seed = tl.load(seeds + request, mask=inside, other=0)
+    epoch = tl.zeros_like(position)
+    if epochs is not None:
+        epoch = tl.load(epochs + request, mask=inside, other=0)
+    purposes = tl.zeros_like(position) + purpose
+    excluded = tl.full(position.shape, -1, tl.int64)
+    start = logits + request * batch_stride
+    look_at_slice(
+        start, vocab, slice_index, request, slices, request, inside, temperature, top_k, top_p, min_p,
+        excluded, position, purposes, epoch, seed, maxima, best_ids, sums, scores, winners, False, True, BLOCK,
+    )  # fmt: skip
+    if arrive(counters + group, slices):
+        threshold, lse, _, status, own = finish_rows(
+            start, vocab, request, slices, request, inside, temperature, top_k, top_p, min_p,
+            excluded, position, purposes, epoch, seed, maxima, best_ids, sums, scores, winners,
+            REQUESTS, STEP, SLICES, LOW_BIT, True,
+        )  # fmt: skip
+        tl.store(tokens + request, tl.where(status == 0, own, 0).to(tl.int64), mask=inside)
+        tl.store(threshold_out + request, threshold, mask=inside)
+        tl.store(lse_out + request, lse, mask=inside)
+        tl.store(status_out + request, status, mask=inside)
 
 
 def sample_out(
@@ -41,14 +64,17 @@ def sample_out(
     status: Tensor,
 ) -> None:
     """Draw a token for each row and keep the row's statistics, as `pearl_kernels.sample` says."""
-    if logits.shape[0] == 0:
+    batch, vocab = logits.shape
+    if batch == 0:
         return
-    batch = Batch(logits, temperature, top_k, top_p, min_p, seed)
-    with torch.cuda.device_of(logits):
-        stats = describe(batch, Stats(threshold, lse, torch.empty_like(status), status))
-        draws = race_rows(batch, stats, positions, epochs, purpose)
-        per_program = requests_per_program(batch.size)
-        crown[(triton.cdiv(batch.size, per_program),)](
-            temperature, stats.best, status, *draws, batch.tiles.slices, tokens, batch.size,
-            ROWS=per_program, SLICES=batch.tiles.slices_block, num_warps=1,
+    tiles = tiles_of(vocab, batch)
+    groups = triton.cdiv(batch, tiles.rows)
+    size = Size(groups, batch, 1, 1, tiles.slices)
+    with torch.cuda.device_of(logits), workspace(size, logits.device) as scratch:
+        sample_rows[(groups * tiles.slices,)](
+            *view_of(logits), batch, temperature, top_k, top_p, min_p, seed, positions, epochs, purpose,
+            scratch.row_counters, scratch.maxima, scratch.best_ids, scratch.sums, scratch.scores, scratch.winners,
+            tiles.slices, tokens, threshold, lse, status,
+            REQUESTS=tiles.rows, BLOCK=tiles.block, STEP=tiles.step, SLICES=tiles.slices_block,
+            LOW_BIT=LOW_BIT[logits.dtype], num_warps=WARPS,
         )  # fmt: skip

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import torch
-import triton
 from torch import Tensor
 
-from pearl_kernels._triton.chain import write_corrected
-from pearl_kernels._triton.judge import Chains, Verdict, judge
-from pearl_kernels._triton.launch import Batch, requests_per_program
+from pearl_kernels._triton.judge import Chains, Draft, Ends, Params, judge
 
 
 def verify_out(
@@ -31,18 +27,11 @@ def verify_out(
     status: Tensor,
 ) -> None:
     """Judge each row's drafted chain, as `pearl_kernels.verify` says."""
-    if target_logits.shape[0] == 0:
-        return
-    if rule == "greedy":
-        temperature = torch.zeros_like(temperature)
-    batch = Batch(target_logits, temperature, top_k, top_p, min_p, seed, chain_len)
-    draft = (draft_logits, draft_threshold, draft_lse, d2t)
-    with torch.cuda.device_of(target_logits):
-        verdict = Verdict(num_accepted, next_token, status)
-        corrections = judge(batch, Chains(draft_tokens, positions), rule, draft, verdict)
-        if corrections is not None:
-            per_program = requests_per_program(batch.size)
-            write_corrected[(triton.cdiv(batch.size, per_program),)](
-                next_token, *corrections.arguments(), batch.size,
-                REQUESTS=per_program, SLICES=batch.tiles.slices_block, num_warps=1,
-            )  # fmt: skip
+    judge(
+        target_logits,
+        Chains(draft_tokens, positions, chain_len, None),
+        Params(temperature, top_k, top_p, min_p, seed),
+        Draft(draft_logits, draft_threshold, draft_lse, d2t),
+        Ends(None, None, 0, 0, num_accepted, next_token, status, None),
+        rule,
+    )

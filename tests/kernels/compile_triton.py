@@ -1,6 +1,6 @@
-"""Compiles every Triton kernel to a binary for a GPU, on any machine, and prints their names.
+"""Compiles every Triton kernel to a binary for GPUs, on any machine, and prints their names.
 
-`python -m tests.kernels.compile_triton fp32 full`, in a process that does not interpret Triton.
+`python -m tests.kernels.compile_triton bf16 full sm_90 [KERNEL,...]`, in a process that does not interpret Triton.
 """
 
 from __future__ import annotations
@@ -13,73 +13,97 @@ import torch
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, compile
 
-from pearl_kernels._triton import block, chain, race, rows
+from pearl_kernels._triton import chain
 from pearl_kernels._triton.attention import attend_parts, join_parts
-from pearl_kernels._triton.launch import WARPS, tiles_of
+from pearl_kernels._triton.chains import judge_rows
+from pearl_kernels._triton.launch import RESIDUAL_WARPS, WARPS, tiles_of
+from pearl_kernels._triton.residuals import draw_residuals, sum_masses
 from pearl_kernels.window_attention._triton import launch_of
 
-TARGET = GPUTarget("cuda", 90, 32)
-ATTENTION_TARGETS = (TARGET, GPUTarget("cuda", 80, 32))
+sample_rows = importlib.import_module("pearl_kernels.sample._triton").sample_rows
+
+TARGETS = {"sm_90": GPUTarget("cuda", 90, 32), "sm_80": GPUTarget("cuda", 80, 32)}
 SHARED_BYTES = 99 << 10  # of a block on the smallest of today's GPUs
 TILES = tiles_of(151936, 1)
 LOW_BITS = {"fp32": 0, "bf16": 16, "fp16": 12}
 
 POINTERS = {
-    "*i32": "lengths finished top_k best_ids best_out status_out best statuses own_ids left_ids draft_ids "
-    "draft_statuses columns purposes num_accepted_out usable_lengths cut_statuses window status verdict_accepted "
-    "verdict_status num_emitted_out",
+    "*i32": "lengths finished top_k row_counters request_counters counters best_ids winners statuses own own_ids "
+    "left_ids draft_statuses columns purposes bits usable_lengths num_accepted_out status_out num_emitted_out",
     "*fp32": "temperature top_p min_p maxima sums threshold_out lse_out thresholds lses draft_thresholds draft_lses",
-    "*fp64": "own_scores left_scores weights prefix_weights target_probs leftovers",
-    "*i64": "seeds positions epochs tokens starts next_out next_tokens verdict_next excluded committed max_len eos_ids",
+    "*fp64": "scores own_scores left_scores masses weights prefix_weights",
+    "*i64": "seeds positions epochs tokens starts next_out max_len eos_ids d2t",
 }
 TYPES = {name: kind for kind, names in POINTERS.items() for name in names.split()}
-# What may be None, and is in a plain call: greedy, of a draft without probabilities, outside a DecodeState.
-OPTIONAL = {
-    *("lengths", "finished", "epochs", "sums", "own_scores", "own_ids", "leftovers", "columns"),
-    *("draft", "draft_ids", "draft_thresholds", "draft_lses", "draft_statuses"),
-}
-TILE = {"ROWS": TILES.rows, "BLOCK": TILES.block}
-REQUESTS = {"REQUESTS": 1, "SLICES": TILES.slices_block}
+# What may be None, and is in a plain call: of a draft with its statistics or with no probabilities, of no DecodeState.
+STATE = {"finished", "max_len", "eos_ids", "num_emitted_out"}
+DRAFT = {"draft", "draft_thresholds", "draft_lses"}
+CERTAIN = DRAFT | {"d2t", "draft_statuses"}
+NOT_PLAIN = STATE | {"epochs", "d2t", "draft_statuses"}
+LAST = {"WIDTH": 8, "EOS_BLOCK": 2, "STEPS": 17}
 
-# Of each kernel: its constants, and the optional arguments it cannot do without.
-BY_DTYPE: list[tuple[Any, dict[str, int], str]] = [
-    (rows.describe_slices, TILE, ""),
-    (rows.describe_rows, {**TILE, "SLICES": TILES.slices_block}, ""),
-    (race.race_rows, TILE, "own_scores own_ids"),
-    (race.race_corrections, TILE, "columns own_scores own_ids"),
-    (chain.judge_prefix, {**REQUESTS, "RULE": chain.EQUALS_ARGMAX.value}, ""),
-    (chain.judge_prefix, {**REQUESTS, "RULE": chain.EQUALS_DRAW.value}, "own_scores own_ids"),
-    (chain.judge_prefix, {**REQUESTS, "RULE": chain.RATIO.value}, "columns"),
-    (block.weigh_prefixes, {"REQUESTS": 1}, ""),
-    (block.sum_leftovers, TILE, "leftovers draft draft_thresholds draft_lses"),
+# Of each kernel: what it is called, its constants, and the arguments that are None besides those of its variant.
+RULES: list[tuple[str, dict[str, int], set[str]]] = [
+    ("greedy", {"RULE": chain.GREEDY.value, "DRAWS": False, "SIDES": 1}, CERTAIN),
+    ("coupled", {"RULE": chain.COUPLED.value, "DRAWS": True, "SIDES": 1}, CERTAIN),
+    ("token", {"RULE": chain.TOKEN.value, "DRAWS": False, "SIDES": 1}, {"draft_statuses"}),
+    ("token one-hot", {"RULE": chain.TOKEN.value, "DRAWS": True, "SIDES": 1}, CERTAIN),
+    ("token both sides", {"RULE": chain.TOKEN.value, "DRAWS": False, "SIDES": 2}, set()),
+    ("block", {"RULE": chain.BLOCK_RULE.value, "DRAWS": False, "SIDES": 1}, {"draft_statuses"}),
+    ("block one-hot", {"RULE": chain.BLOCK_RULE.value, "DRAWS": True, "SIDES": 1}, CERTAIN),
 ]
-FOR_ALL_DTYPES: list[tuple[Any, dict[str, int], str]] = [
-    (block.judge_blocks, REQUESTS, "columns"),
-    (chain.write_corrected, REQUESTS, "columns own_scores own_ids"),
-    (importlib.import_module("pearl_kernels.sample._triton").crown, {"ROWS": 1, "SLICES": 128}, "own_scores own_ids"),
-    (importlib.import_module("pearl_kernels.advance._triton").commit, {**REQUESTS, "EOS_BLOCK": 2}, "finished"),
+KERNELS: list[tuple[Any, str, dict[str, int], set[str]]] = [
+    (sample_rows, "sample", {}, set()),
+    *((judge_rows, name, {**constants, **LAST}, none) for name, constants, none in RULES),
+    (sum_masses, "masses", LAST, set()),
+    (draw_residuals, "residuals", LAST, set()),
 ]
+NAMES = tuple(name for _, name, _, _ in KERNELS)
 
 
-def compile_kernel(kernel: Any, dtype: str, constants: dict[str, int], needed: str, *, plain: bool) -> None:
+def compile_kernel(
+    kernel: Any, name: str, dtype: str, constants: dict[str, int], none: set[str], chip: str, *, plain: bool
+) -> None:
     """plain: without what is optional, and with every size 1, which Triton makes a constant of."""
+    given: dict[str, int | None] = {
+        "REQUESTS": TILES.rows,
+        "BLOCK": TILES.block,
+        "STEP": TILES.step,
+        "SLICES": TILES.slices_block,
+        "LOW_BIT": LOW_BITS[dtype],
+        "DRAFT_LOW_BIT": LOW_BITS[dtype],
+        **constants,
+        **dict.fromkeys(none | (NOT_PLAIN if plain else {"next_out"})),
+    }
     signature: dict[str, str] = {}
     values: dict[tuple[int], int | None] = {}
-    for i, name in enumerate(kernel.arg_names):
-        is_size = name not in TYPES and name not in ("logits", "draft")
-        if name in constants:
-            signature[name], values[i,] = "constexpr", constants[name]
-        elif plain and name in OPTIONAL and name not in needed.split():
-            signature[name], values[i,] = "constexpr", None
+    for i, argument in enumerate(kernel.arg_names):
+        is_size = argument not in TYPES and argument not in ("logits", "draft")
+        if argument in given:
+            signature[argument], values[i,] = "constexpr", given[argument]
         elif plain and is_size:
-            signature[name], values[i,] = "constexpr", 1
+            signature[argument], values[i,] = "constexpr", 1
         elif is_size:
-            signature[name] = "i64" if name.endswith("stride") else "i32"
+            signature[argument] = "i64" if argument.endswith("stride") else "i32"
         else:
-            signature[name] = TYPES.get(name, f"*{dtype}")
-    source = ASTSource(kernel, signature, values)
-    assert compile(source, target=TARGET, options={"num_warps": WARPS}).asm["cubin"]
-    print(kernel.__name__)
+            signature[argument] = TYPES.get(argument, f"*{dtype}")
+    warps = RESIDUAL_WARPS if kernel in (sum_masses, draw_residuals) else WARPS
+    compiled = compile(ASTSource(kernel, signature, values), target=TARGETS[chip], options={"num_warps": warps})
+    assert compiled.asm["cubin"]
+    assert compiled.metadata.shared <= SHARED_BYTES, (name, chip, compiled.metadata.shared)
+    check_order(name, compiled.asm["ptx"])
+    print(name)
+
+
+def check_order(name: str, ptx: str) -> None:
+    """Programs tell each other things by atomics that order memory for the whole device, each right after a barrier."""
+    lines = [line.split() for line in ptx.splitlines()]
+    memory = [words for words in lines if any(word.startswith(("bar.", "atom.", "st.", "ld.global")) for word in words)]
+    atomics = [i for i, words in enumerate(memory) if any(word.startswith("atom.") for word in words)]
+    assert atomics, name
+    for i in atomics:
+        assert any(word.startswith("atom.global.gpu.acq_rel.add") for word in memory[i]), (name, memory[i])
+        assert memory[i - 1][0] == "bar.sync", (name, memory[i - 1])
 
 
 def compile_attention(dtype: str, *, plain: bool) -> None:
@@ -107,20 +131,20 @@ def compile_attention(dtype: str, *, plain: bool) -> None:
                     signature[name] = "*i64"
                 else:
                     signature[name] = "i64" if name.endswith("stride") else "i32"
-            for target in ATTENTION_TARGETS:
+            for target in TARGETS.values():
                 options = {"num_warps": tile.warps, "num_stages": tile.stages}
                 compiled = compile(ASTSource(kernel, signature, values), target=target, options=options)
                 assert compiled.metadata.shared <= SHARED_BYTES, (head_dim, target, compiled.metadata.shared)
         print("attention", head_dim)
 
 
-def main(dtype: str, variant: str) -> None:
+def main(dtype: str, variant: str, chip: str = "", names: str = "") -> None:
     if variant.startswith("attention"):
         compile_attention(dtype, plain=variant == "attention-plain")
         return
-    for kernel, constants, needed in BY_DTYPE + (FOR_ALL_DTYPES if dtype == "fp32" else []):
-        own = {**constants, "LOW_BIT": LOW_BITS[dtype]} if "LOW_BIT" in kernel.arg_names else constants
-        compile_kernel(kernel, dtype, own, needed, plain=variant == "plain")
+    for kernel, name, constants, none in KERNELS:
+        if name in (names.split(",") if names else NAMES):
+            compile_kernel(kernel, name, dtype, constants, none, chip, plain=variant == "plain")
 
 
 if __name__ == "__main__":
