@@ -42,7 +42,7 @@ __global__ void __launch_bounds__(kThreads, 2) sample_kernel(Task job) {
 
 const char* sample_cuda(const SampleArgs& args, const CudaQueue& queue) {
   if (args.batch == 0) return nullptr;
-  return cuda::with_workspace(queue, args.batch, 1, args.logits.vocab, [&](const cuda::Workspace& workspace) {
+  return cuda::with_workspace(queue, 1, args.batch, 1, args.logits.vocab, [&](const cuda::Workspace& workspace) {
     const int64_t blocks = args.batch * workspace.blocks;
     return cuda::launch(cuda::sample_kernel, blocks, queue, cuda::Follows::kAnything, cuda::Task{args, workspace});
   });

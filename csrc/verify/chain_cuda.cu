@@ -8,51 +8,53 @@ namespace pearl {
 namespace cuda {
 namespace {
 
-// The statistics of a draft's rows that came without.
-__global__ void __launch_bounds__(kThreads, 2) draft_stats_kernel(Job job) {
-  take_over();
-  const VerifyArgs& args = job.chains.args;
-  const uint32_t blocks = job.workspace.blocks, block = blockIdx.x % blocks;
-  const int64_t at = blockIdx.x / blocks, b = at / args.width;
-  const int32_t i = at % args.width;
-  const Chain chain = job.chain(b);
-  const Filter filter = filter_of(args.params, b);
-  if (!chain.active || i >= chain.length || filter.greedy()) return;
-  const Row row = job.draft_row(b, i);
-  const RowTask task{filter, false, false, {}, kNoId};
-  const RowScratch scratch = job.workspace.row_scratch(at);
-  look_at_slices(row, task, job.workspace, block, scratch);
-  if (!arrive(job.workspace.row_counters + at, blocks)) return;
-  const RowResult result = finish_row(row, task, scratch, job.workspace.slices);
-  if (threadIdx.x == 0) keep_draft_stats(job, b, i, result);
+// Whether the draft's rows are looked at beside the target's: their statistics are wanted, and did not come with them.
+__host__ __device__ bool looks_at_drafts(const VerifyArgs& args) {
+  const bool by_ratio = args.rule == Rule::kToken || args.rule == Rule::kBlock;
+  return by_ratio && args.draft.logits.data != nullptr && args.draft.lse == nullptr;
 }
 
 __global__ void __launch_bounds__(kThreads, 2) rows_kernel(Job job) {
   take_over();
   __shared__ Judged judged[kMostCudaWidth];
+  __shared__ Row row;  // for all that is done with a row, more than registers hold
+  __shared__ RowTask task;
   const VerifyArgs& args = job.chains.args;
   const uint32_t blocks = job.workspace.blocks, block = blockIdx.x % blocks;
-  const int64_t at = blockIdx.x / blocks, b = at / args.width;
+  const int64_t rows = args.batch * args.width, at = blockIdx.x / blocks;
+  const bool of_draft = at >= rows;
+  const int64_t b = (of_draft ? at - rows : at) / args.width;
   const int32_t i = at % args.width;
   const Chain chain = job.chain(b);
   if (!chain.active || chain.length == 0) {
-    if (i == 0 && block == 0) close_empty(job, b, chain);
+    if (i == 0 && block == 0 && !of_draft) close_empty(job, b, chain);
     return;
   }
 
+  const bool by_equality = job.by_equality(filter_of(args.params, b));
   Judged* const kept = static_cast<Judged*>(job.workspace.judged) + b * args.width;
-  if (i < chain.length) {
-    const Row row = job.target_row(b, i);
-    const RowTask task = job.task(b, chain, i);
+  if (i < chain.length && !(of_draft && by_equality)) {
+    if (threadIdx.x == 0) {
+      row = of_draft ? job.draft_row(b, i) : job.target_row(b, i);
+      task = of_draft ? RowTask{filter_of(args.params, b), false, false, {}, kNoId} : job.task(b, chain, i);
+    }
+    __syncthreads();
     const RowScratch scratch = job.workspace.row_scratch(at);
     look_at_slices(row, task, job.workspace, block, scratch);
     if (!arrive(job.workspace.row_counters + at, blocks)) return;
     const RowResult result = finish_row(row, task, scratch, job.workspace.slices);
-    if (threadIdx.x == 0) kept[i] = judged_row(task, result);
+    if (threadIdx.x == 0) {
+      if (of_draft) {
+        keep_draft_stats(job, b, i, result);
+      } else {
+        kept[i] = judged_row(task, result);
+      }
+    }
   }
-  // Blocks past the chain's end count as well: whoever comes last changes the lengths that all of them must have read.
-  const int64_t idle_rows = args.width - chain.length;
-  if (!arrive(job.workspace.request_counters + b, chain.length + idle_rows * blocks)) return;
+  // Blocks whose row is not looked at count as well: whoever comes last changes the lengths that all of them must have
+  // read.
+  const int64_t sides = looks_at_drafts(args) ? 2 : 1, looked_at = chain.length * (by_equality ? 1 : sides);
+  if (!arrive(job.workspace.request_counters + b, looked_at + (sides * args.width - looked_at) * blocks)) return;
   for (int32_t j = threadIdx.x; j < chain.length; j += kThreads) judged[j] = kept[j];
   __syncthreads();
   follow(job, b, chain, judged, chain.length, decide(job, b, chain, judged));
@@ -209,8 +211,7 @@ cudaError_t run(const ChainJob& chains, const CudaQueue& queue, const Workspace&
   if (goes_in_turn(args, queue.multiprocessors)) {
     queue_kernel(in_turn_kernel, args.batch);
   } else {
-    if (has_residual && !args.draft.lse) queue_kernel(draft_stats_kernel, row_blocks);
-    queue_kernel(rows_kernel, row_blocks);
+    queue_kernel(rows_kernel, looks_at_drafts(args) ? 2 * row_blocks : row_blocks);
   }
   if (has_residual && args.rule == Rule::kBlock) queue_kernel(masses_kernel, row_blocks);
   if (has_residual) queue_kernel(residual_kernel, args.batch * blocks);
@@ -223,7 +224,8 @@ cudaError_t run(const ChainJob& chains, const CudaQueue& queue, const Workspace&
 const char* judge_chains_cuda(const ChainJob& chains, const CudaQueue& queue) {
   const VerifyArgs& args = chains.args;
   if (args.batch == 0) return nullptr;
-  return cuda::with_workspace(queue, args.batch, args.width, args.target.vocab,
+  const int64_t sides = cuda::looks_at_drafts(args) ? 2 : 1;
+  return cuda::with_workspace(queue, sides, args.batch, args.width, args.target.vocab,
                               [&](const cuda::Workspace& workspace) { return cuda::run(chains, queue, workspace); });
 }
 

@@ -22,7 +22,7 @@ from tests.kernels.cases import VerifyCase, verify_case
 pytestmark = pytest.mark.skipif(build.compiler() is None, reason="no C++ compiler to emulate CUDA with")
 
 RULES = ("greedy", "token", "block", "coupled")
-KERNELS_OF = {"greedy": 1, "token": 3, "block": 4, "coupled": 1}  # without statistics of the draft's rows
+KERNELS_OF = {"greedy": 1, "token": 2, "block": 3, "coupled": 1}  # without statistics of the draft's rows
 KERNEL, MEMSET, EARLY_KERNEL = range(3)
 STREAMS = count(1 << 20, 64)  # no two tests share one
 

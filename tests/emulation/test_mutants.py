@@ -91,8 +91,8 @@ MUTANTS = {
     ),
     "idle blocks not waited for": Mutant(
         "verify/chain_cuda.cu",
-        "chain.length + idle_rows * blocks",
-        "chain.length",
+        "looked_at + (sides * args.width - looked_at) * blocks",
+        "looked_at",
         commits,
         multiprocessors=1 << 20,
     ),

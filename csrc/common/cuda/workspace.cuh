@@ -7,15 +7,16 @@
 
 namespace pearl::cuda {
 
-// An operation's memory, shared out. A row is one of (batch, width).
+// An operation's memory, shared out. A row is one of (sides, batch, width): the target's, then the draft's where those are
+// looked at beside them.
 struct Workspace {
   uint32_t slices;            // of a row
   uint32_t slices_per_block;  // more where rows are many; what is found does not depend on it
   uint32_t blocks;            // of a row
   uint32_t* row_counters;
   uint32_t* request_counters;
-  SlicePart* parts;        // (batch, width, slices)
-  float* peaks;            // (batch, width, slices, kWarps)
+  SlicePart* parts;        // (sides, batch, width, slices)
+  float* peaks;            // (sides, batch, width, slices, kWarps)
   float* draft_lse;        // (batch, width), of a draft that came without statistics; NaN: a bad row
   float* draft_threshold;  // (batch, width)
   void* judged;            // (batch, width) and (batch,): see verify/judge.cuh
@@ -24,9 +25,9 @@ struct Workspace {
   static constexpr int64_t kJudgedBytes = 64, kDecisionBytes = 48;
 
   // With no memory, to know how much there has to be.
-  Workspace(const Memory& memory, int64_t batch, int64_t width, int64_t vocab) {
+  Workspace(const Memory& memory, int64_t sides, int64_t batch, int64_t width, int64_t vocab) {
     constexpr int64_t kEnoughBlocks = 1024, kMostPerBlock = 8;
-    const int64_t rows = batch * width;
+    const int64_t tokens = batch * width, rows = sides * tokens;
     slices = static_cast<uint32_t>((vocab + kSlice - 1) / kSlice);
     const int64_t per_block = std::min(kMostPerBlock, std::max(int64_t{1}, rows * slices / kEnoughBlocks));
     slices_per_block = static_cast<uint32_t>(std::min<int64_t>(per_block, slices));
@@ -41,9 +42,9 @@ struct Workspace {
     request_counters = memory.counters + rows;
     parts = static_cast<SlicePart*>(take(rows * slices * static_cast<int64_t>(sizeof(SlicePart))));
     peaks = static_cast<float*>(take(rows * slices * kWarps * 4));
-    draft_lse = static_cast<float*>(take(rows * 4));
-    draft_threshold = static_cast<float*>(take(rows * 4));
-    judged = take(rows * kJudgedBytes);
+    draft_lse = static_cast<float*>(take(tokens * 4));
+    draft_threshold = static_cast<float*>(take(tokens * 4));
+    judged = take(tokens * kJudgedBytes);
     decisions = take(batch * kDecisionBytes);
     scratch_bytes = next - static_cast<char*>(memory.scratch);
     counters_bytes = (rows + batch) * 4;
@@ -51,7 +52,7 @@ struct Workspace {
 
   int64_t counters_bytes, scratch_bytes;
 
-  // Of row `at` of (batch, width).
+  // Of row `at` of (sides, batch, width).
   __device__ __forceinline__ RowScratch row_scratch(int64_t at) const {
     return {parts + at * slices, peaks + at * slices * kWarps};
   }
@@ -64,15 +65,17 @@ struct Workspace {
   }
 };
 
-// Lets run(workspace) queue an operation on (batch, width, vocab) logits. Null, or what the CUDA runtime says went wrong.
+// Lets run(workspace) queue an operation on (batch, width, vocab) logits of one or two sides. Null, or what the CUDA runtime
+// says went wrong.
 template <typename Run>
-const char* with_workspace(const CudaQueue& queue, int64_t batch, int64_t width, int64_t vocab, const Run& run) {
+const char* with_workspace(const CudaQueue& queue, int64_t sides, int64_t batch, int64_t width, int64_t vocab,
+                           const Run& run) {
   const DeviceScope scope(queue.device);
   if (scope.error() != cudaSuccess) return cudaGetErrorString(scope.error());
-  const Workspace needed({}, batch, width, vocab);
+  const Workspace needed({}, sides, batch, width, vocab);
   const MemoryHold hold(queue, needed.counters_bytes, needed.scratch_bytes);
   if (hold.error()) return hold.error();
-  const cudaError_t error = run(Workspace(hold.memory(), batch, width, vocab));
+  const cudaError_t error = run(Workspace(hold.memory(), sides, batch, width, vocab));
   return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
 }
 
