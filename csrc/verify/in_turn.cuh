@@ -6,11 +6,17 @@
 // The rows of a chain by one block, which reads a row only if all tokens before it were accepted.
 namespace pearl::cuda {
 
-// Whether to go through chains in turn: for rules that stop at the first refusal, where there are blocks for the whole
-// device even with one for each request. With fewer, all rows at once keep more of the device busy.
+// Whether to go through chains in turn: for rules that stop at the first refusal, where memory is busy even with one block
+// for each request, so that rows not read are time won. With fewer, all rows at once keep more of it busy, and the longest
+// chain, one row after the other, takes longer than they. A block has a slice on its way at a time, 12 KiB of 16-bit logits
+// or 24 KiB of float32; a multiprocessor's share of the memory's bandwidth, 14 to 25 bytes a nanosecond on what there is
+// with HBM, times the microsecond that a slice takes to come and to be looked at, is about 20 KiB. That is reached, of 132
+// multiprocessors, by 220 requests, or by 110 of float32; there must be one for each. By arithmetic: not yet measured.
 inline bool goes_in_turn(const VerifyArgs& args, int multiprocessors) {
-  constexpr int64_t kBlocksOfMultiprocessor = 2;  // as the kernels' launch bounds have it
-  return args.rule != Rule::kBlock && args.width > 1 && args.batch >= kBlocksOfMultiprocessor * multiprocessors;
+  constexpr int64_t kBytesToKeepBusy = 20 << 10;  // on their way to each multiprocessor
+  const int64_t slice_bytes = kSlice * int64_t{args.target.dtype == DType::kFloat32 ? 4 : 2};
+  return args.rule != Rule::kBlock && args.width > 1 && args.batch >= multiprocessors &&
+         args.batch * slice_bytes >= multiprocessors * kBytesToKeepBusy;
 }
 
 // All there is to know of a row. All threads of the block call it, and all get the result.
