@@ -112,7 +112,8 @@ def test_sample_is_one_launch_and_nothing_else(counted: Counted) -> None:
     assert counted.of(call) == (1, [])
 
 
-def test_a_larger_call_takes_more_memory_once(counted: Counted) -> None:
+def test_a_larger_call_takes_more_memory_once(counted: Counted, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.import_module("pearl_kernels._triton.workspace"), "_slots", {})
     small, large = (verification(verify_case(batch, 4, 64), "block") for batch in (3, 300))
     small()
     _, first = counted.of(large)
