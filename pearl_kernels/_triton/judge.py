@@ -15,7 +15,12 @@ from pearl_kernels._triton.launch import LOW_BIT, RESIDUAL_WARPS, WARPS, tiles_o
 from pearl_kernels._triton.residuals import draw_residuals, sum_masses
 from pearl_kernels._triton.workspace import Scratch, Size, workspace
 
-RULES = {"greedy": chain.GREEDY, "token": chain.TOKEN, "block": chain.BLOCK_RULE, "coupled": chain.COUPLED}
+RULES: dict[str, int] = {
+    "greedy": chain.GREEDY.value,
+    "token": chain.TOKEN.value,
+    "block": chain.BLOCK_RULE.value,
+    "coupled": chain.COUPLED.value,
+}
 
 
 class Draft(NamedTuple):
