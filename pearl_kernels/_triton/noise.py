@@ -20,20 +20,32 @@ RESIDUAL = tl.constexpr(2)
 
 
 @triton.jit
-def philox_words(block, position, purpose, epoch, seed):
-    """Four uint32 words for each counter. Integers of any width, broadcast together; low 32 bits count."""
+def philox_round(c0, c1, c2, c3, k0, k1):
+    """The next counter and key. Keys are kept in 64 bits, where adding to them cannot overflow."""
+    product0, product1 = c0.to(tl.uint64) * MULTIPLIER_0, c2.to(tl.uint64) * MULTIPLIER_1
+    c0, c2 = (
+        (product1 >> 32).to(tl.uint32) ^ c1 ^ k0.to(tl.uint32),
+        (product0 >> 32).to(tl.uint32) ^ c3 ^ k1.to(tl.uint32),
+    )
+    return c0, product1.to(tl.uint32), c2, product0.to(tl.uint32), (k0 + KEY_STEP_0) & WORD, (k1 + KEY_STEP_1) & WORD
+
+
+@triton.jit
+def philox_words(block, position, purpose, epoch, seed, UNROLLED: tl.constexpr):
+    """Four uint32 words for each counter. Integers of any width, of which the low 32 bits count.
+
+    UNROLLED: they may be broadcast together, and what the first rounds have in common is done once, but the compiler
+    takes seconds more; else all are of one shape
+    """
     c0, c1 = block.to(tl.uint32), position.to(tl.uint32)
     c2, c3 = purpose.to(tl.uint32), epoch.to(tl.uint32)
-    # Keys are kept in 64 bits, where adding to them cannot overflow.
     k0, k1 = seed.to(tl.uint64) & WORD, seed.to(tl.uint64) >> 32
-    for _ in tl.static_range(ROUNDS):
-        product0, product1 = c0.to(tl.uint64) * MULTIPLIER_0, c2.to(tl.uint64) * MULTIPLIER_1
-        c0, c2 = (
-            (product1 >> 32).to(tl.uint32) ^ c1 ^ k0.to(tl.uint32),
-            (product0 >> 32).to(tl.uint32) ^ c3 ^ k1.to(tl.uint32),
-        )
-        c1, c3 = product1.to(tl.uint32), product0.to(tl.uint32)
-        k0, k1 = (k0 + KEY_STEP_0) & WORD, (k1 + KEY_STEP_1) & WORD
+    if UNROLLED:
+        for _ in tl.static_range(ROUNDS):
+            c0, c1, c2, c3, k0, k1 = philox_round(c0, c1, c2, c3, k0, k1)
+    else:
+        for _ in range(ROUNDS):
+            c0, c1, c2, c3, k0, k1 = philox_round(c0, c1, c2, c3, k0, k1)
     return c0, c1, c2, c3
 
 
@@ -46,22 +58,29 @@ def to_unit(word):
 @triton.jit
 def uniform(position, purpose, epoch, seed):
     """The scalar draw, which is that of vocab id 0. Of any shape that broadcast together."""
-    first, _, _, _ = philox_words(tl.zeros_like(position), position, purpose, epoch, seed)
+    zero = tl.zeros_like(position)
+    first, _, _, _ = philox_words(zero, position, zero + purpose, zero + epoch, zero + seed, False)
     return to_unit(first)
 
 
 @triton.jit
-def noise_words(begin, position, purpose, epoch, seed, BLOCK: tl.constexpr):
+def noise_words(begin, position, purpose, epoch, seed, BLOCK: tl.constexpr, UNROLLED: tl.constexpr):
     """The words of vocab ids [begin, begin + BLOCK), begin a multiple of 4. (ROWS,) -> (ROWS, BLOCK) uint32"""
     block = begin // LANES + tl.arange(0, BLOCK // LANES)
-    w0, w1, w2, w3 = philox_words(block[None, :], position[:, None], purpose[:, None], epoch[:, None], seed[:, None])
+    zero = tl.zeros((1, 1), tl.int64)
+    if not UNROLLED:
+        zero += tl.zeros((seed.shape[0], BLOCK // LANES), tl.int64)
+    w0, w1, w2, w3 = philox_words(
+        zero + block[None, :], zero + position[:, None], zero + purpose[:, None], zero + epoch[:, None],
+        zero + seed[:, None], UNROLLED,
+    )  # fmt: skip
     return tl.interleave(tl.interleave(w0, w2), tl.interleave(w1, w3))
 
 
 @triton.jit
 def word_of(ids, position, purpose, epoch, seed):
     """The word of one vocab id each. (ROWS,)"""
-    w0, w1, w2, w3 = philox_words(ids // LANES, position, purpose, epoch, seed)
+    w0, w1, w2, w3 = philox_words(ids // LANES, position, purpose, epoch, seed, False)
     lane = ids % LANES
     return tl.where(lane < 2, tl.where(lane == 0, w0, w1), tl.where(lane == 2, w2, w3))
 

@@ -47,7 +47,7 @@ def load_winner(score_in, id_in, row, slices, mask, SLICES: tl.constexpr):
 def race(
     start, values, begin, threshold, inv_t, excluded, position, purpose, epoch, seed, mask,
     best, best_id,
-    BLOCK: tl.constexpr,
+    BLOCK: tl.constexpr, UNROLLED: tl.constexpr,
 ):  # fmt: skip
     """The better of `best`, of `best_id`, and the winner of the logits from `begin` on. (ROWS,) float64 and int32
 
@@ -56,7 +56,7 @@ def race(
     """
     ids = begin + tl.arange(0, BLOCK)
     kept = mask[:, None] & (values >= threshold[:, None]) & (ids[None, :] != excluded[:, None])
-    rough = values * inv_t[:, None] + rough_gumbel(noise_words(begin, position, purpose, epoch, seed, BLOCK))
+    rough = values * inv_t[:, None] + rough_gumbel(noise_words(begin, position, purpose, epoch, seed, BLOCK, UNROLLED))
     rough = tl.where(kept, rough, float("-inf"))
     most = tl.max(rough, axis=1)
     # The rounding of two scores, several times over.

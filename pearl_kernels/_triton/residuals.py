@@ -132,7 +132,7 @@ def draw_residuals(
         begin = slice_index * BLOCK
         ids = begin + tl.arange(0, BLOCK)
         values = load_row(logits + request * batch_stride + here * row_stride, ids, vocab, pending)
-        noise = gumbel(noise_words(begin, position, purpose, tl.zeros_like(position), seed, BLOCK))
+        noise = gumbel(noise_words(begin, position, purpose, tl.zeros_like(position), seed, BLOCK, True))
         own = tl.where(values >= threshold[:, None], scaled(values, inv_t) + noise, float("-inf"))
         weight = tl.load(weights + request, mask=corrects, other=0.0)
         lse = tl.load(lses + row, mask=corrects, other=0.0)

@@ -99,7 +99,8 @@ def look_at_slice(
                 score, winner = race(
                     start, values, begin, tl.full(maximum.shape, float("-inf"), tl.float32), inv_t, excluded,
                     position, purpose, epoch, seed, races,
-                    tl.full(maximum.shape, float("-inf"), tl.float64), tl.full(maximum.shape, NO_ID, tl.int32), BLOCK,
+                    tl.full(maximum.shape, float("-inf"), tl.float64), tl.full(maximum.shape, NO_ID, tl.int32),
+                    BLOCK, True,
                 )  # fmt: skip
                 tl.store(scores + at, score, mask=races)
                 tl.store(winners + at, winner, mask=races)
@@ -140,8 +141,9 @@ def race_through(
     for begin in range(0, vocab, STEP):
         values = load_values(start, begin, vocab, mask, STEP)
         best, best_id = race(
-            start, values, begin, threshold, inv_t, excluded, position, purpose, epoch, seed, mask, best, best_id, STEP
-        )
+            start, values, begin, threshold, inv_t, excluded, position, purpose, epoch, seed, mask, best, best_id,
+            STEP, False,
+        )  # fmt: skip
     return best_id
 
 
