@@ -70,9 +70,7 @@ class Signal {
   void notify(int64_t most) {
     const int64_t count = std::min<int64_t>(most, asleep_);
     if (count <= 0) return;
-    {
-      std::lock_guard<std::mutex> lock(mutex_);
-    }
+    std::lock_guard<std::mutex> lock(mutex_);  // who has counted itself is asleep when this is had
     for (int64_t i = 0; i < count; ++i) changed_.notify_one();
   }
 
