@@ -6,6 +6,7 @@
 #include <tuple>
 #include <vector>
 
+#include "common/parallel.h"
 #include "cpu_kernels.h"
 #ifdef PEARL_WITH_CUDA
 #include "common/cuda/memory.h"
@@ -307,6 +308,8 @@ PYBIND11_MODULE(_C, m) {
     return pearl::judge_chains_cuda({chains_of(args), args, true}, queue);
   });
 #endif
+  m.def("release_threads", &pearl::release_threads, WithoutGil(),
+        "Ends the OpenMP threads that wait for the calling thread, until it has work for them again.");
   m.def("read_bytes", &read_bytes, WithoutGil(), arg("address"), arg("bytes"),
         "A checksum of whole vectors of memory: the cost of reading it once, for benchmarks.");
 }

@@ -7,7 +7,7 @@ others do not. Nothing here knows of models, caches or loops.
 from pearl_kernels.advance import advance_
 from pearl_kernels.dispatch import Backend, backends
 from pearl_kernels.sample import sample
-from pearl_kernels.threads import kernels_alone
+from pearl_kernels.threads import kernels_alone, release_threads
 from pearl_kernels.types import (
     AdvanceOutput,
     DecodeState,
@@ -40,6 +40,7 @@ __all__ = [
     "advance_",
     "backends",
     "kernels_alone",
+    "release_threads",
     "sample",
     "verify",
     "window_attention",

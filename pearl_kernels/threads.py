@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,8 +27,10 @@ def num_threads() -> int:
 def kernels_alone() -> Iterator[None]:
     """Within, the calling thread's kernels have all of torch's compute threads, and torch's own operations one.
 
-    Torch's other threads wait awake for milliseconds after each operation they had a part in, on the cores that the
-    kernels' helpers need. So this is for a sequence of kernels and small operations, as a forward over few rows is.
+    Outside, the two share torch's OpenMP threads, which wait awake for milliseconds after each operation, and all for
+    the last of them. Within, kernels have helpers of their own, which soon sleep and are not waited for when they come
+    late: on cores that are busy with other work a forward is several times as fast. So this is for a sequence of
+    kernels and small operations, as a forward over few rows is.
     """
     before, lent = torch.get_num_threads(), _lent.threads
     _lent.threads = num_threads()
@@ -37,3 +40,18 @@ def kernels_alone() -> Iterator[None]:
     finally:
         torch.set_num_threads(before)
         _lent.threads = lent
+
+
+def release_threads() -> None:
+    """End the OpenMP threads that wait for the calling thread's next work; such work starts new ones.
+
+    Every thread that calls torch has compute threads of its own. Where all of them together are more than there are
+    cores, OpenMP no longer lets them wait awake, and work in many small pieces takes a third longer: so a thread that
+    leaves the work to another one should let its own go.
+    Does nothing where the extension or the OpenMP runtime cannot.
+    """
+    try:
+        extension = importlib.import_module("pearl_kernels._C")
+    except ImportError:
+        return
+    extension.release_threads()

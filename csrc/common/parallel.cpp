@@ -4,6 +4,7 @@
 #include <atomic>
 #include <chrono>
 #include <condition_variable>
+#include <cstring>
 #include <exception>
 #include <memory>
 #include <mutex>
@@ -13,9 +14,55 @@
 #if defined(__unix__) || defined(__APPLE__)
 #include <pthread.h>
 #endif
+#ifdef __linux__
+#include <dlfcn.h>
+#include <link.h>
+#endif
 
 namespace pearl {
 namespace {
+
+struct OpenMP {
+  // libgomp's entry, which libomp and Intel's runtime have too: runs a function on a team of threads.
+  void (*run_team)(void (*function)(void*), void* data, unsigned threads, unsigned flags) = nullptr;
+  int (*max_threads)() = nullptr;  // of the calling thread's teams
+  int (*pause_all)(int kind) = nullptr;
+};
+
+constexpr int kPauseSoft = 1;  // omp_pause_soft
+
+#ifdef __linux__
+template <typename Function>
+void look_up(void* handle, const char* name, Function& function) {
+  function = reinterpret_cast<Function>(dlsym(handle, name));
+}
+
+int look_at(dl_phdr_info* library, std::size_t, void* found) {
+  const char* slash = std::strrchr(library->dlpi_name, '/');
+  const char* name = slash ? slash + 1 : library->dlpi_name;
+  if (std::strncmp(name, "libgomp", 7) && std::strncmp(name, "libomp", 6) && std::strncmp(name, "libiomp", 7)) return 0;
+  void* handle = dlopen(library->dlpi_name, RTLD_LAZY | RTLD_NOLOAD);
+  if (!handle) return 0;
+  OpenMP& openmp = *static_cast<OpenMP*>(found);
+  look_up(handle, "GOMP_parallel", openmp.run_team);
+  look_up(handle, "omp_get_max_threads", openmp.max_threads);
+  look_up(handle, "omp_pause_resource_all", openmp.pause_all);
+  return openmp.run_team && openmp.max_threads;
+}
+
+OpenMP find_openmp() {
+  OpenMP found;
+  return dl_iterate_phdr(look_at, &found) ? found : OpenMP{};
+}
+#else
+OpenMP find_openmp() { return {}; }
+#endif
+
+// That of torch, which is there before the first call.
+const OpenMP& openmp() {
+  static const OpenMP found = find_openmp();
+  return found;
+}
 
 // How long a thread waits awake: longer than from one part of a forward to the next. One that sleeps comes about 50 us
 // late.
@@ -31,7 +78,8 @@ struct Work {
   std::exception_ptr error;
 };
 
-void take_pieces(Work& work) {
+void take_pieces(void* data) {
+  Work& work = *static_cast<Work*>(data);
   try {
     for (int64_t piece = work.next++; piece < work.pieces; piece = work.next++) {
       work.body(work.context, work.count * piece / work.pieces, work.count * (piece + 1) / work.pieces);
@@ -97,7 +145,7 @@ class Team {
     work_ = &work;
     door_ = (number(door_) + 1) * kWork + kOpen;
     opened_.notify(work.helpers - (helpers_ - opened_.asleep()));
-    take_pieces(work);
+    take_pieces(&work);
     door_ -= kOpen;
     left_.await([this] { return !inside(door_); });
   }
@@ -117,7 +165,7 @@ class Team {
       last = number(door);
       while (number(door) == last && door & kOpen) {
         if (!door_.compare_exchange_weak(door, door + kInside)) continue;
-        if (inside(door) < work_->helpers) take_pieces(*work_);
+        if (inside(door) < work_->helpers) take_pieces(work_);
         if (!inside(door_ -= kInside)) left_.notify(1);
         break;
       }
@@ -178,12 +226,18 @@ void parallel_for(int64_t count, int64_t pieces, int threads, void (*body)(void*
   work.body = body;
   work.context = context;
   work.helpers = std::min<int64_t>(threads, work.pieces) - 1;
-  if (work.helpers > 0) {
-    own_team(work.helpers).run(work);
+  if (work.helpers <= 0) {
+    take_pieces(&work);
+  } else if (openmp().run_team && openmp().max_threads() >= threads) {
+    openmp().run_team(take_pieces, &work, static_cast<unsigned>(work.helpers + 1), 0);
   } else {
-    take_pieces(work);
+    own_team(work.helpers).run(work);
   }
   if (work.error) std::rethrow_exception(work.error);
+}
+
+void release_threads() {
+  if (openmp().pause_all) openmp().pause_all(kPauseSoft);
 }
 
 }  // namespace pearl

@@ -20,7 +20,7 @@ from pearl_decode.request import Request
 from pearl_decode.round import Outcome, Round
 from pearl_decode.state import Batch
 from pearl_decode.strategies import STRATEGIES
-from pearl_kernels import Finished, Purpose, Status
+from pearl_kernels import Finished, Purpose, Status, release_threads
 
 LOGGER = logging.getLogger(__name__)
 
@@ -138,6 +138,7 @@ class Engine:
         A target that fails ends the requests still running with an error; what they had is kept.
         """
         running = list(self.requests)
+        release_threads()  # the caller's: those of the lanes do the work now
         try:
             self._check_room()
             yield from self._rounds(running)
@@ -148,6 +149,9 @@ class Engine:
             LOGGER.exception("the target failed")
             for request in running:
                 request.fail(f"the target failed: {error!r}")
+        finally:
+            for lane in {lane for pair in self.pairs.values() for lane in pair}:
+                lane.rest()
 
     def _check_room(self) -> None:
         """Before anything runs, as caches grow into memory that they only seem to have."""

@@ -1,3 +1,4 @@
+#include "common/parallel.h"
 #include "cpu_kernels.h"
 
 // The emulated extension has no CPU kernels: the bindings find none here.
@@ -12,5 +13,7 @@ const CpuKernels& cpu_kernels() {
   static const CpuKernels none{"none", nullptr, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr};
   return none;
 }
+
+void release_threads() {}
 
 }  // namespace pearl

@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 
-from pearl_kernels import kernels_alone, window_linear
+from pearl_kernels import kernels_alone, release_threads, window_linear
 from pearl_kernels.threads import num_threads
 
 SIZES = [(4, 512, 2048), (1, 64, 4096), (9, 256, 1031)]  # rows, inputs, outputs
@@ -26,7 +26,11 @@ def threads(request: pytest.FixtureRequest) -> Iterator[int]:
     torch.set_num_threads(before)
 
 
-def products(times: int) -> list[torch.Tensor]:
+def products(times: int, *, alone: bool = True) -> list[torch.Tensor]:
+    """By helpers of the kernels' own, or by torch's threads."""
+    if alone:
+        with kernels_alone():
+            return products(times, alone=False)
     dice = torch.Generator().manual_seed(1)
     found = []
     for _ in range(times):
@@ -57,6 +61,7 @@ def tasks() -> set[str]:
 
 def test_work_is_done_once_whoever_calls_and_however_often(threads: int) -> None:
     wanted = at_one_thread(20)
+    check(products(20, alone=False), wanted)
     with ThreadPoolExecutor(4, initializer=torch.set_num_threads, initargs=(threads,)) as callers:
         for found in callers.map(products, [20] * 8):
             check(found, wanted)
@@ -110,3 +115,18 @@ def test_helpers_come_with_work_sleep_without_and_end_with_their_caller(threads:
     while started & tasks() and time.monotonic() < end:
         time.sleep(0.01)
     assert not started & tasks()
+
+
+def test_threads_of_torch_that_are_let_go_end_and_come_back(threads: int) -> None:
+    release_threads()
+    before = tasks()
+    for _ in range(2):
+        torch.randn(1 << 20).exp()
+        started = tasks() - before
+        assert started
+        release_threads()
+        end = time.monotonic() + 10
+        while started & tasks() and time.monotonic() < end:
+            time.sleep(0.01)
+        assert not started & tasks()
+    release_threads()

@@ -6,12 +6,13 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TypeVar
 
 import torch
 
 from pearl_decode.lanes.times import Times
+from pearl_kernels import release_threads
 
 T = TypeVar("T")
 
@@ -58,6 +59,11 @@ class CpuLane:
             yield
         finally:
             self.times.add(start, time.perf_counter())
+
+    def rest(self) -> None:
+        """End its threads of torch's until there is work again, so that they are in the way of no others."""
+        with suppress(RuntimeError):  # of a lane that is closed, whose threads have ended
+            self._worker.submit(release_threads).result()
 
     def close(self) -> None:
         """Finish what runs, drop what waits, end the thread."""
