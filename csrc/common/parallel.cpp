@@ -64,9 +64,9 @@ const OpenMP& openmp() {
   return found;
 }
 
-// How long a thread waits awake: longer than from one part of a forward to the next. One that sleeps comes about 50 us
+// How long a thread waits awake: longer than from one forward of a round to the next. One that sleeps comes some 50 us
 // late.
-constexpr std::chrono::microseconds kAwake{200};
+constexpr std::chrono::microseconds kAwake{1000};
 
 struct Work {
   int64_t count, pieces;
