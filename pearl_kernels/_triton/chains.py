@@ -75,14 +75,11 @@ def sweep_target(
             tl.store(statuses + row, status, mask=inside)
             tl.store(own + row, best, mask=inside)
         else:
-            threshold, lse, _, status, drawn = finish_rows(
+            _, drawn = finish_rows(
                 start, vocab, row, slices, request, inside, temperature, top_k, top_p, min_p,
                 excluded, position, purpose, epoch, seed, maxima, best_ids, sums, scores, winners,
-                ROWS, STEP, SLICES, LOW_BIT, DRAWS,
+                thresholds, lses, statuses, ROWS, STEP, SLICES, LOW_BIT, DRAWS,
             )  # fmt: skip
-            tl.store(thresholds + row, threshold, mask=inside)
-            tl.store(lses + row, lse, mask=inside)
-            tl.store(statuses + row, status, mask=inside)
             tl.store(own + row, drawn, mask=inside)
     return is_last
 
@@ -102,14 +99,11 @@ def sweep_draft(
     )  # fmt: skip
     is_last = arrive(counter, slices)
     if is_last:
-        threshold, lse, _, status, _ = finish_rows(
+        finish_rows(
             start, vocab, row, slices, request, inside, temperature, top_k, top_p, min_p,
-            none, none, none, none, none, maxima, best_ids, sums, None, None,
+            none, none, none, none, none, maxima, best_ids, sums, None, None, thresholds, lses, statuses,
             ROWS, STEP, SLICES, LOW_BIT, False,
         )  # fmt: skip
-        tl.store(thresholds + row, threshold, mask=inside)
-        tl.store(lses + row, lse, mask=inside)
-        tl.store(statuses + row, status, mask=inside)
     return is_last
 
 

@@ -151,10 +151,10 @@ def race_through(
 def finish_rows(
     start, vocab, row, slices, request, mask, temperature, top_k, top_p, min_p,
     excluded, position, purpose, epoch, seed,
-    maxima, best_ids, sums, scores, winners,
+    maxima, best_ids, sums, scores, winners, thresholds, lses, statuses,
     ROWS: tl.constexpr, STEP: tl.constexpr, SLICES: tl.constexpr, LOW_BIT: tl.constexpr, DRAWS: tl.constexpr,
 ):  # fmt: skip
-    """threshold, lse, argmax, status and draw of each row, from what `look_at_slice` found.
+    """Store threshold, lse and status of each row, from what `look_at_slice` found. Its status and its draw.
 
     The draw of a sampled row whose race nobody won is the excluded id: nothing else is kept. Others' is the argmax.
     """
@@ -197,4 +197,7 @@ def finish_rows(
     threshold = tl.where(usable & (sampled == 0), top, threshold)
     if DRAWS:
         own = tl.where(sampled & (own == NO_ID), excluded.to(tl.int32), own)
-    return threshold, tl.where(sampled, lse, 0.0).to(tl.float32), best, status, own
+    tl.store(thresholds + row, threshold, mask=mask)
+    tl.store(lses + row, tl.where(sampled, lse, 0.0).to(tl.float32), mask=mask)
+    tl.store(statuses + row, status, mask=mask)
+    return status, own

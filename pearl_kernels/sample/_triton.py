@@ -37,15 +37,12 @@ def sample_rows(
         excluded, position, purposes, epoch, seed, maxima, best_ids, sums, scores, winners, False, True, BLOCK,
     )  # fmt: skip
     if arrive(counters + group, slices):
-        threshold, lse, _, status, own = finish_rows(
+        status, own = finish_rows(
             start, vocab, request, slices, request, inside, temperature, top_k, top_p, min_p,
             excluded, position, purposes, epoch, seed, maxima, best_ids, sums, scores, winners,
-            REQUESTS, STEP, SLICES, LOW_BIT, True,
+            threshold_out, lse_out, status_out, REQUESTS, STEP, SLICES, LOW_BIT, True,
         )  # fmt: skip
         tl.store(tokens + request, tl.where(status == 0, own, 0).to(tl.int64), mask=inside)
-        tl.store(threshold_out + request, threshold, mask=inside)
-        tl.store(lse_out + request, lse, mask=inside)
-        tl.store(status_out + request, status, mask=inside)
 
 
 def sample_out(
