@@ -17,6 +17,7 @@ from tests.kernels.cases import peaked_logits, verify_case
 from tests.kernels.test_agreement import assert_agrees
 from tests.kernels.test_row_stats import stats_of
 from tests.kernels.vocabulary_checks import check_last_token_is_drawn
+from tests.mutants import Mutant, memory_of_nonsense
 
 pytestmark = pytest.mark.skipif(build.compiler() is None, reason="no C++ compiler to emulate CUDA with")
 
@@ -50,93 +51,87 @@ def filters() -> None:
 
 
 @dataclass(frozen=True)
-class Mutant:
-    """A line of the sources, what it becomes, and the check that must fail."""
-
-    file: str
-    line: str
-    broken: str
-    check: Callable[[], None]
+class CudaMutant(Mutant):
     multiprocessors: int = plug.MULTIPROCESSORS
 
 
 MUTANTS = {
-    "residual shares the draft's noise": Mutant(
+    "residual shares the draft's noise": CudaMutant(
         "verify/chain_cuda.cu",
         "const NoiseKey noise = job.noise(b, chain, Purpose::kResidual, i);",
         "const NoiseKey noise = job.noise(b, chain, Purpose::kDraft, i);",
         agrees("token"),
     ),
-    "accepts without dividing by the draft": Mutant(
+    "accepts without dividing by the draft": CudaMutant(
         "verify/judge.cuh",
         "job.accept_draw(b, chain, i) * now.draft_prob < now.target_prob",
         "job.accept_draw(b, chain, i) < now.target_prob",
         agrees("token"),
     ),
-    "residual of the wrong weight": Mutant(
+    "residual of the wrong weight": CudaMutant(
         "verify/judge.cuh",
         "return {now.own, accepted_weight, accepted, decision.status, next, decision.length};",
         "return {now.own, 1.0, accepted, decision.status, next, decision.length};",
         agrees("block"),
     ),
-    "last slice skipped": Mutant(
+    "last slice skipped": CudaMutant(
         "common/cuda/workspace.cuh",
         "const uint32_t end = min(slices, (block + 1) * slices_per_block);",
         "const uint32_t end = min(slices > 1 ? slices - 1 : slices, (block + 1) * slices_per_block);",
         lambda: check_last_token_is_drawn(4097, "cuda"),
     ),
-    "chain one too short": Mutant(
+    "chain one too short": CudaMutant(
         "verify/judge.cuh", "const int64_t length = args.chain_len[b];",
         "const int64_t length = max(1, args.chain_len[b] - 1);", agrees("greedy"),
     ),
-    "idle blocks not waited for": Mutant(
+    "idle blocks not waited for": CudaMutant(
         "verify/chain_cuda.cu",
         "looked_at + (sides * args.width - looked_at) * blocks",
         "looked_at",
         commits,
         multiprocessors=1 << 20,
     ),
-    "chain goes on past a refusal": Mutant(
+    "chain goes on past a refusal": CudaMutant(
         "verify/in_turn.cuh",
         "} while (i < chain.length && decision.num_accepted == i);",
         "} while (i < chain.length);",
         agrees("token"),
     ),
-    "chain ends before its last row": Mutant(
+    "chain ends before its last row": CudaMutant(
         "verify/in_turn.cuh",
         "} while (i < chain.length && decision.num_accepted == i);",
         "} while (i + 1 < chain.length && decision.num_accepted == i);",
         agrees("coupled"),
     ),
-    "counters start as anything": Mutant(
+    "counters start as anything": CudaMutant(
         "common/cuda/memory.cu",
         "if (error == cudaSuccess) error = cudaMemsetAsync(begin, 0, static_cast<size_t>(counters_bytes), stream);",
         "",
         agrees("token"),
         multiprocessors=1 << 20,
     ),
-    "threads of a stream do not take turns": Mutant(
+    "threads of a stream do not take turns": CudaMutant(
         "common/cuda/memory.cu", "    turn_ = std::unique_lock(slot->turn);\n", "", check_turns,
     ),
-    "counters not left at zero": Mutant(
+    "counters not left at zero": CudaMutant(
         "common/cuda/block.cuh",
         "is_last = atomicInc(counter, count - 1) == count - 1;",
         "is_last = atomicAdd(counter, 1u) == count - 1;",
         commits,
     ),
-    "tile of the threshold skipped": Mutant(
+    "tile of the threshold skipped": CudaMutant(
         "common/cuda/held.cuh",
         "__ldcg(peaks + begin / kTile) < floor",
         "__ldcg(peaks + begin / kTile) <= floor",
         filters,
     ),
-    "rest of the row weighs nothing": Mutant(
+    "rest of the row weighs nothing": CudaMutant(
         "common/cuda/threshold.cuh",
         "const uint64_t target = quota.wanted(total + rest);",
         "const uint64_t target = quota.wanted(total);",
         filters,
     ),
-    "block read before it is written": Mutant(
+    "block read before it is written": CudaMutant(
         "common/cuda/block.cuh",
         "  if (lane_index() == 0) of_warp[warp_index()] = value;\n  __syncthreads();\n  uint64_t most",
         "  if (lane_index() == 0) of_warp[warp_index()] = value;\n  uint64_t most",
@@ -147,10 +142,8 @@ MUTANTS = {
 
 @pytest.fixture(autouse=True)
 def _memory_holds_nonsense() -> Iterator[None]:
-    """What a kernel does not write must not be what the reference left there."""
-    torch.use_deterministic_algorithms(True)
-    yield
-    torch.use_deterministic_algorithms(False)
+    with memory_of_nonsense():
+        yield
 
 
 @pytest.mark.parametrize("name", MUTANTS)
@@ -158,10 +151,7 @@ def test_a_broken_kernel_is_seen(name: str, tmp_path: Path, monkeypatch: pytest.
     mutant = MUTANTS[name]
     csrc = tmp_path / "csrc"
     shutil.copytree(build.ROOT / "csrc", csrc)
-    source = csrc / mutant.file
-    text = source.read_text()
-    assert text.count(mutant.line) == 1, f"{mutant.file} has {text.count(mutant.line)} lines {mutant.line!r}"
-    source.write_text(text.replace(mutant.line, mutant.broken))
+    mutant.break_in(csrc)
     plug.plug_in(monkeypatch, build.build_extension(tmp_path, csrc), mutant.multiprocessors)
     with pytest.raises((AssertionError, RuntimeError)):
         mutant.check()

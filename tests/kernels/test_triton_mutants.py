@@ -8,7 +8,6 @@ import itertools
 import shutil
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -21,6 +20,7 @@ from pearl_kernels import SamplingTensors, VerifyOutput, dispatch
 from tests.kernels.advance_checks import check_stories, stories_of_every_ending
 from tests.kernels.cases import VerifyCase, verify_case
 from tests.kernels.test_agreement import assert_few_differ
+from tests.mutants import Mutant, memory_of_nonsense
 
 SOURCES = Path(pearl_kernels.__file__).parent / "_triton"
 OPERATIONS = ("sample", "verify", "advance")
@@ -52,16 +52,6 @@ def agrees(rule: str, kind: str = "", calls: int = 1) -> Callable[[], None]:
 
 def endings() -> None:
     check_stories(stories_of_every_ending(corrected=True), next_window=3, backend="triton")
-
-
-@dataclass(frozen=True)
-class Mutant:
-    """A piece of a source, what it becomes, and the check that must fail."""
-
-    file: str
-    line: str
-    broken: str
-    check: Callable[[], None]
 
 
 MUTANTS = {
@@ -119,14 +109,12 @@ MUTANTS = {
 
 @pytest.fixture(autouse=True)
 def _several_slices_of_nonsense(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """What a kernel does not write must not be what happened to be there."""
     state = pearl_kernels.backends()["triton"]
     if not state.available or torch.cuda.is_available():
         pytest.skip(f"not interpreted: {state.reason}")
     cut_into_slices(monkeypatch, importlib.import_module("pearl_kernels._triton.launch"))
-    torch.use_deterministic_algorithms(True)
-    yield
-    torch.use_deterministic_algorithms(False)
+    with memory_of_nonsense():
+        yield
 
 
 def cut_into_slices(patch: pytest.MonkeyPatch, launch: ModuleType) -> None:
@@ -140,10 +128,7 @@ def plug_in(patch: pytest.MonkeyPatch, folder: Path, mutant: Mutant) -> None:
     shutil.copytree(SOURCES, package)
     for operation in OPERATIONS:
         shutil.copy(SOURCES.parent / operation / "_triton.py", package / f"{operation}.py")
-    source = package / mutant.file
-    text = source.read_text()
-    assert text.count(mutant.line) == 1, f"{mutant.file} has {text.count(mutant.line)} of {mutant.line!r}"
-    source.write_text(text.replace(mutant.line, mutant.broken))
+    mutant.break_in(package)
     for path in package.glob("*.py"):
         path.write_text(path.read_text().replace("pearl_kernels._triton", name))
     patch.syspath_prepend(str(folder))
