@@ -88,6 +88,7 @@ class Chooser:
         self._of_lookup = np.array([strategy == "lookup" for strategy in strategies])
         self._of_draft = np.array([strategy in ("sequential", "pearl") for strategy in strategies])
         self._present = 0  # of the choices
+        self._draft_follows = False  # it drafted in the round before
         self._forecast: Forecast | None = None
 
     def choose(self, remaining: Sequence[int], found: Sequence[bool], drafting: bool) -> Choice:
@@ -150,15 +151,17 @@ class Chooser:
     def _observe_time(self, overlapping: bool, timing: Timing, rows: int) -> None:
         costs, steps = self.costs, timing.steps_s
         times = costs.times(rows, overlapping)
+        target_s = timing.round_s - sum(steps)
         if overlapping and steps:
             beside = timing.round_s - max(timing.target_s, sum(steps))
-            times.add_window(timing.width, timing.target_s + beside, costs.round)
-            times.add_step(fmean(steps) + beside / len(steps), costs.round)
-        elif not overlapping:
-            times.add_window(timing.width, timing.round_s - sum(steps), costs.round)
-            # A first step may also read what the draft had missed.
-            if len(steps) > 1 or (steps and not times.knows_step):
-                times.add_step(fmean(steps), costs.round)
+            target_s = timing.target_s + beside
+            steps = [step + beside / len(steps) for step in steps]
+        times.add_window(timing.width, target_s, costs.round)
+        # The first step of a draft that was away reads what was written meanwhile.
+        usual = steps if self._draft_follows else steps[1:]
+        if usual:
+            times.add_step(fmean(usual), costs.round)
+        self._draft_follows = bool(steps)
 
     def keep(self, rows: Sequence[int]) -> None:
         """Go on with these rows only."""

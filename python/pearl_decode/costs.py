@@ -16,7 +16,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-FORGET = 0.001  # of a time that is not measured again, per round: what was slow is tried again, the slower the later
+# Of a time that is not measured again, per round and divided by its samples, as a single one may have been bad luck:
+# what was slow is tried again, the slower the later.
+FORGET = 0.001
 MOST_FORGOTTEN = 0.3
 HOPE = 0.004  # of the distance to 1 that an acceptance gains per round in which nothing was drafted
 CHEAP_STEP = 0.05  # a draft step over a target forward, until one is measured
@@ -90,12 +92,13 @@ class Acceptance:
 class Lately:
     """A time as lately measured: the median of a few samples, of which the very first, a warm-up, is not one.
 
-    seconds: None before there is one; round: of the last measurement
+    seconds: None before there is one; round: of the last measurement; forget: share of it, for each round since
     """
 
     def __init__(self) -> None:
         self.seconds: float | None = None
         self.round = 0
+        self.forget = 0.0
         self._samples: deque[float] = deque(maxlen=SAMPLES)
         self._warm = False
 
@@ -103,12 +106,13 @@ class Lately:
         if self._warm:
             self._samples.append(seconds)
             self.seconds = median(self._samples)
+            self.forget = FORGET / len(self._samples)
         self._warm, self.round = True, round
 
 
-def _left(rounds: Any) -> Any:
+def _left(forget: ArrayLike, rounds: ArrayLike) -> Any:
     """What a time that was not measured for so many rounds is still taken for, as a share of it."""
-    return 1 - np.minimum(MOST_FORGOTTEN, FORGET * rounds)
+    return 1 - np.minimum(MOST_FORGOTTEN, np.multiply(forget, rounds))
 
 
 class StepTimes:
@@ -121,12 +125,16 @@ class StepTimes:
         self._windows: dict[int, Lately] = {}
         self._step = Lately()
         self._like = like
-        self._known: NDArray[np.float64] = np.empty((3, 0))  # width, seconds and round of what was measured
+        self._known: NDArray[np.float64] = np.empty((4, 0))  # width, seconds, round, forget
 
     def add_window(self, width: int, seconds: float, round: int) -> None:
         self._windows.setdefault(width, Lately()).add(seconds, round)
-        known = [(width, time.seconds, time.round) for width, time in sorted(self._windows.items()) if time.seconds]
-        self._known = np.array(known, dtype=np.float64).reshape(-1, 3).T
+        known = [
+            (width, time.seconds, time.round, time.forget)
+            for width, time in sorted(self._windows.items())
+            if time.seconds
+        ]
+        self._known = np.array(known, dtype=np.float64).reshape(-1, 4).T
 
     def add_step(self, seconds: float, round: int) -> None:
         self._step.add(seconds, round)
@@ -136,11 +144,11 @@ class StepTimes:
 
         Beyond what was measured they take as long as the nearest, which may be too good, and is then tried.
         """
-        measured, seconds, rounds = self._known
+        measured, seconds, rounds, forget = self._known
         there = self._like.windows_s(np.concatenate((widths, measured)), round) if self._like else None
         if not len(measured):
             return there
-        seconds = seconds * _left(round - rounds)
+        seconds = seconds * _left(forget, round - rounds)
         if there is None:
             found: NDArray[np.float64] = np.interp(widths, measured, seconds)
             return found
@@ -157,15 +165,11 @@ class StepTimes:
     def step_s(self, round: int) -> float | None:
         """A draft step; a guess before one was measured."""
         if self._step.seconds is not None:
-            return float(self._step.seconds * _left(round - self._step.round))
+            return float(self._step.seconds * _left(self._step.forget, round - self._step.round))
         if self._like is not None:
             return self._like.step_s(round)
         window = self.window_s(1, round)
         return None if window is None else CHEAP_STEP * window
-
-    @property
-    def knows_step(self) -> bool:
-        return self._step.seconds is not None
 
 
 class Costs:

@@ -81,6 +81,30 @@ def test_times_are_measured_interpolated_or_taken_from_elsewhere():
     assert beside.window_s(5, 0) == pytest.approx(0.028)
 
 
+def test_a_time_is_forgotten_the_slower_the_more_samples_it_stands_on():
+    once, often = StepTimes(), StepTimes()
+    for times, samples in ((once, 1), (often, 4)):
+        for _ in range(1 + samples):
+            times.add_step(0.010, 0)
+    assert once.step_s(100) == pytest.approx(0.009)
+    assert often.step_s(100) == pytest.approx(0.00975)
+
+
+def test_a_draft_step_is_learnt_from_rounds_of_one_step_but_not_from_what_was_missed():
+    alone, one = Choice("autoregressive", 1), Choice("sequential", 1)
+    costs = Costs()
+    chooser = Chooser([alone, one], costs, 1)
+    for step_ms in (99, 4, 4, 4):  # the first one reads what was written without the draft
+        chooser.observe(one, Timing(2, 0.01 + step_ms / 1e3, 0.01, [step_ms / 1e3]), [1], [1])
+    assert costs.times(1, overlapping=False).step_s(costs.round) == pytest.approx(0.004)
+    for _ in range(200):
+        chooser.observe(alone, Timing(1, 0.01, 0.01, []), [0], [0])
+    assert costs.times(1, overlapping=False).step_s(costs.round) < 0.004
+    for step_ms in (99, 4):
+        chooser.observe(one, Timing(2, 0.01 + step_ms / 1e3, 0.01, [step_ms / 1e3]), [1], [1])
+    assert costs.times(1, overlapping=False).step_s(costs.round) == pytest.approx(0.004)
+
+
 def _chosen(target_ms: float, draft_ms: float, acceptances: list[float], seed: int = 1) -> list[Choice]:
     """What is chosen in rounds of such times whose drafted tokens are accepted so often."""
     chooser = Chooser(ALL, Costs(), 1)
