@@ -1,11 +1,11 @@
 """Strategy "auto" beside the best that could have been set by hand: paced lanes, so that any machine can measure it.
 
-    python -m bench.bench_auto [--json FILE] [--plot FILE.png]
+    python -m bench.bench_auto [--jobs N] [--json FILE] [--plot FILE.png]
 
 The lanes sleep for a set time per forward, whatever the window; the draft agrees with the target with a set probability
 at each position. Fixed choices are those the cost model thinks best, `FIXED` of each strategy, all of them measured
 over the same texts: the best of them is known in hindsight only. The decoder has had one text before, from which "auto"
-knows the times.
+knows the times. Lanes that sleep leave the cores to others, so a few cells can be measured at once.
 """
 
 from __future__ import annotations
@@ -14,6 +14,9 @@ import argparse
 import json
 import random
 from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -51,8 +54,8 @@ def candidates(acceptance: float, ratio: float) -> list[Plan]:
     return found
 
 
-def measure(acceptance: float, ratio: float, target_s: float, tokens: int, texts: int) -> dict[Plan, float]:
-    """Tokens per second of every plan over the same texts, taken in turns."""
+def measure(acceptance: float, ratio: float, target_s: float, tokens: int, texts: int) -> dict[str, Any]:
+    """A cell's row: every plan over the same texts, taken in turns."""
     dice = random.Random(1)
     line = [dice.randrange(VOCAB) for _ in range((texts + 2) * tokens)]
     guessed = [token if dice.random() < acceptance else (token + 1) % VOCAB for token in line]
@@ -69,7 +72,7 @@ def measure(acceptance: float, ratio: float, target_s: float, tokens: int, texts
                 [result] = decoder.generate([line[: text * tokens]], params, strategy=strategy, gamma=gamma)
                 emitted[strategy, gamma] += result.stats.emitted_tokens
                 seconds[strategy, gamma] += result.stats.decode_s
-    return {plan: emitted[plan] / seconds[plan] for plan in plans}
+    return row_of(acceptance, ratio, {plan: emitted[plan] / seconds[plan] for plan in plans})
 
 
 def row_of(acceptance: float, ratio: float, speeds: dict[Plan, float]) -> dict[str, Any]:
@@ -117,14 +120,15 @@ def main() -> None:
     parser.add_argument("--target-ms", type=float, default=16.0)
     parser.add_argument("--tokens", type=int, default=300, help="per text")
     parser.add_argument("--texts", type=int, default=3)
+    parser.add_argument("--jobs", type=int, default=1, help="cells measured at once")
     parser.add_argument("--json", type=Path, help="write the rows there")
     parser.add_argument("--plot", type=Path, help="draw the heat maps there")
     args = parser.parse_args()
     cells = [(a, ratio) for ratio in COST_RATIOS for a in ACCEPTANCES]
-    rows = [
-        row_of(a, ratio, measure(a, ratio, args.target_ms / 1e3, args.tokens, args.texts))
-        for a, ratio in track(cells, "measuring", console=Console(stderr=True))
-    ]
+    measure_cell = partial(measure, target_s=args.target_ms / 1e3, tokens=args.tokens, texts=args.texts)
+    with ProcessPoolExecutor(args.jobs, get_context("spawn")) as pool:
+        measured = pool.map(measure_cell, *zip(*cells, strict=True))
+        rows = list(track(measured, "measuring", len(cells), console=Console(stderr=True)))
     table = Table("acceptance", "target / draft", "best fixed", "its speed", "auto / best", "auto / autoregressive")
     for row in rows:
         table.add_row(
@@ -133,7 +137,7 @@ def main() -> None:
         )  # fmt: skip
     Console(width=110).print(table)
     if args.json:
-        settings = {"target_ms": args.target_ms, "tokens": args.tokens, "texts": args.texts}
+        settings = {"target_ms": args.target_ms, "tokens": args.tokens, "texts": args.texts, "jobs": args.jobs}
         report = {"machine": describe_machine(), "settings": settings, "rows": rows}
         args.json.write_text(json.dumps(report, indent=1) + "\n")
     if args.plot:
