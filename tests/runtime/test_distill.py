@@ -56,14 +56,17 @@ def test_what_is_learnt_is_better_than_what_it_began_as(target, tokenizer, promp
     assert quality.acceptance > untrained.acceptance + 0.02
 
 
-def test_a_checkpoint_of_16_bits_is_distilled_from_in_32_on_a_cpu(tokenizer, prompts_file, made, tmp_path):
-    stored = make_model().to(torch.bfloat16)
-    stored.save_pretrained(tmp_path / "target")
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, None])
+def test_a_cpu_distills_in_16_or_32_bits(tokenizer, prompts_file, made, tmp_path, dtype):
+    make_model().to(torch.bfloat16).save_pretrained(tmp_path / "target")
     tokenizer.save_pretrained(tmp_path / "target")
-    quality = distill(str(tmp_path / "target"), prompts_file, tmp_path / "draft", **SMALL)
+    quality = distill(str(tmp_path / "target"), prompts_file, tmp_path / "draft", dtype=dtype, **SMALL)
     assert quality.acceptance == pytest.approx(made[1].acceptance, abs=0.1)
-    with pytest.raises(ValueError, match=r"target: on a CPU it must be float32 .*, got torch\.bfloat16"):
-        distill(stored, prompts_file, tmp_path / "other", tokenizer=tokenizer, **SMALL)
+
+
+def test_a_type_that_a_cpu_cannot_learn_in_is_named(tokenizer, prompts_file, tmp_path):
+    with pytest.raises(ValueError, match=r"target: on a CPU it must be bfloat16 or float32 .*, got torch\.float16"):
+        distill(make_model().half(), prompts_file, tmp_path / "draft", tokenizer=tokenizer, **SMALL)
 
 
 def test_a_saved_draft_is_what_was_trained_and_decodes_losslessly(target, made):

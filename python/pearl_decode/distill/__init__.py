@@ -101,6 +101,8 @@ def distill(
     learn_prompts: learn from the words of the prompts as well, which costs no decoding
     text:    plain text files to learn from besides the answers
     batch_answers, batch_tokens: None is what suits the device
+    dtype:   that the target answers in; None is the checkpoint's on a GPU, on a CPU bfloat16 if it multiplies in that,
+             else float32
     command: what the model card says made it
     Returns the quality on the held-out prompts.
     Raises ValueError naming what is wrong with an argument or a file, OSError with the remedy when out of disk.
@@ -119,10 +121,10 @@ def distill(
     asked = read_prompts(prompts, tokenizer, LONGEST_PROMPT)
     pieces = [Sample(ids, 1) for ids in read_text(text, tokenizer, 2 * answer_tokens)]
     if dtype is None and default_device().type == "cpu":
-        dtype = torch.float32
+        dtype = torch.bfloat16 if _multiplies_bfloat16() else torch.float32
     model = load_model("target", target, dtype)
-    if model.device.type == "cpu" and model.dtype != torch.float32:
-        raise ValueError(f"target: on a CPU it must be float32 to distill from, got {model.dtype}")
+    if model.device.type == "cpu" and model.dtype not in (torch.bfloat16, torch.float32):
+        raise ValueError(f"target: on a CPU it must be bfloat16 or float32 to distill from, got {model.dtype}")
     model.requires_grad_(False)
     on_gpu = model.device.type == "cuda"
     settings = Settings(
@@ -237,6 +239,12 @@ def _chosen(model: PreTrainedModel, layers: int | Sequence[int]) -> tuple[int, .
     if not 1 <= layers < total:
         raise ValueError(f"layers must be from 1 to {total - 1} for this target, got {layers}")
     return tuple(range(layers))
+
+
+def _multiplies_bfloat16() -> bool:
+    """Whether the processor has instructions for it: without them torch's products are slower than in float32."""
+    features = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    return bool(features.get("avx512_bf16") or features.get("amx_bf16"))
 
 
 def _explained(error: OSError, out: Path) -> OSError:

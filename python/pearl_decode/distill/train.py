@@ -72,6 +72,7 @@ class Trainer:
         d2t = getattr(draft, "d2t", None)
         self._teacher = Teacher(target, d2t)
         self._loss = LOSSES[recipe.loss]
+        self._halves = self.device.type == "cuda" or target.dtype is torch.bfloat16
         self._batches = make_batches(train, recipe.batch)
         self._held_out = make_batches(held_out, recipe.batch)
         self._teacher.check(*tensors(self._batches[0][:1], self.device))
@@ -188,4 +189,4 @@ class Trainer:
         self.step, self.tokens, self.elapsed_s = state["step"], state["tokens"], state["elapsed_s"]
 
     def _autocast(self) -> AbstractContextManager[Any]:
-        return torch.autocast("cuda", torch.bfloat16) if self.device.type == "cuda" else nullcontext()
+        return torch.autocast(self.device.type, torch.bfloat16) if self._halves else nullcontext()

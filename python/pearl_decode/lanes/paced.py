@@ -11,7 +11,9 @@ from contextlib import contextmanager
 from pearl_decode.lanes.cpu import CpuLane
 
 PR_SET_TIMERSLACK = 29  # linux/prctl.h
-WAKE_S = 30e-6  # a sleeper wakes about this much late: the rest is waited out awake, and short, as it has the interpreter
+WAKE_S = (
+    30e-6  # a sleeper wakes about this much late: the rest is waited out awake, and short, as it has the interpreter
+)
 
 
 class PacedLane(CpuLane):
