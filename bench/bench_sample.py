@@ -29,7 +29,7 @@ from harness import (
     read_once,
     time_us,
 )
-from report import report, save
+from report import collect, report
 from torch import Tensor
 from transformers.generation.logits_process import (
     LogitsProcessorList,
@@ -146,19 +146,12 @@ def main() -> None:
     parsed = arguments(__doc__ or "", CASES)
     cases = parsed.cases.split(",")
     if parsed.device == "cpu":
-        done: list[Row] = []
-        for case in cases:
-            done += bench_case(case, parsed.repeats)
-            save("sample", done, parsed)
-        report("sample", done, parsed)
+        report("sample", collect("sample", (bench_case(case, parsed.repeats) for case in cases), parsed), parsed)
         return
     import gpu
 
     found: dict[str, str] = {}
-    rows: list[Row] = []
-    for case in cases:
-        rows += bench_case_on_gpu(case, parsed.repeats, found)
-        save("sample", rows, parsed)
+    rows = collect("sample", (bench_case_on_gpu(case, parsed.repeats, found) for case in cases), parsed)
     report("sample", rows, parsed, gpu.describe(torch.device("cuda"), found))
 
 

@@ -35,7 +35,7 @@ from harness import (
     read_once,
     time_us,
 )
-from report import report, save
+from report import collect, report
 from torch import Tensor
 from transformers.generation.utils import _speculative_sampling
 
@@ -208,19 +208,12 @@ def main() -> None:
     parsed = arguments(__doc__ or "", CASES)
     works = [(case, rule) for case in parsed.cases.split(",") for rule in RULES]
     if parsed.device == "cpu":
-        done: list[Row] = []
-        for work in works:
-            done += bench_rule(*work, parsed.repeats)
-            save("verify", done, parsed)
-        report("verify", done, parsed)
+        report("verify", collect("verify", (bench_rule(*work, parsed.repeats) for work in works), parsed), parsed)
         return
     import gpu
 
     found: dict[str, str] = {}
-    rows: list[Row] = []
-    for work in works:
-        rows += bench_rule_on_gpu(*work, parsed.repeats, found)
-        save("verify", rows, parsed)
+    rows = collect("verify", (bench_rule_on_gpu(*work, parsed.repeats, found) for work in works), parsed)
     report("verify", rows, parsed, gpu.describe(torch.device("cuda"), found))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -55,8 +55,17 @@ def report(title: str, rows: Sequence[Row], parsed: argparse.Namespace, device: 
         draw(f"{title} on {where}", rows, parsed.plot)
 
 
+def collect(title: str, measured: Iterable[list[Row]], parsed: argparse.Namespace) -> list[Row]:
+    """The rows of all works, each measured as it is asked for. The file has those there are at any time."""
+    rows: list[Row] = []
+    for some in measured:
+        rows += some
+        save(title, rows, parsed)
+    return rows
+
+
 def save(title: str, rows: Sequence[Row], parsed: argparse.Namespace, device: dict[str, Any] | None = None) -> None:
-    """Write the file of results, if one was asked for: after every case, where time may run out before the last."""
+    """Write the file of results, if one was asked for."""
     if parsed.json:
         machine = {**describe_machine(), **(device or {})}
         content = {"title": title, "threads": parsed.threads, "machine": machine, "rows": [asdict(row) for row in rows]}
