@@ -4,7 +4,6 @@
 #include <atomic>
 #include <chrono>
 #include <condition_variable>
-#include <cstring>
 #include <exception>
 #include <memory>
 #include <mutex>
@@ -14,55 +13,11 @@
 #if defined(__unix__) || defined(__APPLE__)
 #include <pthread.h>
 #endif
-#ifdef __linux__
-#include <dlfcn.h>
-#include <link.h>
-#endif
+
+#include "common/openmp.h"
 
 namespace pearl {
 namespace {
-
-struct OpenMP {
-  // libgomp's entry, which libomp and Intel's runtime have too: runs a function on a team of threads.
-  void (*run_team)(void (*function)(void*), void* data, unsigned threads, unsigned flags) = nullptr;
-  int (*max_threads)() = nullptr;  // of the calling thread's teams
-  int (*pause_all)(int kind) = nullptr;
-};
-
-constexpr int kPauseSoft = 1;  // omp_pause_soft
-
-#ifdef __linux__
-template <typename Function>
-void look_up(void* handle, const char* name, Function& function) {
-  function = reinterpret_cast<Function>(dlsym(handle, name));
-}
-
-int look_at(dl_phdr_info* library, std::size_t, void* found) {
-  const char* slash = std::strrchr(library->dlpi_name, '/');
-  const char* name = slash ? slash + 1 : library->dlpi_name;
-  if (std::strncmp(name, "libgomp", 7) && std::strncmp(name, "libomp", 6) && std::strncmp(name, "libiomp", 7)) return 0;
-  void* handle = dlopen(library->dlpi_name, RTLD_LAZY | RTLD_NOLOAD);
-  if (!handle) return 0;
-  OpenMP& openmp = *static_cast<OpenMP*>(found);
-  look_up(handle, "GOMP_parallel", openmp.run_team);
-  look_up(handle, "omp_get_max_threads", openmp.max_threads);
-  look_up(handle, "omp_pause_resource_all", openmp.pause_all);
-  return openmp.run_team && openmp.max_threads;
-}
-
-OpenMP find_openmp() {
-  OpenMP found;
-  return dl_iterate_phdr(look_at, &found) ? found : OpenMP{};
-}
-#else
-OpenMP find_openmp() { return {}; }
-#endif
-
-// That of torch, which is there before the first call.
-const OpenMP& openmp() {
-  static const OpenMP found = find_openmp();
-  return found;
-}
 
 // How long a thread waits awake: longer than from one forward of a round to the next. One that sleeps comes some 50 us
 // late.
@@ -237,7 +192,7 @@ void parallel_for(int64_t count, int64_t pieces, int threads, void (*body)(void*
 }
 
 void release_threads() {
-  if (openmp().pause_all) openmp().pause_all(kPauseSoft);
+  if (openmp().pause_all) openmp().pause_all(kOpenMPPauseSoft);
 }
 
 }  // namespace pearl
