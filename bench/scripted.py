@@ -1,4 +1,4 @@
-"""Models whose every answer is written down, at no cost to speak of: a draft may be right as often as is wanted."""
+"""Models whose every distribution is written down: a draft may be right as often as is wanted."""
 
 from __future__ import annotations
 
@@ -9,24 +9,27 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-Answer = Callable[[Tensor, Tensor], Tensor]
+Script = Callable[[Tensor, Tensor], Tensor]
 
 
 class ScriptedModel(nn.Module):
     """A causal model of the decoder's kind, without weights or cache.
 
-    answer: (positions, ids of the inputs), both (batch, width) int64 -> the likeliest token after each, likewise
+    script:   (positions, ids of the inputs), both (batch, width) int64 -> logits (batch, width, vocab) of what follows
+    context:  most positions, None for any number
+    forwards: how many there were
     """
 
-    def __init__(self, vocab: int, answer: Answer) -> None:
+    def __init__(self, vocab: int, script: Script, *, context: int | None = None) -> None:
         super().__init__()
-        self.answer = answer
+        self.script = script
         config = SimpleNamespace(
-            vocab_size=vocab, max_position_embeddings=None, eos_token_id=None, _attn_implementation="sdpa"
+            vocab_size=vocab, max_position_embeddings=context, eos_token_id=None, _attn_implementation="sdpa"
         )
         config.get_text_config = lambda: config
         self.config = config
         self.device, self.dtype = torch.device("cpu"), torch.float32
+        self.forwards = 0
 
     def forward(
         self,
@@ -36,14 +39,19 @@ class ScriptedModel(nn.Module):
         past_key_values: Any = None,
         use_cache: Any = None,
     ) -> Any:
-        tokens = self.answer(position_ids, input_ids)
-        return SimpleNamespace(logits=nn.functional.one_hot(tokens, self.config.vocab_size).float())
+        self.forwards += 1
+        return SimpleNamespace(logits=self.script(position_ids, input_ids))
+
+
+def one_hot(tokens: Tensor, vocab: int) -> Tensor:
+    """Logits (..., vocab) that leave no doubt of these tokens (...)."""
+    return 20.0 * nn.functional.one_hot(tokens, vocab).float()
 
 
 def sequence_model(tokens: list[int], vocab: int) -> ScriptedModel:
-    """Has tokens[t] follow at position t, whatever was before; the last one again and again past the end."""
+    """Has tokens[t] stand at position t, whatever was before; the last one again and again past the end."""
     line = torch.tensor(tokens)
-    return ScriptedModel(vocab, lambda positions, ids: line[(positions + 1).clamp(max=len(tokens) - 1)])
+    return ScriptedModel(vocab, lambda positions, ids: one_hot(line[(positions + 1).clamp(max=len(tokens) - 1)], vocab))
 
 
 def lucky_pair(acceptance: float, rows: int, length: int, seed: int) -> tuple[ScriptedModel, ScriptedModel, Tensor]:
@@ -56,14 +64,14 @@ def lucky_pair(acceptance: float, rows: int, length: int, seed: int) -> tuple[Sc
     order = torch.rand(rows, length, generator=dice).argsort(1).argsort(1)
     wrong = (order >= acceptance * length).long()
 
-    def draft(positions: Tensor, ids: Tensor) -> Tensor:
-        row = ids // 2
-        return 2 * row + wrong[row, (positions + 1).clamp(max=length - 1)]
-
     # Row r's tokens are 2 r where the draft is right and 2 r + 1 where it is not.
     vocab = 2 * rows
-    return (
-        ScriptedModel(vocab, lambda positions, ids: ids // 2 * 2),
-        ScriptedModel(vocab, draft),
-        2 * torch.arange(rows),
-    )
+
+    def target(positions: Tensor, ids: Tensor) -> Tensor:
+        return one_hot(ids // 2 * 2, vocab)
+
+    def draft(positions: Tensor, ids: Tensor) -> Tensor:
+        row = ids // 2
+        return one_hot(2 * row + wrong[row, (positions + 1).clamp(max=length - 1)], vocab)
+
+    return ScriptedModel(vocab, target), ScriptedModel(vocab, draft), 2 * torch.arange(rows)

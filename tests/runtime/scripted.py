@@ -2,49 +2,17 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
+from torch import Tensor
 
-import torch
-from torch import Tensor, nn
+from bench.scripted import ScriptedModel, one_hot, sequence_model
 
-
-class ScriptedModel(nn.Module):
-    """A causal model that answers logits(positions, input_ids) and keeps no cache.
-
-    `script` gets the positions (batch, width) and ids (batch, width) of the inputs and returns the logits
-    (batch, width, vocab) of the tokens after them.
-    """
-
-    def __init__(self, vocab: int, script, *, context: int | None = None) -> None:
-        super().__init__()
-        self.script = script
-        config = SimpleNamespace(
-            vocab_size=vocab, max_position_embeddings=context, eos_token_id=None, _attn_implementation="sdpa"
-        )
-        config.get_text_config = lambda: config
-        self.config = config
-        self.device, self.dtype = torch.device("cpu"), torch.float32
-        self.forwards = 0
-
-    def forward(self, input_ids, attention_mask=None, position_ids=None, past_key_values=None, use_cache=None):
-        self.forwards += 1
-        return SimpleNamespace(logits=self.script(position_ids, input_ids))
-
-
-def one_hot(tokens: Tensor, vocab: int) -> Tensor:
-    return 20.0 * nn.functional.one_hot(tokens, vocab).float()
+__all__ = ["ScriptedModel", "one_hot", "scripted_pair", "sequence_model", "table_model", "tokens_per_round"]
 
 
 def table_model(table: Tensor) -> ScriptedModel:
     """Logits by position (modulo the table's length) and last token: table (positions, vocab, vocab)."""
     period, vocab, _ = table.shape
     return ScriptedModel(vocab, lambda positions, ids: table[positions % period, ids])
-
-
-def sequence_model(tokens: list[int], vocab: int) -> ScriptedModel:
-    """Puts all its belief in tokens[t] for position t (the last one again and again past the end)."""
-    line = torch.tensor(tokens)
-    return ScriptedModel(vocab, lambda positions, ids: one_hot(line[(positions + 1).clamp(max=len(tokens) - 1)], vocab))
 
 
 def _coin(positions: Tensor, salt: Tensor) -> Tensor:
