@@ -25,7 +25,11 @@ def examine() -> dict[str, dict[str, str]]:
 
 
 def _versions() -> dict[str, str]:
-    return {"python": platform.python_version()} | {package: _version(package) for package in PACKAGES}
+    import torch
+
+    found = {"python": platform.python_version()} | {package: _version(package) for package in PACKAGES}
+    # By its own word: the metadata of its CUDA builds does not say which CUDA.
+    return found | {"torch": str(torch.__version__)}
 
 
 def _version(package: str) -> str:
