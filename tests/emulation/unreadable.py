@@ -1,8 +1,6 @@
 """Verify chains whose rows past the first refusal cannot be read: that would end the process.
 
-    python -m tests.emulation.unreadable RULE STATS MULTIPROCESSORS
-
-STATS is 1 where the draft's statistics come with it.
+`python -m tests.emulation.unreadable MULTIPROCESSORS` does so under the rules that judge rows in turn.
 """
 
 from __future__ import annotations
@@ -47,15 +45,17 @@ def unreadable_past_refusals(case: VerifyCase) -> VerifyCase:
     return case.with_(target_logits=target, draft_logits=draft)
 
 
-def main(rule: str, stats: str, multiprocessors: str) -> None:
-    case = verify_case(BATCH, WIDTH, VOCAB, rule=rule, stats=stats == "1", seed=5)
+def check(rule: str, stats: bool, multiprocessors: int) -> None:
+    print(f"rule {rule}, stats {stats}", file=sys.stderr, flush=True)
+    case = verify_case(BATCH, WIDTH, VOCAB, rule=rule, stats=stats, seed=5)
     wanted = case.run("reference")
     with pytest.MonkeyPatch.context() as patch:
-        plug.plug_in(patch, plug.emulated_extension(), int(multiprocessors))
+        plug.plug_in(patch, plug.emulated_extension(), multiprocessors)
         got = unreadable_past_refusals(case).run("cuda")
     for a, b in zip(got, wanted, strict=True):
         assert torch.equal(a, b)
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    for rule, stats in (("token", True), ("token", False), ("greedy", True), ("coupled", True)):
+        check(rule, stats, int(sys.argv[1]))
