@@ -18,13 +18,13 @@ HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
 CACHE = ROOT / "build" / "emulation"
 
-EMULATION = [HERE / "emulation.cpp", HERE / "graphs.cpp"]
+EMULATION = [HERE / "emulation.cpp", HERE / "runtime.cpp"]
 
 _THREADS = 64  # of a block: few, so that small inputs still need several blocks and several slices of a row
 # Kernels look at loaded vectors as values of other types, which nvcc allows. Static variables must not be shared by the
 # libraries of a process: a test loads several versions of one kernel.
 _FLAGS = [
-    "-std=c++17", "-O2", "-fPIC", "-fvisibility=default", "-ffp-contract=off", "-Wall", "-Wextra",
+    "-std=c++20", "-O2", "-fPIC", "-fvisibility=default", "-ffp-contract=off", "-Wall", "-Wextra",
     "-fno-strict-aliasing", "-Wno-unknown-pragmas", f"-I{HERE / 'include'}",
     f"-DPEARL_CUDA_THREADS={_THREADS}", "-fno-gnu-unique",
 ]  # fmt: skip
@@ -57,13 +57,19 @@ def build_extension(out_dir: Path = CACHE, csrc: Path = ROOT / "csrc") -> Module
     return module
 
 
-def compiler() -> str | None:
-    """The C++ compiler, or None where there is none."""
-    return shutil.which(shlex.split(os.environ.get("CXX", "g++"))[0])
+def lacking() -> str | None:
+    """What there is not, of what CUDA is emulated with; None where nothing lacks."""
+    if shutil.which(shlex.split(os.environ.get("CXX", "g++"))[0]) is None:
+        return "no C++ compiler to emulate CUDA with"
+    return None if importlib.util.find_spec("triton") else "no triton, which has CUDA's headers"
 
 
 def _link(sources: list[Path], flags: list[str], csrc: Path, out_dir: Path) -> Path:
     out_dir.mkdir(parents=True, exist_ok=True)
+    triton = importlib.util.find_spec("triton")
+    assert triton is not None, lacking()
+    assert triton.origin is not None
+    flags = [*flags, "-isystem", str(Path(triton.origin).parent / "backends" / "nvidia" / "include")]
     headers = [path for folder in (HERE / "include", csrc) for path in folder.rglob("*.*h")]
     headers += csrc.rglob("*.h")
     shared = _digest(*(path.read_bytes() for path in sorted(set(headers))))

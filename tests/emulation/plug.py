@@ -15,6 +15,8 @@ MULTIPROCESSORS = 132  # batches of many hundreds have their rows looked at in t
 
 CAPABILITY = 9
 
+needs_emulation = pytest.mark.skipif(build.lacking() is not None, reason=str(build.lacking()))
+
 emulated_extension = functools.cache(build.build_extension)
 
 

@@ -15,7 +15,7 @@ from tests.emulation import build, plug
 from tests.kernels.advance_checks import check_commits
 from tests.kernels.cases import VerifyCase, verify_case
 
-pytestmark = pytest.mark.skipif(build.compiler() is None, reason="no C++ compiler to emulate CUDA with")
+pytestmark = plug.needs_emulation
 
 RULES = ("greedy", "token", "coupled")
 FEW, MANY = 1, 1 << 20  # multiprocessors: rows in turn, all rows at once

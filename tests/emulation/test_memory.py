@@ -15,11 +15,11 @@ from torch import Tensor
 
 import pearl_kernels
 from pearl_kernels import VerifyOutput, _cuda
-from tests.emulation import build, plug
+from tests.emulation import plug
 from tests.gpu.memory import memories, poison_scratch
 from tests.kernels.cases import VerifyCase, verify_case
 
-pytestmark = pytest.mark.skipif(build.compiler() is None, reason="no C++ compiler to emulate CUDA with")
+pytestmark = plug.needs_emulation
 
 RULES = ("greedy", "token", "block", "coupled")
 KERNELS_OF = {"greedy": 1, "token": 2, "block": 3, "coupled": 1}  # without statistics of the draft's rows

@@ -19,7 +19,7 @@ from tests.kernels.test_row_stats import stats_of
 from tests.kernels.vocabulary_checks import check_last_token_is_drawn
 from tests.mutants import Mutant, memory_of_nonsense
 
-pytestmark = pytest.mark.skipif(build.compiler() is None, reason="no C++ compiler to emulate CUDA with")
+pytestmark = plug.needs_emulation
 
 
 def agrees(rule: str, **changes: int | bool) -> Callable[[], None]:

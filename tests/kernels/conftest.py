@@ -19,8 +19,8 @@ HERE = Path(__file__).parent
 def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     name: str = request.param
     if name == "cuda":
-        if build.compiler() is None:
-            pytest.skip("no C++ compiler to emulate CUDA with")
+        if lacking := build.lacking():
+            pytest.skip(lacking)
         plug.plug_in(monkeypatch, plug.emulated_extension())
         return name
     if name == "triton" and torch.cuda.is_available():
