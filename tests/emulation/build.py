@@ -1,4 +1,4 @@
-"""Compiles CUDA sources as C++ against the emulation, once for as long as they stay the same."""
+"""Compiles CUDA sources as C++ against the emulation, once for as long as they and what they include stay the same."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import hashlib
 import importlib.machinery
 import importlib.util
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -20,22 +21,29 @@ CACHE = ROOT / "build" / "emulation"
 
 EMULATION = [HERE / "emulation.cpp", HERE / "runtime.cpp"]
 
+_COMPILER = shlex.split(os.environ.get("CXX", "g++"))
 _THREADS = 64  # of a block: few, so that small inputs still need several blocks and several slices of a row
 # Kernels look at loaded vectors as values of other types, which nvcc allows. Static variables must not be shared by the
 # libraries of a process: a test loads several versions of one kernel.
 _FLAGS = [
-    "-std=c++20", "-O2", "-fPIC", "-fvisibility=default", "-ffp-contract=off", "-Wall", "-Wextra",
-    "-fno-strict-aliasing", "-Wno-unknown-pragmas", f"-I{HERE / 'include'}",
-    f"-DPEARL_CUDA_THREADS={_THREADS}", "-fno-gnu-unique",
+    "-std=c++20", "-O2", "-fPIC", "-ffp-contract=off", "-fno-strict-aliasing", "-fno-gnu-unique",
+    f"-DPEARL_CUDA_THREADS={_THREADS}",
 ]  # fmt: skip
 
 
-def build_library(sources: list[Path], out_dir: Path = CACHE) -> Path:
+def lacking() -> str | None:
+    """What there is not, of what CUDA is emulated with; None where nothing lacks."""
+    if shutil.which(_COMPILER[0]) is None:
+        return "no C++ compiler to emulate CUDA with"
+    return None if importlib.util.find_spec("triton") else "no triton, which has CUDA's headers"
+
+
+def build_library(sources: list[Path]) -> Path:
     """A shared library of CUDA sources and the emulation, for ctypes."""
-    return _link([*sources, *EMULATION], [], ROOT / "csrc", out_dir)
+    return _link([*sources, *EMULATION], [], ROOT / "csrc")
 
 
-def build_extension(out_dir: Path = CACHE, csrc: Path = ROOT / "csrc") -> ModuleType:
+def build_extension(csrc: Path = ROOT / "csrc") -> ModuleType:
     """pearl_kernels._C with every kernel of csrc/**/*.cu emulated, and without the CPU kernels.
 
     Raises RuntimeError with the compiler's messages if something does not compile.
@@ -47,7 +55,7 @@ def build_extension(out_dir: Path = CACHE, csrc: Path = ROOT / "csrc") -> Module
         "-DPEARL_WITH_CUDA", '-DPEARL_CUDA_ARCHITECTURES="emulated"', '-DPEARL_VERSION="emulated"',
         f"-I{pybind11.get_include()}", f"-I{sysconfig.get_path('include')}",
     ]  # fmt: skip
-    path = _link([*sources, *sorted(csrc.rglob("*.cu"))], flags, csrc, out_dir)
+    path = _link([*sources, *sorted(csrc.rglob("*.cu"))], flags, csrc)
     # The last part of the name is the one the binary's own entry point has; pybind11 keeps one module for each name.
     loader = importlib.machinery.ExtensionFileLoader(f"emulated_{path.stem}._C", str(path))
     spec = importlib.util.spec_from_file_location(loader.name, path, loader=loader)
@@ -57,45 +65,42 @@ def build_extension(out_dir: Path = CACHE, csrc: Path = ROOT / "csrc") -> Module
     return module
 
 
-def lacking() -> str | None:
-    """What there is not, of what CUDA is emulated with; None where nothing lacks."""
-    if shutil.which(shlex.split(os.environ.get("CXX", "g++"))[0]) is None:
-        return "no C++ compiler to emulate CUDA with"
-    return None if importlib.util.find_spec("triton") else "no triton, which has CUDA's headers"
-
-
-def _link(sources: list[Path], flags: list[str], csrc: Path, out_dir: Path) -> Path:
-    out_dir.mkdir(parents=True, exist_ok=True)
+def _link(sources: list[Path], flags: list[str], csrc: Path) -> Path:
     triton = importlib.util.find_spec("triton")
     assert triton is not None, lacking()
     assert triton.origin is not None
-    flags = [*flags, "-isystem", str(Path(triton.origin).parent / "backends" / "nvidia" / "include")]
-    headers = [path for folder in (HERE / "include", csrc) for path in folder.rglob("*.*h")]
-    headers += csrc.rglob("*.h")
-    shared = _digest(*(path.read_bytes() for path in sorted(set(headers))))
+    folders = [HERE / "include", csrc]
+    flags = [*_FLAGS, *flags, "-isystem", str(Path(triton.origin).parent / "backends" / "nvidia" / "include")]
 
     def compile_one(source: Path) -> Path:
-        name = f"{source.stem}-{_digest(shared, source.read_bytes(), repr(_FLAGS + flags).encode()).hex()[:16]}.o"
-        return _make(out_dir / name, [*_FLAGS, f"-I{csrc}", *flags, "-c", "-x", "c++", str(source)])
+        command = [*flags, *(f"-I{folder}" for folder in folders), "-c", "-x", "c++", str(source)]
+        return _make(f"{source.stem}.o", command, [*flags, *_texts(source, folders)])
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        objects = list(pool.map(compile_one, sources))
-    name = f"{sources[0].stem}-{_digest(*(str(path).encode() for path in objects)).hex()[:16]}.so"
-    return _make(out_dir / name, ["-shared", "-pthread", *map(str, objects)])
+        objects = [str(path) for path in pool.map(compile_one, sources)]
+    return _make(f"{sources[0].stem}.so", ["-shared", "-pthread", *objects], objects)
 
 
-def _make(path: Path, arguments: list[str]) -> Path:
-    """Lets the compiler write `path`, unless it is there. Whoever is second finds a whole file."""
+def _texts(source: Path, folders: list[Path]) -> list[str]:
+    """What is compiled: the source, and all that it includes out of the folders."""
+    paths = [source]
+    for path in paths:
+        names = re.findall(r'#include [<"](.+)[>"]', path.read_text())
+        found = [folder / name for name in names for folder in folders]
+        paths += [path for path in found if path.is_file() and path not in paths]
+    return [path.read_text() for path in paths]
+
+
+def _make(name: str, arguments: list[str], parts: list[str]) -> Path:
+    """Lets the compiler write a file, unless it made one of the same parts before. The second finds a whole file."""
+    path = CACHE / f"{hashlib.sha256(repr(parts).encode()).hexdigest()[:16]}-{name}"
     if path.exists():
         return path
+    CACHE.mkdir(parents=True, exist_ok=True)
     draft = path.with_suffix(f".{os.getpid()}{path.suffix}")
-    command = [*shlex.split(os.environ.get("CXX", "g++")), *arguments, "-o", str(draft)]
+    command = [*_COMPILER, *arguments, "-o", str(draft)]
     done = subprocess.run(command, check=False, capture_output=True, text=True)
     if done.returncode != 0:
         raise RuntimeError(f"{shlex.join(command)}\n{done.stderr}")
     draft.replace(path)
     return path
-
-
-def _digest(*parts: bytes) -> bytes:
-    return hashlib.sha256(b"".join(hashlib.sha256(part).digest() for part in parts)).digest()

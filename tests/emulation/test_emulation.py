@@ -38,8 +38,8 @@ def address(array: NDArray[Any]) -> ctypes.c_void_p:
 
 
 @pytest.fixture(scope="session")
-def kernels(tmp_path_factory: pytest.TempPathFactory) -> Library:
-    return Library(build.build_library([build.HERE / "kernels.cu"], tmp_path_factory.mktemp("emulation")))
+def kernels() -> Library:
+    return Library(build.build_library([build.HERE / "kernels.cu"]))
 
 
 @pytest.fixture(params=SEEDS)

@@ -152,7 +152,7 @@ def test_a_broken_kernel_is_seen(name: str, tmp_path: Path, monkeypatch: pytest.
     csrc = tmp_path / "csrc"
     shutil.copytree(build.ROOT / "csrc", csrc)
     mutant.break_in(csrc)
-    plug.plug_in(monkeypatch, build.build_extension(tmp_path, csrc), mutant.multiprocessors)
+    plug.plug_in(monkeypatch, build.build_extension(csrc), mutant.multiprocessors)
     with pytest.raises((AssertionError, RuntimeError)):
         mutant.check()
 
