@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import ctypes
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from pearl_decode.lanes.cpu import CpuLane
 
-PR_SET_TIMERSLACK = 29  # linux/prctl.h
-WAKE_S = (
-    30e-6  # a sleeper wakes about this much late: the rest is waited out awake, and short, as it has the interpreter
-)
+WAKE_S = 0.1e-3  # a sleeper wakes about this much late: the rest is waited out awake
 
 
 class PacedLane(CpuLane):
@@ -22,11 +17,6 @@ class PacedLane(CpuLane):
     def __init__(self, name: str, cores: Sequence[int], forward_s: float) -> None:
         super().__init__(name, cores)
         self.forward_s = forward_s
-
-    def _settle(self) -> None:
-        super()._settle()
-        if sys.platform == "linux":
-            ctypes.CDLL(None).prctl(PR_SET_TIMERSLACK, 1, 0, 0, 0)  # of this thread, in ns: it wakes when it is told to
 
     @contextmanager
     def forward(self) -> Iterator[None]:
