@@ -14,6 +14,8 @@ from pearl_decode.costs import Costs, open_share, pearl_tokens, sequential_token
 
 GAMMAS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16)
 LEAD = 1.02  # how much better another choice must be to be worth a change
+SETTLING = 8  # rounds with one choice after which what is expected is renewed every other round, then every third ...
+RAREST = 4
 
 
 @dataclass(frozen=True)
@@ -57,10 +59,13 @@ class Forecast:
 
     tokens: (rows, choices); those of prompt lookup are for rows it has a guess for
     seconds: (choices,); infinite where nothing was measured
+    usual:   speeds of the choices, and the best of them, where no row is near its end and there is a draft: whether
+             prompt lookup has a guess for each row, or for none
     """
 
     tokens: NDArray[np.float64]
     seconds: NDArray[np.float64]
+    usual: dict[bool, tuple[NDArray[np.float64], int]]
 
 
 class Chooser:
@@ -89,7 +94,10 @@ class Chooser:
         self._of_draft = np.array([strategy in ("sequential", "pearl") for strategy in strategies])
         self._present = 0  # of the choices
         self._draft_follows = False  # it drafted in the round before
+        self._most_tokens = 1 + max(choice.gamma for choice in self.choices)
         self._forecast: Forecast | None = None
+        self._unseen = 0  # rounds since it was made
+        self._settled = 0  # rounds since the present choice was made
 
     def choose(self, remaining: Sequence[int], found: Sequence[bool], drafting: bool) -> Choice:
         """The choice for the next round.
@@ -98,12 +106,15 @@ class Chooser:
                    lookup has a guess for it
         drafting:  whether there is a draft model at work
         """
-        speeds = self.speeds(remaining, found, drafting)
-        best = int(speeds.argmax())
+        if drafting and min(remaining) >= self._most_tokens and all(found) == any(found):
+            speeds, best = self.prepare().usual[found[0]]
+        else:
+            speeds = self.speeds(remaining, found, drafting)
+            best = int(speeds.argmax())
         if not speeds[best]:
             return self.choices[0]
-        if speeds[best] > LEAD * speeds[self._present]:
-            self._present = best
+        if best != self._present and speeds[best] > LEAD * speeds[self._present]:
+            self._present, self._settled = best, 0
             self.reason = self._explain(speeds)
         return self.choices[self._present]
 
@@ -112,9 +123,16 @@ class Chooser:
 
         The arguments are those of `choose`.
         """
-        forecast, guessed = self.prepare(), np.array(found)[:, None]
-        tokens = np.where(self._of_lookup & ~guessed, 1.0, forecast.tokens)
-        speeds: NDArray[np.float64] = np.minimum(tokens, np.array(remaining)[:, None]).sum(0) / forecast.seconds
+        forecast = self.prepare()
+        tokens = np.minimum(forecast.tokens, np.array(remaining)[:, None])
+        return self._speeds(tokens, forecast.seconds, found, drafting)
+
+    def _speeds(
+        self, tokens: NDArray[np.float64], seconds: NDArray[np.float64], found: Sequence[bool], drafting: bool
+    ) -> NDArray[np.float64]:
+        guessed = np.array(found)[:, None]
+        tokens = np.where(self._of_lookup & ~guessed, np.minimum(tokens, 1.0), tokens)
+        speeds: NDArray[np.float64] = tokens.sum(0) / seconds
         if not any(found):
             speeds[self._of_lookup] = 0
         if not drafting:
@@ -122,14 +140,20 @@ class Chooser:
         return speeds
 
     def prepare(self) -> Forecast:
-        """What `choose` goes by, as far as it is the same whatever the rows' texts are: most of its work, done once
-        after each `observe`."""
-        if self._forecast is None:
+        """What `choose` goes by: nearly all of its work, for whenever there is time between `observe` and it.
+
+        It is renewed after every round at first, and more seldom the longer the choice has stayed the same.
+        """
+        if self._forecast is None or self._unseen > min(RAREST - 1, self._settled // SETTLING):
             rows = len(self._acceptances["draft"])
             tokens, seconds = np.ones((rows, len(self.choices))), np.full(len(self.choices), np.inf)
             for family in self._families:
                 tokens[:, family.places], seconds[family.places] = self._expected(family, rows)
-            self._forecast = Forecast(tokens, seconds)
+            usual = {}
+            for found in (False, True):
+                speeds = self._speeds(tokens, seconds, [found] * rows, drafting=True)
+                usual[found] = speeds, int(speeds.argmax())
+            self._forecast, self._unseen = Forecast(tokens, seconds, usual), 0
         return self._forecast
 
     def observe(self, choice: Choice, timing: Timing | None, accepted: Sequence[int], judged: Sequence[int]) -> None:
@@ -139,7 +163,8 @@ class Chooser:
         """
         costs, rows = self.costs, len(judged)
         costs.round += 1
-        self._forecast = None
+        self._unseen += 1
+        self._settled += 1
         for drafter, acceptances in self._acceptances.items():
             theirs = judged if drafter == choice.drafter else [0] * rows
             for acceptance, a, j in zip(acceptances, accepted, theirs, strict=True):

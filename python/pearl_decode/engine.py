@@ -202,9 +202,9 @@ class Engine:
         if len(self.chooser.choices) > 1:
             for request in running:
                 request.stats.count_choice(choice, self.chooser.reason)
-            done, width = self._done(choice, outcome, pending)
-            timing = Timing(width, end - round_start, sum(windows_s), steps_s)
-            self.round.chores = partial(self._learn, done, timing, outcome)
+            self.round.chores = partial(
+                self._learn, choice, outcome, pending, end - round_start, sum(windows_s), steps_s
+            )
         return updates
 
     def _choose(self, running: list[Request]) -> Choice:
@@ -224,8 +224,12 @@ class Engine:
             return choice, 1 + choice.gamma
         return choice, 1 + pending
 
-    def _learn(self, choice: Choice, timing: Timing, outcome: Outcome) -> None:
-        self.chooser.observe(choice, timing, outcome.num_accepted, outcome.num_judged)
+    def _learn(
+        self, choice: Choice, outcome: Outcome, pending: int, round_s: float, target_s: float, steps_s: list[float]
+    ) -> None:
+        done, width = self._done(choice, outcome, pending)
+        timing = Timing(width, round_s, target_s, steps_s)
+        self.chooser.observe(done, timing, outcome.num_accepted, outcome.num_judged)
         self.chooser.prepare()
 
     def _hand_out(self, running: list[Request], before: list[int], outcome: Outcome) -> list[Update]:

@@ -136,6 +136,18 @@ def test_the_choice_follows_cost_and_acceptance():
     assert _chosen(40, 20, [0.2] * 400)[-1].strategy == "autoregressive"
 
 
+@pytest.mark.parametrize("found", [False, True])
+def test_what_is_prepared_is_what_would_be_found_anew(found):
+    chooser = Chooser(ALL, Costs(), 2)
+    for choice, steps in ((ALL[0], []), (ALL[0], []), (ALL[5], [0.002] * 4), (ALL[5], [0.002] * 4)):
+        chooser.observe(choice, Timing(1 + len(steps), 0.02, 0.012, steps), [1, 3], [2, 4] if steps else [0, 0])
+    speeds, best = chooser.prepare().usual[found]
+    anew = chooser.speeds([1000, 1000], [found, found], drafting=True)
+    assert speeds.tolist() == pytest.approx(anew.tolist())
+    assert best == anew.argmax()
+    assert speeds[best] > 0
+
+
 def _speed(choice: Choice, acceptance: float, target_ms: float, draft_ms: float) -> float:
     if choice.strategy == "pearl":
         return pearl_tokens(acceptance, choice.gamma) / max(target_ms, choice.gamma * draft_ms)
