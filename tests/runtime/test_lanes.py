@@ -53,12 +53,12 @@ def test_sequential_strategy_never_overlaps(pair):
 
 
 class _SecondLane(CpuLane):
-    """On which every forward is said to take a second."""
+    """On which every forward is said to take a second, one right after the other."""
 
     @contextmanager
     def forward(self):
         yield
-        self.times.add(0.0, 1.0)
+        self.times.add(self.times.count, self.times.count + 1)
 
 
 def test_streams_that_take_turns_on_a_lane_are_timed_apart(pair):
