@@ -189,7 +189,7 @@ def test_draft_with_a_reduced_vocabulary_maps_its_ids(llama, prompts, greedy_ref
     draft = _WithPastKeyValues(build("llama"))
     draft.d2t = spoken
     draft.register_forward_hook(speak_few)
-    with PearlDecoder(llama, draft, gamma=3) as decoder:
+    with PearlDecoder(llama, draft, strategy="pearl", gamma=3) as decoder:
         results = decoder.generate(prompts, SamplingParams(max_tokens=30))
         sampled = decoder.generate(prompts, SamplingParams(max_tokens=30, temperature=0.6, seed=1), rule="block")
     assert [r.token_ids for r in results] == expected
