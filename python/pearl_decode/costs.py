@@ -92,13 +92,12 @@ class Acceptance:
 class Lately:
     """A time as lately measured: the median of a few samples, of which the very first, a warm-up, is not one.
 
-    seconds: None before there is one; round: of the last measurement; forget: share of it, for each round since
+    seconds: None before there is one; round: of the last measurement
     """
 
     def __init__(self) -> None:
         self.seconds: float | None = None
         self.round = 0
-        self.forget = 0.0
         self._samples: deque[float] = deque(maxlen=SAMPLES)
         self._warm = False
 
@@ -106,8 +105,12 @@ class Lately:
         if self._warm:
             self._samples.append(seconds)
             self.seconds = median(self._samples)
-            self.forget = FORGET / len(self._samples)
         self._warm, self.round = True, round
+
+    @property
+    def forget(self) -> float:
+        """The share of it that is forgotten with each round since."""
+        return FORGET / max(1, len(self._samples))
 
 
 def _left(forget: ArrayLike, rounds: ArrayLike) -> Any:

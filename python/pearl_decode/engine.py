@@ -13,7 +13,6 @@ from pearl_decode.costs import Costs
 from pearl_decode.lanes import CpuLane
 from pearl_decode.lanes.draft import DraftLane
 from pearl_decode.lanes.target import TargetLane
-from pearl_decode.lanes.times import Interval
 from pearl_decode.lookup import PromptLookup
 from pearl_decode.memory import NoRoomError, check_room, has_room
 from pearl_decode.models import CausalModel
@@ -194,10 +193,10 @@ class Engine:
         outcome = STRATEGIES[choice.strategy].step(self.round)
         updates = self._hand_out(running, before, outcome)
         end = time.perf_counter()
-        windows, steps = (
-            lane.times.between(first, lane.times.count) or [] for lane, first in zip(lanes, firsts, strict=True)
+        windows_s, steps_s = (
+            lane.times.paces(first, lane.times.count) or [] for lane, first in zip(lanes, firsts, strict=True)
         )
-        target_s, steps_s = sum(_seconds(windows)), _seconds(steps)
+        target_s = sum(windows_s)
         self._busy_s = self._busy_s[0] + target_s, self._busy_s[1] + sum(steps_s)
         for request in running:
             request.stats.count_time(end - start, *self._busy_s)
@@ -243,9 +242,3 @@ class Engine:
             request.stats.count_round(count, accepted, outcome.num_judged[row], outcome.draft_forwards)
             updates.append(Update(request, new[:count], text))
         return updates
-
-
-def _seconds(forwards: list[Interval]) -> list[float]:
-    """What each forward took until the next one: with the drawing from it, as far as that can be told."""
-    ends = [start for start, _ in forwards[1:]] + [end for _, end in forwards[-1:]]
-    return [end - start for (start, _), end in zip(forwards, ends, strict=True)]

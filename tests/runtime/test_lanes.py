@@ -53,12 +53,15 @@ def test_sequential_strategy_never_overlaps(pair):
 
 
 class _SecondLane(CpuLane):
-    """On which every forward is said to take a second, one right after the other."""
+    """On which every forward is said to take a second, `period` seconds after the one before."""
+
+    period = 1
 
     @contextmanager
     def forward(self):
         yield
-        self.times.add(self.times.count, self.times.count + 1)
+        start = self.period * self.times.count
+        self.times.add(start, start + 1)
 
 
 def test_streams_that_take_turns_on_a_lane_are_timed_apart(pair):
@@ -71,6 +74,15 @@ def test_streams_that_take_turns_on_a_lane_are_timed_apart(pair):
         stats = request.stats
         assert stats.rounds > 2
         assert (stats.target_busy_s, stats.draft_busy_s) == (stats.rounds, 2 * stats.rounds)
+
+
+def test_what_a_lane_does_between_its_forwards_is_its_work_too(pair):
+    lanes = _SecondLane("target", [0]), _SecondLane("draft", [0])
+    lanes[1].period = 3
+    with PearlDecoder(*pair, gamma=2, strategy="sequential", lanes=lanes) as decoder:
+        [result] = decoder.generate([[0]], SamplingParams(max_tokens=12))
+    stats = result.stats
+    assert (stats.target_busy_s, stats.draft_busy_s) == (stats.rounds, 4 * stats.rounds)
 
 
 def test_statistics_count_forwards_and_tokens(pair):

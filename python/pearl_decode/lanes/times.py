@@ -34,3 +34,12 @@ class Times:
         """How long each of these pieces took; None as for `between`."""
         intervals = self.between(first, last)
         return None if intervals is None else [end - start for start, end in intervals]
+
+    def paces(self, first: int, last: int) -> list[float] | None:
+        """How long it took from the start of each of these pieces to the next one's, and the last one by itself: with
+        what a lane does of its own after a piece, as far as that can be told. None as for `between`."""
+        intervals = self.between(first, last)
+        if intervals is None:
+            return None
+        nexts = [start for start, _ in intervals[1:]] + [end for _, end in intervals[-1:]]
+        return [following - start for (start, _), following in zip(intervals, nexts, strict=True)]
