@@ -24,11 +24,14 @@ def test_distill_makes_a_draft_that_generate_takes(cli: Cli, target: str, tmp_pa
     assert "held-out acceptance" in made.err
     assert "on held-out prompts" in made.err.splitlines()[-1]
     card = (tmp_path / "draft" / "README.md").read_text()
-    assert "--prompts mine.jsonl --out draft --layers 2 --draft-vocab 200" in card
+    assert "--prompts mine.jsonl --out draft --draft-vocab 200" in card
     again = cli(*command)
     assert again.status == 1
     assert "already holds a run" in again.err
     assert cli(*command, "--resume").status == 0
+    further = ("--initial-draft", out, "--out", out + "-further", "--answers", "1", "--answer-tokens", "8")
+    assert cli(*command[:5], *further).status == 0
+    assert "--initial-draft draft " in (tmp_path / "draft-further" / "README.md").read_text()
     options = ("--target", target, "--max-tokens", "8", "--no-stream", "word 3")
     guessed = cli("generate", "--draft", out, *options)
     alone = cli("generate", "--strategy", "autoregressive", *options)

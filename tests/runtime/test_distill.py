@@ -56,6 +56,36 @@ def test_what_is_learnt_is_better_than_what_it_began_as(target, tokenizer, promp
     assert quality.acceptance > untrained.acceptance + 0.02
 
 
+def test_a_draft_is_gone_on_from_where_it_was(target, tokenizer, prompts_file, made, tmp_path):
+    before, quality = made
+    rest = {name: SMALL[name] for name in ("answers", "answer_tokens", "batch_tokens")}
+    options = rest | {"tokens": 1, "learning_rate": 1e-9, "initial_draft": before}
+    same = distill(target, prompts_file, tmp_path / "same", tokenizer=tokenizer, **options)
+    assert same.acceptance == pytest.approx(quality.acceptance, abs=0.005)
+    stored = load_file(before / "draft.safetensors")
+    assert torch.equal(load_file(tmp_path / "same" / "draft.safetensors")["d2t"], stored["d2t"])
+    options |= {"tokens": SMALL["tokens"], "learning_rate": 1e-3}
+    better = distill(target, prompts_file, tmp_path / "better", tokenizer=tokenizer, **options)
+    assert better.acceptance > quality.acceptance
+    assert json.loads((tmp_path / "better" / "draft.json").read_text())["training"]["initial_draft"] == before.name
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"layers": 1}, r"initial_draft has layers and vocabulary already: .*, got layers=1 and draft_vocab=None"),
+        ({"draft_vocab": 9}, r"initial_draft has layers and vocabulary already: .*, got layers=None and draft_vocab=9"),
+        ({"initial_draft": "none"}, r"initial_draft must be the directory of a distilled draft, got 'none'"),
+        ({"target": make_model(context=300)}, r"was distilled for .* but the target is"),
+    ],
+)
+def test_what_cannot_be_gone_on_from_is_refused(target, tokenizer, prompts_file, made, tmp_path, options, message):
+    options = {"target": target, "initial_draft": made[0], "answers": 1} | options
+    with pytest.raises(ValueError, match=message):
+        distill(prompts=prompts_file, out=tmp_path / "draft", tokenizer=tokenizer, **options)
+    assert not (tmp_path / "draft").exists()
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, None])
 def test_a_cpu_distills_in_16_or_32_bits(tokenizer, prompts_file, made, tmp_path, dtype):
     make_model().to(torch.bfloat16).save_pretrained(tmp_path / "target")

@@ -10,6 +10,8 @@ from pearl_decode.builtin import BUILTIN_TARGET, BuiltinModelError
 from pearl_decode.cli.console import FAILED, CliError, note
 from pearl_decode.cli.options import positive
 
+FILES = ("prompts", "out", "text", "initial_draft")  # options whose values are somebody's paths
+
 
 def add_command(commands: Any) -> None:
     parser = commands.add_parser(
@@ -26,14 +28,11 @@ def add_command(commands: Any) -> None:
     parser.add_argument(
         "--text", action="append", default=[], metavar="FILE", help="plain text to learn from as well; may be repeated"
     )
-    parser.add_argument("--layers", type=positive, default=2, metavar="N", help="of the draft (default: 2)")
+    parser.add_argument("--layers", type=positive, metavar="N", help="of the draft (default: 2)")
     parser.add_argument(
-        "--draft-vocab",
-        type=positive,
-        default=16384,
-        metavar="N",
-        help="ids it can draw: the most used (default: %(default)s)",
+        "--draft-vocab", type=positive, metavar="N", help="ids it can draw: the most used (default: 16384)"
     )
+    parser.add_argument("--initial-draft", metavar="DRAFT", help="go on from this one, with its layers and vocabulary")
     parser.add_argument(
         "--tokens", type=positive, metavar="N", help="learn from this many tokens, over all passes (default: 10 passes)"
     )
@@ -79,6 +78,6 @@ def _command(args: argparse.Namespace) -> str:
             words.append(option)
             continue
         for each in value if isinstance(value, list) else [value]:
-            shown = str(each).rstrip("/").rsplit("/", 1)[-1] if name in ("prompts", "out", "text") else str(each)
+            shown = str(each).rstrip("/").rsplit("/", 1)[-1] if name in FILES else str(each)
             words += [option, shown]
     return shlex.join(words)

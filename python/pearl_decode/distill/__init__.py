@@ -20,6 +20,7 @@ from pearl_decode.distill.losses import LOSSES
 from pearl_decode.distill.prompts import read_prompts, read_text
 from pearl_decode.distill.report import Report, Silent
 from pearl_decode.distill.samples import Sample, frequent_ids, prompt_samples, split
+from pearl_decode.distill.start import Start
 from pearl_decode.distill.train import Quality, Recipe, Trainer
 from pearl_decode.drafts import DraftConfig, config_hash, new_draft, save_draft, write_whole
 from pearl_decode.models import CausalModel, default_device, load_model, load_tokenizer
@@ -37,8 +38,9 @@ LONGEST_PROMPT = 512
 class Settings:
     """What a run is made of; a resumed run must have the same.
 
-    layers:        the target's decoder layers the draft begins as
+    layers:        the target's decoder layers the draft began as
     draft_vocab:   ids it can draw
+    initial_draft: name of the draft it went on from, None for those layers as they were
     answers:       how often each prompt is answered, at temperature 0, 0.7 and 1.0 in turn
     answer_tokens: most tokens of an answer
     batch_answers: answers decoded at once; batch_tokens: tokens per training step, with padding
@@ -47,6 +49,7 @@ class Settings:
 
     layers: tuple[int, ...]
     draft_vocab: int
+    initial_draft: str | None
     answers: int
     answer_tokens: int
     batch_answers: int
@@ -73,8 +76,9 @@ def distill(
     out: str | os.PathLike[str],
     *,
     tokenizer: Any | None = None,
-    layers: int | Sequence[int] = 2,
-    draft_vocab: int = 16384,
+    layers: int | Sequence[int] | None = None,
+    draft_vocab: int | None = None,
+    initial_draft: str | os.PathLike[str] | None = None,
     tokens: int | None = None,
     hours: float | None = None,
     resume: bool = False,
@@ -95,7 +99,9 @@ def distill(
 
     target:  as PearlDecoder.from_pretrained's; a loaded model needs its tokenizer
     prompts: file of {"prompt": TEXT, "id": KEY} lines; about one in twenty is held out to measure on
-    layers:  how many of the target's decoder layers the draft has, which are its first, or which ones
+    layers:  how many of the target's decoder layers the draft has, which are its first, or which ones; None is 2
+    draft_vocab: ids it can draw, those used most; None is 16384
+    initial_draft: a draft of this target to go on from; it has its layers and ids already
     tokens:  tokens to learn from, over all passes; None is ten passes. hours: of the whole call, at most
     resume:  go on with what `out` holds; without it, `out` must not hold a run
     learn_prompts: learn from the words of the prompts as well, which costs no decoding
@@ -127,9 +133,11 @@ def distill(
         raise ValueError(f"target: on a CPU it must be bfloat16 or float32 to distill from, got {model.dtype}")
     model.requires_grad_(False)
     on_gpu = model.device.type == "cuda"
+    start = Start.make(model, layers, draft_vocab, initial_draft)
     settings = Settings(
-        layers=_chosen(model, layers),
-        draft_vocab=draft_vocab,
+        layers=start.layers,
+        draft_vocab=start.draft_vocab,
+        initial_draft=None if initial_draft is None else Path(initial_draft).name,
         answers=answers,
         answer_tokens=answer_tokens,
         batch_answers=batch_answers or (512 if on_gpu else 64),
@@ -151,10 +159,12 @@ def distill(
         train, held_out = split(replies, HELD_OUT, MOST_HELD_OUT)
         train += pieces + (prompt_samples(asked, held_out) if settings.learn_prompts else [])
         learnt = sum(sample.learnt for sample in train)
-        ends = CausalModel(model, "target").eos_ids()
-        d2t = frequent_ids(train, draft_vocab, model.config.get_text_config().vocab_size, ends)
+        size = model.config.get_text_config().vocab_size
+        draft = start.draft
+        if draft is None:
+            ends = CausalModel(model, "target").eos_ids()
+            draft = new_draft(model, start.layers, frequent_ids(train, start.draft_vocab, size, ends))
         recipe = Recipe(tokens or PASSES * learnt, settings.batch_tokens, learning_rate, loss, seed)
-        draft = new_draft(model, settings.layers, d2t)
         trainer = Trainer(model, draft, train, held_out, recipe)
         if begun:
             trainer.load(checkpoint)
@@ -179,7 +189,7 @@ def distill(
             "torch": torch.__version__,
             "command": command,
         }
-        size = model.config.get_text_config().vocab_size
+        d2t = getattr(draft, "d2t", None)
         known = size if d2t is None else len(d2t)
         config = DraftConfig(name, config_hash(model), list(settings.layers), known, size, made)
         save_draft(Path(out), draft, config)
@@ -230,15 +240,6 @@ def _open_run(work: Path, settings: Settings, target_hash: str, resume: bool) ->
     else:
         work.mkdir(parents=True, exist_ok=True)
         write_whole(record, (json.dumps(now, indent=2) + "\n").encode())
-
-
-def _chosen(model: PreTrainedModel, layers: int | Sequence[int]) -> tuple[int, ...]:
-    total: int = model.config.get_text_config().num_hidden_layers
-    if not isinstance(layers, int):
-        return tuple(layers)
-    if not 1 <= layers < total:
-        raise ValueError(f"layers must be from 1 to {total - 1} for this target, got {layers}")
-    return tuple(range(layers))
 
 
 def _multiplies_bfloat16() -> bool:
