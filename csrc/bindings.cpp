@@ -120,13 +120,13 @@ pearl::NormArgs norm_args(Address x, int64_t rows, int64_t size, Address weight,
   return {pointer<float>(x), rows, size, pointer<float>(weight), offset, eps, pointer<float>(out)};
 }
 
-// (weight, dtype, outputs, weight stride, bias, out)
-using Linear = std::tuple<Address, int32_t, int64_t, int64_t, Address, Address>;
+// (weight, type, outputs, weight stride, bias, scale, out)
+using Linear = std::tuple<Address, int32_t, int64_t, int64_t, Address, Address, Address>;
 
 pearl::LinearLayer linear_layer(const Linear& linear) {
-  const auto& [weight, dtype, outputs, weight_stride, bias, out] = linear;
-  return {pointer<void>(weight), static_cast<pearl::DType>(dtype), outputs, weight_stride, pointer<float>(bias),
-          pointer<float>(out)};
+  const auto& [weight, type, outputs, weight_stride, bias, scale, out] = linear;
+  return {pointer<void>(weight), static_cast<pearl::WeightType>(type), outputs, weight_stride, pointer<float>(bias),
+          pointer<float>(scale), pointer<float>(out)};
 }
 
 void window_linear(Address x, int64_t rows, int64_t x_stride, int64_t inputs, const std::vector<Linear>& linears,

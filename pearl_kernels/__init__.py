@@ -22,7 +22,7 @@ from pearl_kernels.types import (
 from pearl_kernels.verify import verify
 from pearl_kernels.window_attention import window_attention
 from pearl_kernels.window_layer import LayerWeights, window_layer
-from pearl_kernels.window_linear import window_linear, window_linears
+from pearl_kernels.window_linear import Linear, quantized, window_linear, window_linears
 from pearl_kernels.window_norm import window_norm
 
 __all__ = [
@@ -31,6 +31,7 @@ __all__ = [
     "DecodeState",
     "Finished",
     "LayerWeights",
+    "Linear",
     "Purpose",
     "RowStats",
     "SampleOutput",
@@ -40,6 +41,7 @@ __all__ = [
     "advance_",
     "backends",
     "kernels_alone",
+    "quantized",
     "release_threads",
     "sample",
     "verify",

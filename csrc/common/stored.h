@@ -28,4 +28,11 @@ struct Float16 {
   static PEARL_INLINE uint16_t stored(float value) { return float_to_float16(value); }
 };
 
+// Of weights alone: what they stand for is this times a scale.
+struct Int8 {
+  using Stored = int8_t;
+  static PEARL_INLINE Float load(const int8_t* p) { return load_int8(p); }
+  static PEARL_INLINE float value(int8_t stored) { return stored; }
+};
+
 }  // namespace pearl::PEARL_SIMD

@@ -2,21 +2,23 @@
 
 #include <cstdint>
 
-#include "common/types.h"
-
 namespace pearl {
+
+// The numbers are those of pearl_kernels/window_linear/_native.py.
+enum class WeightType : int32_t { kFloat32 = 0, kBFloat16 = 1, kFloat16 = 2, kInt8 = 3 };
 
 struct LinearLayer {
   const void* weight;  // (outputs, inputs), each row contiguous
-  DType dtype;
+  WeightType type;
   int64_t outputs;
   int64_t weight_stride;
-  const float* bias;  // (outputs), or null
-  float* out;         // (rows, outputs), contiguous
+  const float* bias;   // (outputs), or null
+  const float* scale;  // (outputs), of int8 weights, or null
+  float* out;          // (rows, outputs), contiguous
 };
 
-// For each layer out[r, n] = sum over k of x[r, k] * weight[n, k], plus bias[n]. Last dimensions are contiguous, strides
-// count elements.
+// For each layer out[r, n] = sum over k of x[r, k] * weight[n, k], times scale[n], plus bias[n]. Last dimensions are
+// contiguous, strides count elements.
 struct LinearArgs {
   const float* x;  // (rows, inputs)
   int64_t rows;

@@ -12,8 +12,13 @@
 namespace pearl::PEARL_SIMD {
 namespace {
 
-constexpr int kTileRows = kLanes >= 16 ? 12 : 6;  // with kTileOutputs as many sums as registers hold
-constexpr int kTileOutputs = 2;
+constexpr int kTileRows = kLanes >= 16 ? 12 : 6;  // with two outputs as many sums as registers hold
+// Of int8 the instructions are the cost, and so there are more outputs to a row and one prefetch to a line of the cache;
+// where reading is, four rows of weights at a time are read more slowly than two.
+template <typename Weight>
+constexpr bool kSmall = sizeof(typename Weight::Stored) == 1;
+template <typename Weight>
+constexpr int kTileOutputs = kSmall<Weight> ? 4 : 2;
 constexpr int kAhead = 8192;               // bytes: rows are short, and the processor itself fetches ahead too late
 constexpr int64_t kPieceBytes = 64 << 10;  // of weights: less is not worth waking a thread for
 
@@ -23,24 +28,31 @@ void tile(const LinearArgs& args, const LinearLayer& layer, int64_t row, int64_t
   const auto* weight = static_cast<const typename Weight::Stored*>(layer.weight) + output * layer.weight_stride;
   Float sums[Rows][Outputs] = {};
   int64_t k = 0;
-  for (; k + kLanes <= args.inputs; k += kLanes) {
+  const auto step = [&] {
     Float weights[Outputs];
-    for (int n = 0; n < Outputs; ++n) {
-      const auto* p = weight + n * layer.weight_stride + k;
-      __builtin_prefetch(reinterpret_cast<const char*>(p) + kAhead);
-      weights[n] = Weight::load(p);
-    }
+    for (int n = 0; n < Outputs; ++n) weights[n] = Weight::load(weight + n * layer.weight_stride + k);
     for (int r = 0; r < Rows; ++r) {
       const Float values = load_float32(x + r * args.x_stride + k);
       for (int n = 0; n < Outputs; ++n) sums[r][n] = fma(values, weights[n], sums[r][n]);
     }
+    k += kLanes;
+  };
+  constexpr int64_t kLine = kSmall<Weight> ? 64 : kLanes;
+  while (k + kLine <= args.inputs) {
+    for (int n = 0; n < Outputs; ++n) {
+      __builtin_prefetch(reinterpret_cast<const char*>(weight + n * layer.weight_stride + k) + kAhead);
+    }
+#pragma GCC unroll 8
+    for (int64_t i = 0; i < kLine; i += kLanes) step();
   }
+  while (k + kLanes <= args.inputs) step();
   for (int r = 0; r < Rows; ++r) {
     for (int n = 0; n < Outputs; ++n) {
       float sum = reduce_add(sums[r][n]);
       for (int64_t i = k; i < args.inputs; ++i) {
         sum += x[r * args.x_stride + i] * Weight::value(weight[n * layer.weight_stride + i]);
       }
+      if (layer.scale) sum *= layer.scale[output + n];
       layer.out[(row + r) * layer.outputs + output + n] = layer.bias ? sum + layer.bias[output + n] : sum;
     }
   }
@@ -51,16 +63,17 @@ void rows_tile(const LinearArgs& args, const LinearLayer& layer, int rows, int64
   if constexpr (Rows > 1) {
     if (rows < Rows) return rows_tile<Weight, Rows - 1>(args, layer, rows, row, output, outputs);
   }
-  outputs == kTileOutputs ? tile<Weight, Rows, kTileOutputs>(args, layer, row, output)
-                          : tile<Weight, Rows, 1>(args, layer, row, output);
+  constexpr int kAtOnce = Rows <= 2 ? kTileOutputs<Weight> : 2;
+  int n = 0;
+  for (; n + kAtOnce <= outputs; n += kAtOnce) tile<Weight, Rows, kAtOnce>(args, layer, row, output + n);
+  for (; n < outputs; ++n) tile<Weight, Rows, 1>(args, layer, row, output + n);
 }
 
 template <typename Weight>
 void outputs_between(const LinearArgs& args, const LinearLayer& layer, int64_t begin, int64_t end) {
-  static_assert(kTileOutputs == 2, "a remainder is one output");
   const int64_t tiles = (args.rows + kTileRows - 1) / kTileRows;
-  for (int64_t output = begin; output < end; output += kTileOutputs) {
-    const int outputs = output + kTileOutputs <= end ? kTileOutputs : 1;
+  for (int64_t output = begin; output < end; output += kTileOutputs<Weight>) {
+    const int outputs = static_cast<int>(std::min<int64_t>(kTileOutputs<Weight>, end - output));
     for (int64_t t = 0; t < tiles; ++t) {  // of nearly equal size
       const int64_t row = args.rows * t / tiles;
       const int rows = static_cast<int>(args.rows * (t + 1) / tiles - row);
@@ -78,11 +91,20 @@ void all_between(void* context, int64_t begin, int64_t end) {
     const int64_t from = std::max<int64_t>(begin - first, 0), to = std::min(end - first, layer.outputs);
     first += layer.outputs;
     if (from >= to) continue;
-    switch (layer.dtype) {
-      case DType::kFloat32: outputs_between<Float32>(args, layer, from, to); break;
-      case DType::kBFloat16: outputs_between<BFloat16>(args, layer, from, to); break;
-      case DType::kFloat16: outputs_between<Float16>(args, layer, from, to); break;
+    switch (layer.type) {
+      case WeightType::kFloat32: outputs_between<Float32>(args, layer, from, to); break;
+      case WeightType::kBFloat16: outputs_between<BFloat16>(args, layer, from, to); break;
+      case WeightType::kFloat16: outputs_between<Float16>(args, layer, from, to); break;
+      case WeightType::kInt8: outputs_between<Int8>(args, layer, from, to); break;
     }
+  }
+}
+
+int64_t size_of(WeightType type) {
+  switch (type) {
+    case WeightType::kFloat32: return sizeof(Float32::Stored);
+    case WeightType::kInt8: return sizeof(Int8::Stored);
+    default: return sizeof(BFloat16::Stored);
   }
 }
 
@@ -92,7 +114,7 @@ void window_linear(const LinearArgs& args) {
   int64_t outputs = 0, bytes = 0;
   for (int64_t i = 0; i < args.count; ++i) {
     outputs += args.layers[i].outputs;
-    bytes += args.layers[i].outputs * args.inputs * (args.layers[i].dtype == DType::kFloat32 ? 4 : 2);
+    bytes += args.layers[i].outputs * args.inputs * size_of(args.layers[i].type);
   }
   const int64_t pieces = std::min<int64_t>(4 * args.threads, bytes / kPieceBytes);
   parallel_for(outputs, pieces, args.threads, all_between, const_cast<LinearArgs*>(&args));

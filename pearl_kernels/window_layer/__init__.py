@@ -103,10 +103,11 @@ def _window_layer(
     norms: list[Tensor | None],
     weights: list[Tensor],
     biases: list[Tensor | None],
+    scales: list[Tensor | None],
     eps: float,
     *rest: Tensor | float | str | None,
 ) -> Tensor:
-    return _run(x, LayerWeights.of_lists(norms, weights, biases, eps, rest[2].shape[3]), *rest)  # type: ignore
+    return _run(x, LayerWeights.of_lists(norms, weights, biases, scales, eps, rest[2].shape[3]), *rest)  # type: ignore
 
 
 def _fake(x: Tensor, *_: object) -> Tensor:
@@ -114,8 +115,9 @@ def _fake(x: Tensor, *_: object) -> Tensor:
 
 
 define(
-    "window_layer_(Tensor x, Tensor?[] norms, Tensor[] weights, Tensor?[] biases, float eps, Tensor cos, Tensor sin, "
-    "Tensor(a!) k_cache, Tensor(b!) v_cache, Tensor seq_lens, float scale, str? backend) -> Tensor",
+    "window_layer_(Tensor x, Tensor?[] norms, Tensor[] weights, Tensor?[] biases, Tensor?[] scales, float eps, "
+    "Tensor cos, Tensor sin, Tensor(a!) k_cache, Tensor(b!) v_cache, Tensor seq_lens, float scale, "
+    "str? backend) -> Tensor",
     _window_layer,
     _fake,
 )

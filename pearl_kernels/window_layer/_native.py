@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 
 from pearl_kernels import _C
-from pearl_kernels._pointers import DTYPES, address
+from pearl_kernels._pointers import address
 from pearl_kernels.threads import num_threads
 from pearl_kernels.window_attention._native import by_heads
 from pearl_kernels.window_layer.weights import LayerWeights
+from pearl_kernels.window_linear._native import packed
 
 # Of weights, by where they are: a layer's stay where they are for thousands of calls.
 _PACKED: WeakKeyDictionary[LayerWeights, tuple[list[int], tuple[int, ...], tuple[tuple[int, ...], ...]]] = (
@@ -47,9 +48,6 @@ def _packed(weights: LayerWeights) -> tuple[tuple[int, ...], tuple[tuple[int, ..
     known = _PACKED.get(weights)
     if known is None or known[0] != places:
         norms = tuple(address(norm) for norm in weights.norms)
-        linears = tuple(
-            (weight.data_ptr(), DTYPES[weight.dtype], weight.shape[0], weight.stride(0), address(bias), 0)
-            for weight, bias in weights.linears
-        )
+        linears = tuple(packed(linear) for linear in weights.linears)
         _PACKED[weights] = known = places, norms, linears
     return known[1:]

@@ -35,7 +35,7 @@ def window_layer(
 ) -> Tensor:
     """`pearl_kernels.window_layer`, computed in dtype; the cache has its own."""
     q, k, v, output, gate, up, down = (
-        (weight.to(dtype), None if bias is None else bias.to(dtype)) for weight, bias in weights.linears
+        (each.widened(dtype), None if each.bias is None else each.bias.to(dtype)) for each in weights.linears
     )
     attention_norm, mlp_norm, q_norm, k_norm = weights.norms
     x, cos, sin = x.to(dtype), cos.to(dtype), sin.to(dtype)

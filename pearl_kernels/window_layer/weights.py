@@ -7,22 +7,23 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from pearl_kernels.window_linear import WEIGHT_DTYPES
+from pearl_kernels.window_linear import Linear, check_linear
 
-Linear = tuple[Tensor, Tensor | None]
+LinearLike = Linear | tuple[Tensor, Tensor | None] | tuple[Tensor, Tensor | None, Tensor | None]
 
 
 class LayerWeights:
     """What `window_layer` multiplies with. The tensors are the caller's; their values and addresses may change later.
 
     attention_norm, mlp_norm: (size,) float32
-    q, k, v:                  (weight, bias): (heads * head_dim, size), for k and v with kv_heads, and as many biases
+    q, k, v:                  layers of weight (heads * head_dim, size), for k and v with kv_heads
     output:                   (size, heads * head_dim)
     gate, up:                 (inner, size)
     down:                     (size, inner)
     q_norm, k_norm:           (head_dim,) float32, of each head; None: not normed
     eps:                      of all norms
-    Weights are float32/bfloat16/float16 with contiguous rows, biases float32 or None.
+    Layers are a `Linear` or a tuple of the same: a weight with contiguous rows, float32/bfloat16/float16 or int8 with a
+    scale, and a bias or None.
     Raises ValueError naming the argument, what was expected and what came.
     """
 
@@ -32,33 +33,34 @@ class LayerWeights:
     def __init__(
         self,
         attention_norm: Tensor,
-        q: Linear,
-        k: Linear,
-        v: Linear,
-        output: Linear,
+        q: LinearLike,
+        k: LinearLike,
+        v: LinearLike,
+        output: LinearLike,
         mlp_norm: Tensor,
-        gate: Linear,
-        up: Linear,
-        down: Linear,
+        gate: LinearLike,
+        up: LinearLike,
+        down: LinearLike,
         *,
         head_dim: int,
         eps: float,
         q_norm: Tensor | None = None,
         k_norm: Tensor | None = None,
     ) -> None:
-        self.linears = (q, k, v, output, gate, up, down)
+        self.linears = [Linear(*linear) for linear in (q, k, v, output, gate, up, down)]
         self.norms = (attention_norm, mlp_norm, q_norm, k_norm)
         given = (*(tensor for linear in self.linears for tensor in linear), *self.norms)
         self.tensors = [tensor for tensor in given if tensor is not None]
         self.head_dim, self.eps = head_dim, eps
-        if head_dim < 2 or head_dim % 2 or q[0].shape[0] % head_dim or k[0].shape[0] % head_dim:
+        of_q, of_k = q[0].shape[0], k[0].shape[0]
+        if head_dim < 2 or head_dim % 2 or of_q % head_dim or of_k % head_dim:
             raise ValueError(
-                f"window_layer: head_dim must be even and divide the {q[0].shape[0]} outputs of q and the "
-                f"{k[0].shape[0]} of k, got {head_dim}"
+                f"window_layer: head_dim must be even and divide the {of_q} outputs of q and the {of_k} of k, "
+                f"got {head_dim}"
             )
         if not eps >= 0:
             raise ValueError(f"window_layer: eps must be at least 0, got {eps!r}")
-        self.heads, self.kv_heads = q[0].shape[0] // head_dim, k[0].shape[0] // head_dim
+        self.heads, self.kv_heads = of_q // head_dim, of_k // head_dim
         if not self.kv_heads or self.heads % self.kv_heads:
             raise ValueError(
                 f"window_layer: q must have a multiple of k's {self.kv_heads} heads, got {self.heads} heads"
@@ -78,16 +80,12 @@ class LayerWeights:
             (size, inner),
         )
         device = self.norms[0].device
-        for name, (weight, bias), shape in zip(self.LINEARS, self.linears, shapes, strict=True):
-            if weight.shape != shape or weight.dtype not in WEIGHT_DTYPES or weight.stride(1) != 1:
-                raise ValueError(
-                    f"window_layer: {name} must be {shape} float32, bfloat16 or float16 with contiguous rows, "
-                    f"got {weight.dtype} of {tuple(weight.shape)}, strides {weight.stride()}"
-                )
-            if bias is not None:
-                self._check_vector(f"{name}'s bias", bias, shape[0])
-            if weight.device != device:
-                raise ValueError(f"window_layer: {name} must be on {device}, got {weight.device}")
+        for name, linear, shape in zip(self.LINEARS, self.linears, shapes, strict=True):
+            check_linear("window_layer", name, linear)
+            if linear.weight.shape != shape:
+                raise ValueError(f"window_layer: {name} must be of shape {shape}, got {tuple(linear.weight.shape)}")
+            if linear.weight.device != device:
+                raise ValueError(f"window_layer: {name} must be on {device}, got {linear.weight.device}")
         for name, norm, length in zip(self.NORMS, self.norms, (size, size, *[self.head_dim] * 2), strict=True):
             if norm is not None:
                 self._check_vector(name, norm, length)
@@ -102,9 +100,10 @@ class LayerWeights:
         if vector.device != device:
             raise ValueError(f"window_layer: {name} must be on {device}, got {vector.device}")
 
-    def as_lists(self) -> tuple[list[Tensor | None], list[Tensor], list[Tensor | None]]:
-        """norms, weights and biases."""
-        return list(self.norms), [weight for weight, _ in self.linears], [bias for _, bias in self.linears]
+    def as_lists(self) -> tuple[list[Tensor | None], list[Tensor], list[Tensor | None], list[Tensor | None]]:
+        """norms, and of the linear layers weights, biases and scales."""
+        weights, biases, scales = (list(column) for column in zip(*self.linears, strict=True))
+        return list(self.norms), weights, biases, scales
 
     @classmethod
     def of_lists(
@@ -112,6 +111,7 @@ class LayerWeights:
         norms: Sequence[Tensor | None],
         weights: Sequence[Tensor],
         biases: Sequence[Tensor | None],
+        scales: Sequence[Tensor | None],
         eps: float,
         head_dim: int,
     ) -> LayerWeights:
@@ -119,7 +119,7 @@ class LayerWeights:
         attention_norm, mlp_norm, q_norm, k_norm = norms
         assert attention_norm is not None
         assert mlp_norm is not None
-        q, k, v, output, gate, up, down = zip(weights, biases, strict=True)
+        q, k, v, output, gate, up, down = zip(weights, biases, scales, strict=True)
         return cls(
             attention_norm, q, k, v, output, mlp_norm, gate, up, down,
             head_dim=head_dim, eps=eps, q_norm=q_norm, k_norm=k_norm,

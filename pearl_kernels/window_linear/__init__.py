@@ -3,83 +3,133 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from pearl_kernels.dispatch import choose, define
 
-WEIGHT_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+WEIGHT_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.int8)
 
 
-def window_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, backend: str | None = None) -> Tensor:
-    """x @ weight.T + bias in float32, for few rows: weights are read once, in the type they are stored in.
+class Linear(NamedTuple):
+    """A layer of which row n is weight[n] * scale[n], and bias[n] is added; see `window_linear`."""
+
+    weight: Tensor
+    bias: Tensor | None = None
+    scale: Tensor | None = None
+
+    def widened(self, dtype: torch.dtype = torch.float32) -> Tensor:
+        """The weight that is meant, in a floating type."""
+        weight = self.weight.to(dtype)
+        return weight if self.scale is None else weight * self.scale.to(dtype)[:, None]
+
+
+def quantized(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """The nearest int8 weight and its scale (outputs,) float32, so that each row's greatest number becomes 127.
+
+    weight: (outputs, inputs) of a floating type, finite
+    """
+    wide = weight.float()
+    scale = wide.abs().amax(dim=1) / 127
+    rows = wide / torch.where(scale > 0, scale, 1.0)[:, None]
+    return rows.round_().to(torch.int8), scale
+
+
+def window_linear(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    scale: Tensor | None = None,
+    *,
+    backend: str | None = None,
+) -> Tensor:
+    """x @ (scale * weight).T + bias in float32, for few rows: weights are read once, in the type they are stored in.
 
     x:       (..., inputs) float32
-    weight:  (outputs, inputs) float32/bfloat16/float16, rows contiguous
+    weight:  (outputs, inputs) float32/bfloat16/float16, or int8 with a scale; rows contiguous
     bias:    (outputs,) float32 contiguous, or None
+    scale:   (outputs,) float32 contiguous, of each row of an int8 weight; None for any other
     backend: None picks the best for the device
 
     Returns (..., outputs) float32. On the cpu backend each row's result is the same to the bit whatever rows are
     beside it and however many threads work (torch.get_num_threads()). There is no derivative.
     Raises ValueError naming the argument, what was expected and what came.
     """
-    _check(x, weight, bias)
+    _check(x, Linear(weight, bias, scale))
     if torch.compiler.is_compiling():
-        out: Tensor = torch.ops.pearl.window_linear.default(x, weight, bias, backend)
+        out: Tensor = torch.ops.pearl.window_linear.default(x, weight, bias, scale, backend)
         return out
-    return _window_linear(x, weight, bias, backend)  # a model calls this hundreds of times: the registry costs more
+    # A model calls this hundreds of times: the registry costs more.
+    return _window_linear(x, weight, bias, scale, backend)
 
 
-def window_linears(
-    x: Tensor, layers: Sequence[tuple[Tensor, Tensor | None]], *, backend: str | None = None
-) -> list[Tensor]:
-    """`window_linear` of the same rows with each layer's (weight, bias), to the same bits, begun once for all of them.
+def window_linears(x: Tensor, layers: Sequence[Linear], *, backend: str | None = None) -> list[Tensor]:
+    """`window_linear` of the same rows with each layer, to the same bits, begun once for all of them.
 
     The cpu backend's threads share out the outputs of all layers together, as if the weights were one matrix.
     """
-    for weight, bias in layers:
-        _check(x, weight, bias)
+    for layer in layers:
+        _check(x, layer)
     if torch.compiler.is_compiling():
-        return [torch.ops.pearl.window_linear.default(x, weight, bias, backend) for weight, bias in layers]
+        return [torch.ops.pearl.window_linear.default(x, *layer, backend) for layer in layers]
     return _window_linears(x, layers, backend)
 
 
-def _check(x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
+def _check(x: Tensor, layer: Linear) -> None:
+    weight = layer.weight
     if x.dtype is not torch.float32:
         raise ValueError(f"window_linear: x must be float32, got {x.dtype}")
-    if weight.dtype not in WEIGHT_DTYPES or weight.ndim != 2 or weight.stride(1) != 1:
-        raise ValueError(
-            "window_linear: weight must be (outputs, inputs) float32, bfloat16 or float16 with contiguous rows, "
-            f"got {weight.dtype} of shape {tuple(weight.shape)}, strides {weight.stride()}"
-        )
+    check_linear("window_linear", "weight", layer)
     if x.ndim == 0 or x.shape[-1] != weight.shape[1]:
         raise ValueError(f"window_linear: x must be (..., {weight.shape[1]}), got shape {tuple(x.shape)}")
-    if bias is not None and (
-        bias.dtype is not torch.float32 or bias.shape != weight.shape[:1] or not bias.is_contiguous()
-    ):
+    if weight.device != x.device:
+        raise ValueError(f"window_linear: weight must be on {x.device}, got {weight.device}")
+
+
+def check_linear(operation: str, name: str, layer: Linear) -> None:
+    """Raise ValueError unless a layer is one that `window_linear` takes."""
+    weight, bias, scale = layer
+    if weight.dtype not in WEIGHT_DTYPES or weight.ndim != 2 or weight.stride(1) != 1:
         raise ValueError(
-            f"window_linear: bias must be ({weight.shape[0]},) float32 and contiguous, "
-            f"got {bias.dtype} of shape {tuple(bias.shape)}"
+            f"{operation}: {name} must be (outputs, inputs) float32, bfloat16, float16 or int8 with contiguous rows, "
+            f"got {weight.dtype} of shape {tuple(weight.shape)}, strides {weight.stride()}"
         )
-    if weight.device != x.device or (bias is not None and bias.device != x.device):
-        raise ValueError(f"window_linear: weight and bias must be on {x.device}, got weight on {weight.device}")
+    if (weight.dtype is torch.int8) != (scale is not None):
+        had = "none" if scale is None else "one"
+        raise ValueError(f"{operation}: {name} must have a scale if it is int8, got {had} for {weight.dtype}")
+    for kind, vector in (("bias", bias), ("scale", scale)):
+        if vector is None:
+            continue
+        what = kind if name == "weight" else f"{name}'s {kind}"
+        if vector.dtype is not torch.float32 or vector.shape != weight.shape[:1] or not vector.is_contiguous():
+            raise ValueError(
+                f"{operation}: {what} must be ({weight.shape[0]},) float32 and contiguous, "
+                f"got {vector.dtype} of shape {tuple(vector.shape)}"
+            )
+        if vector.device != weight.device:
+            raise ValueError(f"{operation}: {what} must be on {weight.device}, got {vector.device}")
 
 
-def _window_linears(x: Tensor, layers: Sequence[tuple[Tensor, Tensor | None]], backend: str | None) -> list[Tensor]:
+def _window_linears(x: Tensor, layers: Sequence[Linear], backend: str | None) -> list[Tensor]:
     rows, device = x.shape[:-1], x.device
-    outs = [torch.empty((*rows, weight.shape[0]), dtype=torch.float32, device=device) for weight, _ in layers]
+    outs = [torch.empty((*rows, layer.weight.shape[0]), dtype=torch.float32, device=device) for layer in layers]
     if outs:
         choose("window_linear", device, backend)(x.contiguous(), layers, outs)
     return outs
 
 
-def _window_linear(x: Tensor, weight: Tensor, bias: Tensor | None, backend: str | None) -> Tensor:
-    return _window_linears(x, [(weight, bias)], backend)[0]
+def _window_linear(x: Tensor, weight: Tensor, bias: Tensor | None, scale: Tensor | None, backend: str | None) -> Tensor:
+    return _window_linears(x, [Linear(weight, bias, scale)], backend)[0]
 
 
-def _fake(x: Tensor, weight: Tensor, bias: Tensor | None, backend: str | None) -> Tensor:
+def _fake(x: Tensor, weight: Tensor, bias: Tensor | None, scale: Tensor | None, backend: str | None) -> Tensor:
     return x.new_empty((*x.shape[:-1], weight.shape[0]))
 
 
-define("window_linear(Tensor x, Tensor weight, Tensor? bias, str? backend) -> Tensor", _window_linear, _fake)
+define(
+    "window_linear(Tensor x, Tensor weight, Tensor? bias, Tensor? scale, str? backend) -> Tensor",
+    _window_linear,
+    _fake,
+)

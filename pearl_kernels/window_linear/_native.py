@@ -4,14 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from pearl_kernels import _C
-from pearl_kernels._pointers import DTYPES, address
+from pearl_kernels._pointers import address
 from pearl_kernels.threads import num_threads
+from pearl_kernels.window_linear import Linear
+
+# The numbers of csrc/window_linear/window_linear.h.
+_TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.int8: 3}
 
 
-def window_linear_out(x: Tensor, layers: Sequence[tuple[Tensor, Tensor | None]], outs: Sequence[Tensor]) -> None:
+def packed(linear: Linear, out: Tensor | None = None) -> tuple[int, int, int, int, int, int, int]:
+    """A layer as the extension takes it."""
+    weight, bias, scale = linear
+    return (
+        weight.data_ptr(), _TYPES[weight.dtype], weight.shape[0], weight.stride(0), address(bias), address(scale),
+        address(out),
+    )  # fmt: skip
+
+
+def window_linear_out(x: Tensor, layers: Sequence[Linear], outs: Sequence[Tensor]) -> None:
     """Multiply the contiguous rows of CPU tensors, as `pearl_kernels.window_linears` says."""
     inputs = x.shape[-1]
     _C.window_linear(
@@ -19,16 +33,6 @@ def window_linear_out(x: Tensor, layers: Sequence[tuple[Tensor, Tensor | None]],
         x.numel() // inputs if inputs else outs[0].numel() // max(1, outs[0].shape[-1]),
         inputs,
         inputs,
-        [
-            (
-                w.data_ptr(),
-                DTYPES[w.dtype],
-                w.shape[0],
-                w.stride(0),
-                0 if bias is None else address(bias),
-                out.data_ptr(),
-            )
-            for (w, bias), out in zip(layers, outs, strict=True)
-        ],
+        [packed(layer, out) for layer, out in zip(layers, outs, strict=True)],
         num_threads(),
     )

@@ -7,8 +7,10 @@ from collections.abc import Sequence
 from torch import Tensor
 from torch.nn.functional import linear
 
+from pearl_kernels.window_linear import Linear
 
-def window_linear_out(x: Tensor, layers: Sequence[tuple[Tensor, Tensor | None]], outs: Sequence[Tensor]) -> None:
+
+def window_linear_out(x: Tensor, layers: Sequence[Linear], outs: Sequence[Tensor]) -> None:
     """Widen the weights and multiply, as `pearl_kernels.window_linears` says."""
-    for (weight, bias), out in zip(layers, outs, strict=True):
-        out.copy_(linear(x, weight.float(), bias))
+    for layer, out in zip(layers, outs, strict=True):
+        out.copy_(linear(x, layer.widened(), layer.bias))

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pearl_kernels import LayerWeights, window_layer
+from pearl_kernels import LayerWeights, Linear, quantized, window_layer
 from pearl_kernels.window_layer.reference import window_layer as reference
 from tests.kernels.levels import run_at
 
@@ -43,8 +43,10 @@ def weights_of(
     """extras: biases, and norms of queries and keys."""
     wide, narrow = heads * head_dim, kv_heads * head_dim
 
-    def linear(outputs: int, inputs: int) -> tuple[Tensor, Tensor | None]:
-        return (draw(outputs, inputs) / inputs**0.5).to(dtype), draw(outputs) if extras else None
+    def linear(outputs: int, inputs: int) -> Linear:
+        weight, bias = draw(outputs, inputs) / inputs**0.5, draw(outputs) if extras else None
+        stored, scale = quantized(weight) if dtype is torch.int8 else (weight.to(dtype), None)
+        return Linear(stored, bias, scale)
 
     return LayerWeights(
         1 + 0.2 * draw(SIZE), linear(wide, SIZE), linear(narrow, SIZE), linear(narrow, SIZE), linear(SIZE, wide),
@@ -71,7 +73,7 @@ def backend(request) -> str:
     return request.param
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.int8])
 @pytest.mark.parametrize("extras", [False, True])
 @pytest.mark.parametrize(("heads", "kv_heads", "head_dim"), [(6, 2, 10), (4, 4, 16), (3, 1, 64)])
 @pytest.mark.parametrize("width", [1, 5])
@@ -186,8 +188,8 @@ def test_a_mistake_is_named(changes, message):
 @pytest.mark.parametrize(
     ("place", "tensor", "message"),
     [
-        (("linears", 3), torch.zeros(SIZE, 61), r"output must be \(40, 60\) .*, got torch.float32 of \(40, 61\)"),
-        (("linears", 1), torch.zeros(20, SIZE).long(), r"k must be \(20, 40\) float32, bfloat16 or float16"),
+        (("linears", 3), torch.zeros(SIZE, 61), r"output must be of shape \(40, 60\), got \(40, 61\)"),
+        (("linears", 1), torch.zeros(20, SIZE).long(), r"k must be \(outputs, inputs\) float32, bfloat16, float16"),
         (("linears", 0), torch.zeros(15, SIZE), r"head_dim must be even and divide the 15 outputs of q"),
         (
             ("norms", 1),
@@ -199,11 +201,11 @@ def test_a_mistake_is_named(changes, message):
     ],
 )
 def test_a_mistake_in_the_weights_is_named(place, tensor, message):
-    norms, weights, biases = weights_of().as_lists()
+    norms, weights, biases, scales = weights_of().as_lists()
     kind, index = place
     (weights if kind == "linears" else norms)[index] = tensor
     with pytest.raises(ValueError, match="window_layer: " + message):
-        LayerWeights.of_lists(norms, weights, biases, 1e-5, 10)
+        LayerWeights.of_lists(norms, weights, biases, scales, 1e-5, 10)
 
 
 def test_heads_must_be_groups():

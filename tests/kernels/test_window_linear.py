@@ -8,17 +8,18 @@ import sys
 import pytest
 import torch
 
-from pearl_kernels import window_linear, window_linears
+from pearl_kernels import Linear, quantized, window_linear, window_linears
 
-DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.int8]
 SHAPES = [(1, 1), (7, 5), (33, 64), (64, 33), (192, 576), (10, 1000)]  # (outputs, inputs)
 
 
-def problem(rows: int, outputs: int, inputs: int, dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
+def problem(rows: int, outputs: int, inputs: int, dtype: torch.dtype) -> tuple[torch.Tensor, Linear]:
     generator = torch.Generator().manual_seed(rows + outputs * inputs)
     x = torch.randn(rows, inputs, generator=generator)
-    weight = torch.randn(outputs, inputs, generator=generator).to(dtype)
-    return x, weight, torch.randn(outputs, generator=generator)
+    weight, bias = torch.randn(outputs, inputs, generator=generator), torch.randn(outputs, generator=generator)
+    stored, scale = quantized(weight) if dtype is torch.int8 else (weight.to(dtype), None)
+    return x, Linear(stored, bias, scale)
 
 
 @pytest.fixture(params=["cpu", "reference"])
@@ -30,29 +31,31 @@ def backend(request) -> str:
 @pytest.mark.parametrize("shape", SHAPES)
 def test_equals_float64(backend, dtype, shape):
     for rows in (1, 2, 3, 5, 11, 12, 13, 17, 40):
-        x, weight, bias = problem(rows, *shape, dtype)
-        wanted = x.double() @ weight.double().T
-        bound = 1e-6 * (x.double().abs() @ weight.double().abs().T) + 1e-6
-        assert ((window_linear(x, weight, backend=backend) - wanted).abs() <= bound).all()
-        assert ((window_linear(x, weight, bias, backend=backend) - (wanted + bias)).abs() <= 2 * bound).all()
+        x, layer = problem(rows, *shape, dtype)
+        weight = layer.widened(torch.float64)
+        wanted = x.double() @ weight.T
+        bound = 1e-6 * (x.double().abs() @ weight.abs().T) + 1e-6
+        without_bias = layer._replace(bias=None)
+        assert ((window_linear(x, *without_bias, backend=backend) - wanted).abs() <= bound).all()
+        assert ((window_linear(x, *layer, backend=backend) - (wanted + layer.bias)).abs() <= 2 * bound).all()
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("threads", [1, 2])
 def test_a_row_does_not_depend_on_the_rows_beside_it(dtype, threads):
-    x, weight, bias = problem(29, 300, 577, dtype)
+    x, layer = problem(29, 300, 577, dtype)
     before = torch.get_num_threads()
-    alone = torch.cat([window_linear(row, weight, bias) for row in x.split(1)])
+    alone = torch.cat([window_linear(row, *layer) for row in x.split(1)])
     try:
         torch.set_num_threads(threads)
         for rows in range(1, len(x) + 1):
-            assert torch.equal(window_linear(x[:rows], weight, bias), alone[:rows])
+            assert torch.equal(window_linear(x[:rows], *layer), alone[:rows])
     finally:
         torch.set_num_threads(before)
 
 
 def test_any_leading_shape_and_strides(backend):
-    x, weight, bias = problem(12, 33, 64, torch.bfloat16)
+    x, (weight, bias, _) = problem(12, 33, 64, torch.bfloat16)
     flat = window_linear(x, weight, bias, backend=backend)
     torch.testing.assert_close(window_linear(x.view(3, 4, 64), weight, bias, backend=backend), flat.view(3, 4, 33))
     torch.testing.assert_close(window_linear(x[0], weight, bias, backend=backend), flat[0])
@@ -66,18 +69,33 @@ def test_any_leading_shape_and_strides(backend):
 
 
 def test_several_layers_at_once_have_the_bits_of_each_alone(backend):
-    x, weight, bias = problem(5, 301, 577, torch.bfloat16)
-    layers = [(weight, bias), (weight[:7].float(), None), (weight[:0], None), (weight[:64].half(), bias[:64])]
+    x, (weight, bias, _) = problem(5, 301, 577, torch.bfloat16)
+    eighth = quantized(weight[:40])
+    layers = [
+        Linear(weight, bias), Linear(weight[:7].float()), Linear(weight[:0]), Linear(eighth[0], bias[:40], eighth[1]),
+        Linear(weight[:64].half(), bias[:64]),
+    ]  # fmt: skip
     found = window_linears(x.view(1, 5, 577), layers, backend=backend)
-    for (w, b), got in zip(layers, found, strict=True):
-        assert torch.equal(got, window_linear(x.view(1, 5, 577), w, b, backend=backend))
+    for layer, got in zip(layers, found, strict=True):
+        assert torch.equal(got, window_linear(x.view(1, 5, 577), *layer, backend=backend))
     assert window_linears(x, []) == []
     with pytest.raises(ValueError, match=r"window_linear: x must be \(\.\.\., 576\), got shape"):
-        window_linears(x, [(weight, bias), (weight[:, 1:], None)])
+        window_linears(x, [Linear(weight, bias), Linear(weight[:, 1:])])
+
+
+def test_quantized_is_within_half_a_step_and_keeps_the_greatest_number():
+    weight = torch.randn(20, 64) * torch.logspace(-6, 3, 20)[:, None]
+    weight[3] = 0
+    stored, scale = quantized(weight.bfloat16())
+    wide = weight.bfloat16().float()
+    assert stored.dtype is torch.int8
+    assert ((Linear(stored, None, scale).widened() - wide).abs() <= 0.5001 * scale[:, None]).all()
+    assert (stored[3] == 0).all()
+    assert (stored.int().abs().amax(dim=1)[torch.arange(20) != 3] == 127).all()
 
 
 def test_a_bad_weight_spoils_its_own_output_only(backend):
-    x, weight, _ = problem(5, 33, 64, torch.bfloat16)
+    x, (weight, _, _) = problem(5, 33, 64, torch.bfloat16)
     clean = window_linear(x, weight, backend=backend)
     weight[4, 63] = torch.nan
     spoilt = window_linear(x, weight, backend=backend)
@@ -87,11 +105,11 @@ def test_a_bad_weight_spoils_its_own_output_only(backend):
 
 
 def test_is_an_operation_of_torch(backend):
-    x, weight, bias = problem(3, 33, 64, torch.bfloat16)
-    torch.library.opcheck(torch.ops.pearl.window_linear, (x, weight, bias, backend))
+    x, layer = problem(3, 33, 64, torch.int8)
+    torch.library.opcheck(torch.ops.pearl.window_linear, (x, *layer, backend))
 
     def twice(x: torch.Tensor) -> torch.Tensor:
-        return 2 * window_linear(x, weight, bias, backend=backend)
+        return 2 * window_linear(x, *layer, backend=backend)
 
     compiled = torch.compile(twice, fullgraph=True, backend="aot_eager")
     assert torch.equal(compiled(x), twice(x))
@@ -102,11 +120,14 @@ def test_every_level_this_processor_runs(level):
     """In a process of its own: a level is chosen once."""
     program = """
 import torch
-from pearl_kernels import _C, window_linear
+from pearl_kernels import Linear, _C, quantized, window_linear
 x, weight = torch.randn(7, 577), torch.randn(33, 577)
 for dtype in (torch.float32, torch.bfloat16, torch.float16):
     stored = weight.to(dtype)
     torch.testing.assert_close(window_linear(x, stored), x @ stored.float().T, rtol=1e-4, atol=1e-4)
+stored, scale = quantized(weight)
+wanted = x @ Linear(stored, None, scale).widened().T
+torch.testing.assert_close(window_linear(x, stored, None, scale), wanted, rtol=1e-4, atol=1e-4)
 print(_C.build_info()["simd_level"])
 """
     run = subprocess.run(
@@ -131,9 +152,15 @@ print(_C.build_info()["simd_level"])
         ({"weight": torch.zeros(4, 8, dtype=torch.float64)}, r"weight must be .* got torch.float64"),
         ({"weight": torch.zeros(8)}, r"weight must be .* shape \(8,\)"),
         ({"weight": torch.zeros(8, 4).T}, r"weight must be .* strides \(1, 4\)"),
-        ({"weight": torch.zeros(4, 8, device="meta")}, r"weight and bias must be on cpu, got weight on meta"),
+        ({"weight": torch.zeros(4, 8, device="meta")}, r"weight must be on cpu, got meta"),
         ({"bias": torch.zeros(3)}, r"bias must be \(4,\) float32 and contiguous, got torch.float32 of shape \(3,\)"),
         ({"bias": torch.zeros(4, dtype=torch.float16)}, r"bias must be \(4,\) float32"),
+        ({"weight": torch.zeros(4, 8).char()}, r"weight must have a scale if it is int8, got none for torch.int8"),
+        ({"scale": torch.ones(4)}, r"weight must have a scale if it is int8, got one for torch.float32"),
+        (
+            {"weight": torch.zeros(4, 8).char(), "scale": torch.ones(3)},
+            r"scale must be \(4,\) float32 and contiguous, got torch.float32 of shape \(3,\)",
+        ),
         ({"backend": "fast"}, r"backend must be one of"),
     ],
 )

@@ -24,6 +24,9 @@ static PEARL_INLINE Float load_bfloat16(const uint16_t* p) {
 static PEARL_INLINE Float load_float16(const uint16_t* p) {
   return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
 }
+static PEARL_INLINE Float load_int8(const int8_t* p) {
+  return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
+}
 
 static PEARL_INLINE Float max(Float a, Float b) { return _mm512_max_ps(a, b); }
 static PEARL_INLINE Float min(Float a, Float b) { return _mm512_min_ps(a, b); }

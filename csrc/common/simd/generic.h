@@ -24,6 +24,9 @@ static PEARL_INLINE Float load_bfloat16(const uint16_t* p) {
 static PEARL_INLINE Float load_float16(const uint16_t* p) {
   return Float{float16_to_float(p[0]), float16_to_float(p[1]), float16_to_float(p[2]), float16_to_float(p[3])};
 }
+static PEARL_INLINE Float load_int8(const int8_t* p) {
+  return Float{static_cast<float>(p[0]), static_cast<float>(p[1]), static_cast<float>(p[2]), static_cast<float>(p[3])};
+}
 
 static PEARL_INLINE Float choose(Mask mask, Float a, Float b) { return (Float)(((Int)a & mask) | ((Int)b & ~mask)); }
 // As on x86: the second operand if either is NaN.
