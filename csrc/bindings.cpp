@@ -125,8 +125,13 @@ using Linear = std::tuple<Address, int32_t, int64_t, int64_t, Address, Address, 
 
 pearl::LinearLayer linear_layer(const Linear& linear) {
   const auto& [weight, type, outputs, weight_stride, bias, scale, out] = linear;
-  return {pointer<void>(weight), static_cast<pearl::WeightType>(type), outputs, weight_stride, pointer<float>(bias),
-          pointer<float>(scale), pointer<float>(out)};
+  return {pointer<void>(weight),
+          static_cast<pearl::WeightType>(type),
+          outputs,
+          weight_stride,
+          pointer<float>(bias),
+          pointer<float>(scale),
+          pointer<float>(out)};
 }
 
 void window_linear(Address x, int64_t rows, int64_t x_stride, int64_t inputs, const std::vector<Linear>& linears,
@@ -169,20 +174,13 @@ pearl::AttentionArgs attention_args(int32_t dtype,
   return args;
 }
 
-// sizes:   (batch, width, size, heads, kv_heads, head_dim, inner, capacity)
-// norms:   before attention, before the MLP, of each query, of each key
-// linears: q, k, v, output, gate, up, down, without their outputs' addresses
-// rotary:  (cos, sin, stride between batch rows)
-pearl::LayerArgs layer_args(
-    const std::tuple<int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t>& sizes, Address x,
-    const std::tuple<Address, Address, Address, Address>& norms, float eps,
-    const std::tuple<Linear, Linear, Linear, Linear, Linear, Linear, Linear>& linears,
-    const std::tuple<Address, Address, int64_t>& rotary, const Heads& k_cache, const Heads& v_cache, Address seq_lens,
-    float scale, Address out, int threads) {
-  pearl::LayerArgs args;
-  std::tie(args.batch, args.width, args.size, args.heads, args.kv_heads, args.head_dim, args.inner, args.capacity) =
-      sizes;
-  args.x = pointer<float>(x);
+// (norms before attention, before the MLP, of each query, of each key; eps of all;
+//  q, k, v, output, gate, up, down, without their outputs' addresses; k_cache, v_cache)
+using Layer = std::tuple<std::tuple<Address, Address, Address, Address>, float,
+                         std::tuple<Linear, Linear, Linear, Linear, Linear, Linear, Linear>, Heads, Heads>;
+
+void set_layer(pearl::LayerArgs& args, const Layer& layer) {
+  const auto& [norms, eps, linears, k_cache, v_cache] = layer;
   args.attention_norm = pointer<float>(std::get<0>(norms));
   args.mlp_norm = pointer<float>(std::get<1>(norms));
   args.q_norm = pointer<float>(std::get<2>(norms));
@@ -190,16 +188,32 @@ pearl::LayerArgs layer_args(
   args.eps = eps;
   std::tie(args.q, args.k, args.v, args.output, args.gate, args.up, args.down) =
       std::apply([](const auto&... each) { return std::make_tuple(linear_layer(each)...); }, linears);
+  args.k_cache = heads_view(k_cache);
+  args.v_cache = heads_view(v_cache);
+}
+
+// Each layer's output is the next one's input.
+// sizes:  (batch, width, size, heads, kv_heads, head_dim, inner, capacity), the same of all layers
+// rotary: (cos, sin, stride between batch rows)
+void window_layers(const std::tuple<int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t>& sizes,
+                   Address x, const std::vector<Layer>& layers, const std::tuple<Address, Address, int64_t>& rotary,
+                   Address seq_lens, float scale, Address out, int threads) {
+  pearl::LayerArgs args{};
+  std::tie(args.batch, args.width, args.size, args.heads, args.kv_heads, args.head_dim, args.inner, args.capacity) =
+      sizes;
+  args.x = pointer<float>(x);
   args.cos = pointer<float>(std::get<0>(rotary));
   args.sin = pointer<float>(std::get<1>(rotary));
   args.rotary_stride = std::get<2>(rotary);
-  args.k_cache = heads_view(k_cache);
-  args.v_cache = heads_view(v_cache);
   args.seq_lens = pointer<int64_t>(seq_lens);
   args.scale = scale;
   args.out = pointer<float>(out);
   args.threads = threads;
-  return args;
+  for (const Layer& layer : layers) {
+    set_layer(args, layer);
+    pearl::cpu_kernels().window_layer(args);
+    args.x = args.out;
+  }
 }
 
 #ifdef PEARL_WITH_CUDA
@@ -297,7 +311,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("window_linear", &window_linear, WithoutGil());
   def_op(m, "window_norm", &norm_args, [](const auto& args) { pearl::cpu_kernels().window_norm(args); });
   def_op(m, "window_attention", &attention_args, [](const auto& args) { pearl::cpu_kernels().window_attention(args); });
-  def_op(m, "window_layer", &layer_args, [](const auto& args) { pearl::cpu_kernels().window_layer(args); });
+  m.def("window_layers", &window_layers, WithoutGil());
 #ifdef PEARL_WITH_CUDA
   m.def("cuda_memory", &cuda_memory, "What the kernels' blocks talk through, for tests to look at and to poison.");
   def_cuda_op(m, "sample_cuda", &sample_args,

@@ -79,15 +79,11 @@ def window_attention(
     out: int,
     threads: int,
 ) -> None: ...
-def window_layer(
+def window_layers(
     sizes: tuple[int, int, int, int, int, int, int, int],
     x: int,
-    norms: tuple[int, ...],
-    eps: float,
-    linears: tuple[tuple[int, ...], ...],
+    layers: list[tuple[tuple[int, ...], float, tuple[_Linear, ...], _Heads, _Heads]],
     rotary: tuple[int, int, int],
-    k_cache: _Heads,
-    v_cache: _Heads,
     seq_lens: int,
     scale: float,
     out: int,

@@ -21,7 +21,7 @@ from pearl_kernels.types import (
 )
 from pearl_kernels.verify import verify
 from pearl_kernels.window_attention import window_attention
-from pearl_kernels.window_layer import LayerWeights, window_layer
+from pearl_kernels.window_layer import LayerWeights, window_layer, window_layers
 from pearl_kernels.window_linear import Linear, quantized, window_linear, window_linears
 from pearl_kernels.window_norm import window_norm
 
@@ -47,6 +47,7 @@ __all__ = [
     "verify",
     "window_attention",
     "window_layer",
+    "window_layers",
     "window_linear",
     "window_linears",
     "window_norm",

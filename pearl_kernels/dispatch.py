@@ -24,7 +24,7 @@ _ENTRY = {
     "window_linear": "window_linear_out",
     "window_norm": "window_norm_out",
     "window_attention": "window_attention",
-    "window_layer": "window_layer",
+    "window_layer": "window_layers",
 }
 # Operations a backend does not have.
 _WITHOUT = {

@@ -23,7 +23,7 @@ struct LayerArgs {
   HeadsView k_cache, v_cache;
   const int64_t* seq_lens;  // (batch,)
   float scale;
-  float* out;  // (batch, width, size)
+  float* out;  // (batch, width, size); may be x
   int threads;
 };
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from weakref import WeakKeyDictionary
 
 import torch
@@ -14,40 +15,40 @@ from pearl_kernels.window_attention._native import by_heads
 from pearl_kernels.window_layer.weights import LayerWeights
 from pearl_kernels.window_linear._native import packed
 
+_Packed = tuple[tuple[int, ...], float, tuple[tuple[int, int, int, int, int, int, int], ...]]
+
 # Of weights, by where they are: a layer's stay where they are for thousands of calls.
-_PACKED: WeakKeyDictionary[LayerWeights, tuple[list[int], tuple[int, ...], tuple[tuple[int, ...], ...]]] = (
-    WeakKeyDictionary()
-)
+_PACKED: WeakKeyDictionary[LayerWeights, tuple[list[int], _Packed]] = WeakKeyDictionary()
 
 
-def window_layer(
+def window_layers(
     x: Tensor,
-    weights: LayerWeights,
+    layers: Sequence[LayerWeights],
     cos: Tensor,
     sin: Tensor,
-    k_cache: Tensor,
-    v_cache: Tensor,
+    caches: Sequence[tuple[Tensor, Tensor]],
     seq_lens: Tensor,
     scale: float,
 ) -> Tensor:
-    """`pearl_kernels.window_layer` of CPU tensors, in one call."""
+    """`pearl_kernels.window_layers` of CPU tensors, in one call."""
     out = torch.empty_like(x)
-    norms, linears = _packed(weights)
     batch, width, size = x.shape
-    _C.window_layer(
-        (batch, width, size, weights.heads, weights.kv_heads, weights.head_dim, weights.inner, k_cache.shape[2]),
-        x.data_ptr(), norms, weights.eps, linears,
+    one = layers[0]
+    _C.window_layers(
+        (batch, width, size, one.heads, one.kv_heads, one.head_dim, one.inner, caches[0][0].shape[2]),
+        x.data_ptr(),
+        [(*_packed(weights), by_heads(k), by_heads(v)) for weights, (k, v) in zip(layers, caches, strict=True)],
         (cos.data_ptr(), sin.data_ptr(), 0 if cos.shape[0] == 1 else cos.stride(0)),
-        by_heads(k_cache), by_heads(v_cache), seq_lens.data_ptr(), scale, out.data_ptr(), num_threads(),
+        seq_lens.data_ptr(), scale, out.data_ptr(), num_threads(),
     )  # fmt: skip
     return out
 
 
-def _packed(weights: LayerWeights) -> tuple[tuple[int, ...], tuple[tuple[int, ...], ...]]:
+def _packed(weights: LayerWeights) -> _Packed:
     places = [tensor.data_ptr() for tensor in weights.tensors]
     known = _PACKED.get(weights)
     if known is None or known[0] != places:
         norms = tuple(address(norm) for norm in weights.norms)
         linears = tuple(packed(linear) for linear in weights.linears)
-        _PACKED[weights] = known = places, norms, linears
-    return known[1:]
+        _PACKED[weights] = known = places, (norms, weights.eps, linears)
+    return known[1]

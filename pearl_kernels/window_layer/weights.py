@@ -66,6 +66,7 @@ class LayerWeights:
                 f"window_layer: q must have a multiple of k's {self.kv_heads} heads, got {self.heads} heads"
             )
         self.size, self.inner = attention_norm.numel(), gate[0].shape[0]
+        self.sizes = self.size, self.heads, self.kv_heads, head_dim, self.inner
         self._check_shapes()
 
     def _check_shapes(self) -> None:
