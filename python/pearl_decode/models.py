@@ -19,12 +19,14 @@ from pearl_decode.cache import WindowCache, starts_on
 from pearl_decode.layer import use_window_layers
 from pearl_decode.linear import MOST_ROWS, multiplies_by_kernels, use_window_linear, uses_window_linear
 from pearl_decode.masks import ragged_masks
+from pearl_decode.window_model import WindowModel
 from pearl_kernels import kernels_alone
 
 LOGGER = logging.getLogger(__name__)
 ATTENTION_TYPES = {"full_attention", "sliding_attention", "chunked_attention"}
 CACHE_ARGUMENTS = ("cache", "past_key_values")  # transformers names it so from 5.24 on, and so before
 MOST_WINDOW = 64  # new tokens per row; for longer texts torch's own attention is made
+WHOLE = "window_model"  # attribute of a model that is run by its WindowModel
 MOST_COMPILED = 256  # shapes, of all models together, before torch refuses to compile more
 
 
@@ -179,6 +181,10 @@ class CausalModel:
         self, run: Any, input_ids: torch.Tensor, positions: torch.Tensor, mask: Any, cache: WindowCache, keep: int
     ) -> torch.Tensor:
         """What `run`, the model or the model compiled, gives for the last `keep` columns, with these very arguments."""
+        whole: WindowModel | None = getattr(self.model, WHOLE, None) if run is self.model else None
+        found = None if whole is None else whole.logits(input_ids, positions, mask, cache, keep)
+        if found is not None:
+            return found
         named = {self._cache_argument: cache, **({"logits_to_keep": keep} if self._keeps_rows else {})}
         output = run(input_ids=input_ids, attention_mask=mask, position_ids=positions, use_cache=True, **named)
         logits: torch.Tensor = output.logits
@@ -234,7 +240,7 @@ def _attend_to_windows(model: PreTrainedModel) -> None:
         LOGGER.info("%s attends with %s: %s", name, before, error)
     else:
         if (got - wanted).abs().max() <= 1e-3 * wanted.abs().max():
-            use_window_layers(model, lambda: _ragged_logits(model))
+            _run_whole_windows(model)
             return
         LOGGER.info("%s attends with %s: with window_attention its logits would be others", name, before)
     model.set_attn_implementation(before)
@@ -245,7 +251,21 @@ def run_windows_like(draft: PreTrainedModel, model: PreTrainedModel) -> None:
     if uses_window_linear(model):
         use_window_linear(draft)
         if draft.config._attn_implementation == ATTENTION_NAME:
-            use_window_layers(draft, lambda: _ragged_logits(draft))
+            _run_whole_windows(draft)
+
+
+def _run_whole_windows(model: PreTrainedModel) -> None:
+    """Let decoder layers run as `window_layer`, and all of them in one call, as far as trials give the same."""
+    use_window_layers(model, lambda: _ragged_logits(model))
+    try:
+        whole = WindowModel(model)
+    except (AttributeError, KeyError, ValueError) as error:
+        LOGGER.info("%s runs as it is written: %s", type(model).__name__, error)
+        return
+    wanted = _ragged_logits(model)
+    setattr(model, WHOLE, whole)
+    if (_ragged_logits(model) - wanted).abs().max() > 1e-4 * wanted.abs().max():
+        delattr(model, WHOLE)
 
 
 @torch.inference_mode()

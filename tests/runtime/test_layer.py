@@ -17,7 +17,7 @@ from transformers import (
     SmolLM3Config,
 )
 
-from pearl_decode import PearlDecoder, SamplingParams
+from pearl_decode import PearlDecoder, SamplingParams, models
 from pearl_decode import layer as layers
 from pearl_decode.cache import WindowCache
 from pearl_decode.drafts import new_draft
@@ -47,6 +47,16 @@ OTHERS = {
 @pytest.fixture(autouse=True)
 def no_gpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+
+
+@pytest.fixture(autouse=True)
+def one_by_one(monkeypatch):
+    """Layers are called by the model's own code, as where it is no `WindowModel`."""
+
+    def refuse(model):
+        raise ValueError("one by one")
+
+    monkeypatch.setattr(models, "WindowModel", refuse)
 
 
 def load(config, tmp_path):

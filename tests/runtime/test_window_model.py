@@ -1,0 +1,152 @@
+"""Models whose layers run in one call over a window: which do, that they say the same, and when they run as written."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, LlamaConfig, SmolLM3Config
+
+from pearl_decode import PearlDecoder, SamplingParams, window_model
+from pearl_decode.cache import WindowCache
+from pearl_decode.drafts import new_draft
+from pearl_decode.models import WHOLE, CausalModel, first_layers
+from pearl_decode.window_model import WindowModel
+from tests.runtime.test_layer import SIZES, load, windows
+from tests.runtime.test_layer import WHOLE as CONFIGS
+
+
+@pytest.fixture(autouse=True)
+def no_gpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """How often layers ran in one call."""
+    count = []
+    run = window_model.window_layers
+
+    def counted(*args, **named):
+        count.append(1)
+        return run(*args, **named)
+
+    monkeypatch.setattr(window_model, "window_layers", counted)
+    return count
+
+
+def as_written(model):
+    whole = vars(model).pop(WHOLE)
+    logits = windows(model)
+    setattr(model, WHOLE, whole)
+    return logits
+
+
+def rope(kind: str) -> dict[str, object]:
+    return {"rope_theta": 10000.0, "rope_type": kind, "factor": 2.0, "original_max_position_embeddings": 32}
+
+
+ROTARIES = {kind: LlamaConfig(**SIZES, rope_parameters=rope(kind)) for kind in ("linear", "dynamic", "yarn")}
+
+
+@pytest.mark.parametrize("config", [*CONFIGS.values(), *ROTARIES.values()], ids=[*CONFIGS, *ROTARIES])
+def test_layers_in_one_call_have_the_bits_of_the_models_own_code(config, tmp_path, calls):
+    model = load(config, tmp_path)
+    calls.clear()
+    got = windows(model)
+    assert len(calls) == 3, "each window, but not the prompt"
+    for mine, theirs in zip(got, as_written(model), strict=True):
+        assert torch.equal(mine, theirs)
+    assert len(calls) == 3
+
+
+def test_positions_past_those_seen_before_have_angles_too(tmp_path):
+    model = load(CONFIGS["llama"], tmp_path)
+    whole, ids = getattr(model, WHOLE), torch.arange(10)[None]
+    for capacity in (16, 200):
+        found = []
+        for way in (whole, None):
+            setattr(model, WHOLE, way)
+            causal, cache = CausalModel(model), WindowCache(capacity)
+            with torch.inference_mode():
+                causal.forward(ids, [0], cache, keep=1)
+                found.append(causal.forward(ids[:, :2], [capacity - 2], cache, keep=2))
+        assert torch.equal(*found)
+
+
+def test_drafts_made_of_a_model_run_as_it_does(tmp_path, calls):
+    model = load(CONFIGS["llama"], tmp_path)
+    for draft in (first_layers(model, 2), new_draft(model, [0, 3], torch.arange(0, 96, 2))):
+        calls.clear()
+        got = windows(draft)
+        assert len(calls) == 3
+        assert all(torch.equal(a, b) for a, b in zip(got, as_written(draft), strict=True))
+
+
+def test_a_model_with_a_layer_of_another_kind_runs_as_it_is_written(tmp_path):
+    assert not hasattr(load(SmolLM3Config(**SIZES, use_sliding_window=False), tmp_path), WHOLE)
+
+
+def test_a_model_that_does_more_than_its_parts_is_found_out(tmp_path, monkeypatch):
+    """As one that multiplies its embeddings by a number."""
+    logits = WindowModel.logits
+
+    def different(*args):
+        found = logits(*args)
+        return None if found is None else 1.001 * found
+
+    monkeypatch.setattr(WindowModel, "logits", different)
+    assert not hasattr(load(CONFIGS["llama"], tmp_path), WHOLE)
+
+
+def test_who_watches_the_model_sees_what_goes_through_it(tmp_path, calls):
+    model = load(CONFIGS["llama"], tmp_path)
+    for watched in (model, model.model, model.model.layers[2]):
+        seen = []
+        hook = watched.register_forward_hook(lambda *_, seen=seen: seen.append(1))
+        calls.clear()
+        windows(model)
+        hook.remove()
+        assert len(seen) == 4
+        assert not calls
+    windows(model)
+    assert len(calls) == 3
+
+
+def test_what_was_changed_takes_part(tmp_path, calls):
+    model = load(CONFIGS["llama"], tmp_path)
+    before = windows(model)
+    layer = model.model.layers[1]
+    layer.mlp.up_proj.weight = torch.nn.Parameter(2 * layer.mlp.up_proj.weight, requires_grad=False)
+    calls.clear()
+    changed = windows(model)
+    assert not calls, "the layer runs as it is written, and so the model"
+    assert (changed[0] - before[0]).abs().max() > 1e-3
+    model.lm_head.weight.data *= 2
+    torch.testing.assert_close(windows(model)[0], 2 * changed[0])
+
+
+def test_gradients_go_through_the_models_own_code(tmp_path, calls):
+    model = load(CONFIGS["llama"], tmp_path).requires_grad_(True)
+    cache = WindowCache(8)
+    calls.clear()
+    CausalModel(model).forward(torch.tensor([[1, 2, 3]]), [0], cache, keep=1)
+    CausalModel(model).forward(torch.tensor([[4]]), [3], cache, keep=1).sum().backward()
+    assert not calls
+    assert model.model.layers[0].mlp.down_proj.weight.grad is not None
+
+
+def test_every_strategy_gives_the_same_text(tmp_path, calls):
+    model = load(CONFIGS["qwen3"], tmp_path)
+    calls.clear()
+    with PearlDecoder(model, first_layers(model, 1), gamma=3) as decoder:
+        params = SamplingParams(max_tokens=20)
+        texts = [
+            [result.token_ids for result in decoder.generate([[5, 6, 7], [9]], params, strategy=strategy)]
+            for strategy in ("autoregressive", "sequential", "pearl")
+        ]
+    assert texts[0] == texts[1] == texts[2]
+    assert calls
+    ids = torch.tensor([[5, 6, 7]])
+    alone = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
+    wanted = alone.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=20, do_sample=False)
+    assert wanted[0, 3:].tolist() == texts[0][0]
