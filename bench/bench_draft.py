@@ -30,6 +30,7 @@ from pearl_decode.cache import WindowCache
 from pearl_decode.distill.answers import Job, answer_batch
 from pearl_decode.distill.prompts import Prompt
 from pearl_decode.drafts import draft_directory, load_draft
+from pearl_decode.layer import store_in_int8
 from pearl_decode.models import CausalModel, first_layers, load_model, load_tokenizer
 from pearl_decode.text import encode_prompt
 
@@ -213,6 +214,8 @@ def main() -> None:
         parser.error(f"--draft: {args.draft} holds no distilled draft")
     models = {directory.name: load_draft(directory, target.model)}
     models |= {f"first-layers:{count}": first_layers(target.model, count) for count in args.truncated}
+    for model in models.values():
+        store_in_int8(model)  # as decoders do
     steps = step_ms({"target": target, **{name: CausalModel(model, "draft") for name, model in models.items()}})
     drafts: dict[str, Guess] = {name: model_guess(model) for name, model in models.items()}
     drafts[LOOKUP] = lookup_guess

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from pearl_decode.cache import WindowCache
 from pearl_decode.linear import MOST_ROWS, WindowLinear
 from pearl_decode.norm import WindowNorm
-from pearl_kernels import LayerWeights, window_layer
+from pearl_kernels import LayerWeights, Linear, window_layer
 
 # Layers that are written as `window_layer` is, up to what a trial shows.
 _KNOWN = ("LlamaDecoderLayer", "MistralDecoderLayer", "Qwen2DecoderLayer", "Qwen3DecoderLayer", "SmolLM3DecoderLayer")
@@ -65,11 +65,11 @@ class Parts:
             raise ValueError(f"{name} is another norm")
         return norm
 
-    def _linear(self, module: nn.Module, name: str) -> tuple[Any, Any]:
+    def _linear(self, module: nn.Module, name: str) -> Linear:
         linear = self._child(module, name)
         if type(linear) is not WindowLinear:
             raise ValueError(f"{name} is no WindowLinear")
-        return self._parameter(linear, "weight"), self._parameter(linear, "bias")
+        return Linear(self._parameter(linear, "weight"), self._parameter(linear, "bias"), linear.scale)
 
     def _parameter(self, module: nn.Module, name: str) -> Any:
         parameter = module._parameters[name]
@@ -133,6 +133,19 @@ def use_window_layers(model: PreTrainedModel, trial: Callable[[], object]) -> No
         classes.setdefault(own, type(own.__name__, (WindowDecoderLayer, own), {}))
         layer.parts = found[layer]  # type: ignore[assignment]
         layer.__class__ = classes[own]
+
+
+def store_in_int8(draft: PreTrainedModel) -> None:
+    """Round the matrices of a draft that runs windows on a CPU to 8 bits: half as much to read as of 16.
+
+    What it shares with its target stays as it is for that one, and its embedding for both.
+    """
+    for module in draft.modules():
+        if isinstance(module, WindowLinear):
+            module.store_in_int8()
+    for module in draft.modules():
+        if isinstance(module, WindowDecoderLayer):
+            module.parts = Parts(module)
 
 
 def _candidates(model: PreTrainedModel) -> Iterator[tuple[nn.Module, Parts]]:

@@ -1,8 +1,8 @@
 """Linear layers for windows on a CPU: weights stay in the 16 bits of the checkpoint, everything else is float32.
 
 Decoding a few rows costs what reading the weights costs, so half the bytes is twice the speed; and no value changes,
-since a bfloat16 or float16 weight is exact in float32. Layers that multiply the same rows, as a query's, a key's and a
-value's do, are multiplied together when the first of them is called.
+since a bfloat16 or float16 weight is exact in float32. A draft's may be rounded to 8 bits besides. Layers that multiply
+the same rows, as a query's, a key's and a value's do, are multiplied together when the first of them is called.
 """
 
 from __future__ import annotations
@@ -18,15 +18,34 @@ from torch.nn.functional import linear
 from transformers import PreTrainedModel
 
 from pearl_decode.norm import use_window_norm
-from pearl_kernels import window_linear, window_linears
+from pearl_kernels import Linear, quantized, window_linear, window_linears
 
 MOST_ROWS = 64  # beyond them arithmetic is the cost, and torch's own product the faster one
 
 
 class WindowLinear(nn.Linear):
-    """An nn.Linear that takes float32 rows whatever its weights are stored in."""
+    """An nn.Linear that takes float32 rows whatever its weights are stored in.
+
+    scale: of each row of an int8 weight; None for any other
+    """
 
     joined: Joined | None = None
+    scale: Tensor | None = None
+
+    @property
+    def operands(self) -> Linear:
+        parameters = self._parameters
+        return Linear(parameters["weight"], parameters["bias"], self.scale)  # type: ignore[arg-type]
+
+    def store_in_int8(self) -> None:
+        """Round the weight, which may be shared with other modules: they keep theirs."""
+        weight, self.scale = quantized(self.weight.detach())
+        self.weight = nn.Parameter(weight, requires_grad=False)
+
+    def widen(self) -> None:
+        """Store the weight in float32, as what it stands for."""
+        self.weight = nn.Parameter(self.operands.widened(), requires_grad=False)
+        self.scale = None
 
     def forward(self, input: Tensor) -> Tensor:
         joined = self.joined
@@ -36,10 +55,9 @@ class WindowLinear(nn.Linear):
                 return products.pop(self)
         few = input.numel() <= MOST_ROWS * self.in_features
         if not few or input.dtype is not torch.float32 or input.device.type != "cpu" or torch.is_grad_enabled():
-            return linear(input, self.weight.to(input.dtype), self.bias)
+            return linear(input, self.operands.widened(input.dtype), self.bias)
         if joined is None or joined.layers[0] is not self:
-            parameters = self._parameters
-            return window_linear(input, parameters["weight"], parameters["bias"])  # type: ignore[arg-type]
+            return window_linear(input, *self.operands)
         return joined.multiply(input)
 
 
@@ -62,8 +80,7 @@ class Joined:
             # Not all were called since: the model took another way, and what was multiplied for them was wasted.
             self.separate()
             return self.layers[0](rows)  # type: ignore[no-any-return]
-        weights = [(layer._parameters["weight"], layer._parameters["bias"]) for layer in self.layers]
-        first, *others = window_linears(rows, weights)  # type: ignore[arg-type]
+        first, *others = window_linears(rows, [layer.operands for layer in self.layers])
         self.ready = rows, dict(zip(self.layers[1:], others, strict=True))
         return first
 

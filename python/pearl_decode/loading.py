@@ -10,6 +10,8 @@ import torch
 from transformers import PreTrainedModel
 
 from pearl_decode.drafts import draft_directory, load_draft
+from pearl_decode.layer import store_in_int8
+from pearl_decode.linear import uses_window_linear
 from pearl_decode.models import check_same_tokens, default_device, first_layers, load_model, load_tokenizer
 
 FIRST_LAYERS = "first-layers:"
@@ -61,13 +63,18 @@ def load_pair(
 def _load_draft(
     draft: Spec, target: PreTrainedModel, tokenizer: Any | None, dtype: torch.dtype | None, device: torch.device
 ) -> PreTrainedModel:
+    if not isinstance(draft, (str, os.PathLike)):
+        return draft
     if isinstance(draft, str) and draft.startswith(FIRST_LAYERS):
-        return _moved(first_layers(target, _layer_count(draft)), device)
-    if isinstance(draft, (str, os.PathLike)) and (directory := draft_directory(draft)) is not None:
-        return _moved(load_draft(directory, target), device)
-    model = load_model("draft", draft, dtype, device)
-    if tokenizer is not None and isinstance(draft, (str, os.PathLike)):
-        check_same_tokens(tokenizer, load_tokenizer("draft", draft))
+        model = _moved(first_layers(target, _layer_count(draft)), device)
+    elif (directory := draft_directory(draft)) is not None:
+        model = _moved(load_draft(directory, target), device)
+    else:
+        model = load_model("draft", draft, dtype, device)
+        if tokenizer is not None:
+            check_same_tokens(tokenizer, load_tokenizer("draft", draft))
+    if dtype is None and device.type == "cpu" and uses_window_linear(model):
+        store_in_int8(model)
     return model
 
 

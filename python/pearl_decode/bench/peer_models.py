@@ -10,6 +10,8 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from pearl_decode.attention import ATTENTION_NAME
+from pearl_decode.linear import WindowLinear
+from pearl_decode.models import WHOLE
 from pearl_decode.norm import own_class
 
 
@@ -53,9 +55,12 @@ def with_full_vocabulary(draft: PreTrainedModel, vocab_size: int) -> PreTrainedM
 def plain(model: PreTrainedModel) -> PreTrainedModel:
     """A float32 copy with torch's own layers and transformers' attention in place of ours: as it loads without us."""
     twin: Any = copy.deepcopy(model)
+    vars(twin).pop(WHOLE, None)
     if twin.config._attn_implementation == ATTENTION_NAME:
         twin.set_attn_implementation("sdpa")
     for module in twin.modules():
+        if isinstance(module, WindowLinear) and module.scale is not None:
+            module.widen()
         module.__class__ = own_class(module)
         if type(module).__module__.startswith("pearl_decode.") and isinstance(module, (nn.Linear, nn.Embedding)):
             module.__class__ = nn.Linear if isinstance(module, nn.Linear) else nn.Embedding
