@@ -58,7 +58,7 @@ class WindowModel:
             return None
         parts = [layer.parts for layer in self._layers]
         caches = [buffers for part in parts if (buffers := cache.buffers(part.index)) is not None]
-        if len(caches) < len(parts) or not all(part.unchanged for part in parts):
+        if len(caches) < len(parts) or not self._is_unchanged():
             return None
         hidden = self._base.embed_tokens(input_ids)
         cos, sin = self._angles_at(hidden, positions, cache.capacity)
@@ -66,6 +66,11 @@ class WindowModel:
         hidden = window_layers(hidden, weights, cos, sin, caches, mask.reshape(-1), scale=parts[0].scale)
         found: Tensor = self._head(self._base.norm(hidden[:, -keep:].contiguous()))
         return found
+
+    def _is_unchanged(self) -> bool:
+        base = self._model.base_model
+        same = base is self._base and base.rotary_emb is self._rotary and list(base.layers) == self._layers
+        return same and all(layer.parts.unchanged for layer in self._layers)
 
     def _is_watched(self) -> bool:
         """Whether hooks want to see what goes through the model or a layer."""

@@ -125,6 +125,18 @@ def test_what_was_changed_takes_part(tmp_path, calls):
     torch.testing.assert_close(windows(model)[0], 2 * changed[0])
 
 
+def test_layers_that_were_exchanged_run_in_their_new_order(tmp_path, calls):
+    model = load(CONFIGS["llama"], tmp_path)
+    before, layers = windows(model), model.model.layers
+    layers[1], layers[2] = layers[2], layers[1]
+    calls.clear()
+    assert (windows(model)[0] - before[0]).abs().max() > 1e-3
+    assert not calls
+    layers[1], layers[2] = layers[2], layers[1]
+    assert torch.equal(windows(model)[0], before[0])
+    assert len(calls) == 3
+
+
 def test_gradients_go_through_the_models_own_code(tmp_path, calls):
     model = load(CONFIGS["llama"], tmp_path).requires_grad_(True)
     cache = WindowCache(8)
