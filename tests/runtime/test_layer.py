@@ -87,18 +87,23 @@ def windows(model) -> list[torch.Tensor]:
     ]
 
 
-@pytest.fixture
-def calls(monkeypatch):
-    """How often a layer ran as one call."""
+def count_calls(monkeypatch, module, name: str) -> list[int]:
+    """A list that grows with each call of a module's function from here on."""
     count = []
-    run = layers.window_layer
+    run = getattr(module, name)
 
     def counted(*args, **named):
         count.append(1)
         return run(*args, **named)
 
-    monkeypatch.setattr(layers, "window_layer", counted)
+    monkeypatch.setattr(module, name, counted)
     return count
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """How often a layer ran as one call."""
+    return count_calls(monkeypatch, layers, "window_layer")
 
 
 @pytest.mark.parametrize("name", WHOLE)

@@ -11,7 +11,7 @@ from pearl_decode.cache import WindowCache
 from pearl_decode.drafts import new_draft
 from pearl_decode.models import WHOLE, CausalModel, first_layers
 from pearl_decode.window_model import WindowModel
-from tests.runtime.test_layer import SIZES, load, windows
+from tests.runtime.test_layer import SIZES, count_calls, load, windows
 from tests.runtime.test_layer import WHOLE as CONFIGS
 
 
@@ -23,15 +23,7 @@ def no_gpu(monkeypatch):
 @pytest.fixture
 def calls(monkeypatch):
     """How often layers ran in one call."""
-    count = []
-    run = window_model.window_layers
-
-    def counted(*args, **named):
-        count.append(1)
-        return run(*args, **named)
-
-    monkeypatch.setattr(window_model, "window_layers", counted)
-    return count
+    return count_calls(monkeypatch, window_model, "window_layers")
 
 
 def as_written(model):
