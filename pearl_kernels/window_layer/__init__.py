@@ -82,9 +82,9 @@ def window_layers(
     for other, cache in zip(layers[1:], caches[1:], strict=True):
         _check_same(other, weights, cache, caches[0])
     if torch.compiler.is_compiling():
-        for weights, cache in zip(layers, caches, strict=True):
+        for layer, cache in zip(layers, caches, strict=True):
             x = torch.ops.pearl.window_layer_.default(
-                x, *weights.as_lists(), weights.eps, cos, sin, *cache, seq_lens, scale, backend
+                x, *layer.as_lists(), layer.eps, cos, sin, *cache, seq_lens, scale, backend
             )
         return x
     return _run(x, layers, cos, sin, caches, seq_lens, scale, backend)  # to ask the registry takes longer

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pearl_kernels.window_linear import Linear, check_linear
 
-LinearLike = Linear | tuple[Tensor, Tensor | None] | tuple[Tensor, Tensor | None, Tensor | None]
+LinearLike = tuple[Tensor, Tensor | None] | tuple[Tensor, Tensor | None, Tensor | None]
 
 
 class LayerWeights:
