@@ -13,10 +13,11 @@ from safetensors.torch import load_file
 from pearl_decode import PearlDecoder, SamplingParams
 from pearl_decode.distill import distill
 from pearl_decode.distill.answers import plan_jobs, read_answers, write_answers
-from pearl_decode.distill.losses import forward_kl, total_variation
+from pearl_decode.distill.lessons import Head, Lessons
+from pearl_decode.distill.losses import LOSSES, forward_kl, mean_loss, total_variation
 from pearl_decode.distill.prompts import Prompt, read_prompts, read_text
 from pearl_decode.distill.report import Bars
-from pearl_decode.distill.samples import Sample, frequent_ids, make_batches, prompt_samples, split, tensors
+from pearl_decode.distill.samples import Sample, make_batches, prompt_samples, split, tensors
 from pearl_decode.distill.train import Progress
 from pearl_decode.drafts import load_draft, new_draft, own_parameters
 from pearl_decode.models import CausalModel
@@ -70,11 +71,21 @@ def test_a_draft_is_gone_on_from_where_it_was(target, tokenizer, prompts_file, m
     assert json.loads((tmp_path / "better" / "draft.json").read_text())["training"]["initial_draft"] == before.name
 
 
+@pytest.mark.parametrize("draft_vocab", [150, 10**6])
+def test_a_draft_is_gone_on_from_with_another_vocabulary(target, tokenizer, prompts_file, made, tmp_path, draft_vocab):
+    before, options = made[0], {name: SMALL[name] for name in ("answers", "answer_tokens", "batch_tokens")}
+    options |= {"tokens": 1, "learning_rate": 1e-9, "initial_draft": before, "draft_vocab": draft_vocab}
+    distill(target, prompts_file, tmp_path / "draft", tokenizer=tokenizer, **options)
+    old, new = load_file(before / "draft.safetensors"), load_file(tmp_path / "draft" / "draft.safetensors")
+    assert len(new.pop("d2t", range(target.config.vocab_size))) == min(draft_vocab, target.config.vocab_size)
+    assert all(torch.equal(weight, old[name]) for name, weight in new.items())
+    load_draft(tmp_path / "draft", target)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"layers": 1}, r"initial_draft has layers and vocabulary already: .*, got layers=1 and draft_vocab=None"),
-        ({"draft_vocab": 9}, r"initial_draft has layers and vocabulary already: .*, got layers=None and draft_vocab=9"),
+        ({"layers": 1}, r"initial_draft has layers already: .*, got layers=1"),
         ({"initial_draft": "none"}, r"initial_draft must be the directory of a distilled draft, got 'none'"),
         ({"target": make_model(context=300)}, r"was distilled for .* but the target is"),
     ],
@@ -196,14 +207,37 @@ def test_losses_are_what_they_are_called():
     draft_probs = logits.softmax(-1)
     entropy = -(target_probs * target_probs.log()).sum(-1)
     kl = (target_probs * (target_probs / draft_probs).log()).sum(-1)
-    torch.testing.assert_close(forward_kl(target_probs, logits) - entropy, kl)
-    torch.testing.assert_close(total_variation(target_probs, logits), (target_probs - draft_probs).abs().sum(-1) / 2)
+    torch.testing.assert_close(forward_kl(target_probs, logits)[0] - entropy, kl)
+    half_distance = (target_probs - draft_probs).abs().sum(-1) / 2
+    torch.testing.assert_close(total_variation(target_probs, logits)[0], half_distance)
 
 
-def test_vocabulary_holds_what_is_frequent_and_the_ends():
-    ids = frequent_ids([Sample([5, 5, 5, 9, 9, 7], 1)], 4, 12, [11])
-    assert ids.tolist() == [5, 7, 9, 11]
-    assert frequent_ids([Sample([1, 2], 1)], 12, 12, []) is None
+@pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES.keys())
+def test_gradients_are_the_losses_own(loss, monkeypatch):
+    """Against differences of the loss, through a head, in parts that do not divide the positions."""
+    monkeypatch.setattr("pearl_decode.distill.lessons.ON_CPU", 3 * 11)
+    torch.manual_seed(0)
+    hidden = torch.randn(7, 4, dtype=torch.float64, requires_grad=True)
+    head = Head(torch.randn(11, 4, dtype=torch.float64), torch.randn(11, dtype=torch.float64))
+    monkeypatch.setattr(Head, "logits", lambda self, x: torch.nn.functional.linear(x, self.weight, self.bias))
+    target_probs = torch.randn(7, 12, dtype=torch.float64).softmax(-1)[:, :11]  # one id is not the draft's
+    assert torch.autograd.gradcheck(lambda x: mean_loss(loss, x, head, target_probs.__getitem__), (hidden,))
+
+
+def test_vocabulary_is_what_the_target_finds_likely_and_the_ends(target):
+    samples = [Sample([5, 9, 7, 3, 8], 2), Sample([4, 6, 2], 1)]
+    lessons = Lessons(target, samples, 64)
+    with torch.no_grad():
+        read = [(sample, target(torch.tensor([sample.token_ids])).logits[0].softmax(-1)) for sample in samples]
+    sums = sum(probs[sample.start - 1 : -1].sum(0) for sample, probs in read)
+    dearest = int(sums.argmin())
+    likeliest = [i for i in sums.argsort(descending=True).tolist() if i != dearest][:19]
+    told = []
+    assert lessons.likely_ids(20, [dearest], told.append).tolist() == sorted([*likeliest, dearest])
+    assert told[-1] == 1.0
+    assert lessons.likely_ids(lessons.vocab, []) is None
+    with pytest.raises(ValueError, match="draft_vocab must be an integer > 2, got 2"):
+        lessons.likely_ids(2, [0, 1])
 
 
 def test_text_and_prompts_are_learnt_besides_the_answers(target, tokenizer, prompts_file, made, tmp_path):

@@ -30,9 +30,13 @@ def add_command(commands: Any) -> None:
     )
     parser.add_argument("--layers", type=positive, metavar="N", help="of the draft (default: 2)")
     parser.add_argument(
-        "--draft-vocab", type=positive, metavar="N", help="ids it can draw: the most used (default: 16384)"
+        "--draft-vocab", type=positive, metavar="N", help="ids it can draw: the likeliest (default: 16384)"
     )
-    parser.add_argument("--initial-draft", metavar="DRAFT", help="go on from this one, with its layers and vocabulary")
+    parser.add_argument(
+        "--initial-draft",
+        metavar="DRAFT",
+        help="go on from this one, with its ids unless --draft-vocab is given",
+    )
     parser.add_argument(
         "--tokens", type=positive, metavar="N", help="learn from this many tokens, over all passes (default: 10 passes)"
     )

@@ -16,13 +16,14 @@ from transformers import PreTrainedModel
 
 from pearl_decode.distill.answers import Answer, plan_jobs, write_answers
 from pearl_decode.distill.card import model_card
+from pearl_decode.distill.lessons import Lessons
 from pearl_decode.distill.losses import LOSSES
 from pearl_decode.distill.prompts import read_prompts, read_text
 from pearl_decode.distill.report import Report, Silent
-from pearl_decode.distill.samples import Sample, frequent_ids, prompt_samples, split
+from pearl_decode.distill.samples import Sample, prompt_samples, split
 from pearl_decode.distill.start import Start
 from pearl_decode.distill.train import Quality, Recipe, Trainer
-from pearl_decode.drafts import DraftConfig, config_hash, new_draft, save_draft, write_whole
+from pearl_decode.drafts import DraftConfig, config_hash, save_draft, write_whole
 from pearl_decode.models import CausalModel, default_device, load_model, load_tokenizer
 
 __all__ = ["Quality", "Settings", "distill"]
@@ -100,8 +101,8 @@ def distill(
     target:  as PearlDecoder.from_pretrained's; a loaded model needs its tokenizer
     prompts: file of {"prompt": TEXT, "id": KEY} lines; about one in twenty is held out to measure on
     layers:  how many of the target's decoder layers the draft has, which are its first, or which ones; None is 2
-    draft_vocab: ids it can draw, those used most; None is 16384
-    initial_draft: a draft of this target to go on from; it has its layers and ids already
+    draft_vocab: ids it can draw, those the target finds likeliest in its answers; None is 16384
+    initial_draft: a draft of this target to go on from, with its layers, and its ids unless draft_vocab is given
     tokens:  tokens to learn from, over all passes; None is ten passes. hours: of the whole call, at most
     resume:  go on with what `out` holds; without it, `out` must not hold a run
     learn_prompts: learn from the words of the prompts as well, which costs no decoding
@@ -156,15 +157,13 @@ def distill(
         # Once training has begun, its data stays as it is, or the place in it would mean another.
         end = begin if begun else None if limit_s is None else begin + limit_s
         replies = _answers(model, tokenizer, asked, settings, work, end, report)
-        train, held_out = split(replies, HELD_OUT, MOST_HELD_OUT)
-        train += pieces + (prompt_samples(asked, held_out) if settings.learn_prompts else [])
-        learnt = sum(sample.learnt for sample in train)
-        size = model.config.get_text_config().vocab_size
-        draft = start.draft
-        if draft is None:
-            ends = CausalModel(model, "target").eos_ids()
-            draft = new_draft(model, start.layers, frequent_ids(train, start.draft_vocab, size, ends))
-        recipe = Recipe(tokens or PASSES * learnt, settings.batch_tokens, learning_rate, loss, seed)
+        samples, aside = split(replies, HELD_OUT, MOST_HELD_OUT)
+        samples += pieces + (prompt_samples(asked, aside) if settings.learn_prompts else [])
+        learnt = sum(sample.learnt for sample in samples)
+        train, held_out = (Lessons(model, part, settings.batch_tokens) for part in (samples, aside))
+        train.check()
+        draft = start.draft_with(model, _ids(train, start, work, report))
+        recipe = Recipe(tokens or PASSES * learnt, learning_rate, loss, seed)
         trainer = Trainer(model, draft, train, held_out, recipe)
         if begun:
             trainer.load(checkpoint)
@@ -181,7 +180,7 @@ def distill(
             "tokens_seen": trainer.tokens,
             "steps": trainer.step,
             "training_s": round(trainer.elapsed_s, 1),
-            "held_out_answers": len(held_out),
+            "held_out_answers": len(aside),
             "held_out_acceptance": round(quality.acceptance, 4),
             "held_out_greedy_agreement": round(quality.agreement, 4),
             "device": _device_name(model.device),
@@ -190,8 +189,8 @@ def distill(
             "command": command,
         }
         d2t = getattr(draft, "d2t", None)
-        known = size if d2t is None else len(d2t)
-        config = DraftConfig(name, config_hash(model), list(settings.layers), known, size, made)
+        known = train.vocab if d2t is None else len(d2t)
+        config = DraftConfig(name, config_hash(model), list(settings.layers), known, train.vocab, made)
         save_draft(Path(out), draft, config)
         write_whole(Path(out) / "README.md", model_card(config).encode())
     except OSError as error:
@@ -224,6 +223,21 @@ def _answers(
             deadline=deadline,
             report=update,
         )
+
+
+def _ids(train: Lessons, start: Start, work: Path, report: Report) -> torch.Tensor | None:
+    """The ids to draw, if they are to be chosen: once for a run, which goes on with the same."""
+    if not start.new_ids:
+        return None
+    path = work / "ids.json"
+    if path.exists():
+        chosen = json.loads(path.read_text(encoding="utf-8"))
+        return None if chosen is None else torch.tensor(chosen)
+    ends = CausalModel(train.target, "target").eos_ids()
+    with report.choosing() as update:
+        ids = train.likely_ids(start.draft_vocab, ends, update)
+    write_whole(path, json.dumps(None if ids is None else ids.tolist()).encode())
+    return ids
 
 
 def _open_run(work: Path, settings: Settings, target_hash: str, resume: bool) -> None:

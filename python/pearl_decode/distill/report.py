@@ -16,12 +16,17 @@ class Report(Protocol):
 
     def answering(self, total: int) -> AbstractContextManager[Callable[[Answer], None]]: ...
 
+    def choosing(self) -> AbstractContextManager[Callable[[float], None]]: ...
+
     def training(self, tokens: int) -> AbstractContextManager[Callable[[Progress], None]]: ...
 
 
 class Silent:
     def answering(self, total: int) -> AbstractContextManager[Callable[[Answer], None]]:
         return nullcontext(lambda answer: None)
+
+    def choosing(self) -> AbstractContextManager[Callable[[float], None]]:
+        return nullcontext(lambda done: None)
 
     def training(self, tokens: int) -> AbstractContextManager[Callable[[Progress], None]]:
         return nullcontext(lambda progress: None)
@@ -45,6 +50,11 @@ class Bars:
                 bar.show(count / total, f"{count} of {total} answers, {tokens} tokens")
 
             yield update
+
+    @contextmanager
+    def choosing(self) -> Iterator[Callable[[float], None]]:
+        with _Bar("vocabulary", self._every_s) as bar:
+            yield lambda done: bar.show(min(done, 1.0), "the target reads its answers")
 
     @contextmanager
     def training(self, tokens: int) -> Iterator[Callable[[Progress], None]]:

@@ -6,20 +6,25 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from transformers import PreTrainedModel
 
-from pearl_decode.drafts import draft_directory, load_draft, read_config
+from pearl_decode.drafts import draft_directory, load_draft, new_draft, own_parameters, read_config
 
 LAYERS, DRAFT_VOCAB = 2, 16384  # where nothing is said
 
 
 @dataclass(frozen=True)
 class Start:
-    """layers: of the target, that the draft is or once was. draft: that is gone on from, None for those layers."""
+    """layers: of the target, that the draft is or once was. draft: that is gone on from, None for those layers.
+
+    new_ids: whether the draft_vocab ids it can draw are to be chosen
+    """
 
     layers: tuple[int, ...]
     draft_vocab: int
     draft: PreTrainedModel | None = None
+    new_ids: bool = True
 
     @classmethod
     def make(
@@ -33,18 +38,27 @@ class Start:
         if initial_draft is None:
             size = DRAFT_VOCAB if draft_vocab is None else draft_vocab
             return cls(_layers(target, LAYERS if layers is None else layers), size)
-        if layers is not None or draft_vocab is not None:
+        if layers is not None:
             raise ValueError(
-                "initial_draft has layers and vocabulary already: layers and draft_vocab must not be given with it, "
-                f"got layers={layers!r} and draft_vocab={draft_vocab!r}"
+                f"initial_draft has layers already: layers must not be given with it, got layers={layers!r}"
             )
         directory = draft_directory(initial_draft)
         if directory is None:
             raise ValueError(
                 f"initial_draft must be the directory of a distilled draft, got {os.fspath(initial_draft)!r}"
             )
-        config = read_config(directory)
-        return cls(tuple(config.layers), config.vocab_size, load_draft(directory, target))
+        config, draft = read_config(directory), load_draft(directory, target)
+        size = config.vocab_size if draft_vocab is None else draft_vocab
+        return cls(tuple(config.layers), size, draft, draft_vocab is not None)
+
+    def draft_with(self, target: PreTrainedModel, d2t: torch.Tensor | None) -> PreTrainedModel:
+        """The draft that training begins with, where new_ids with the ids d2t, as in `new_draft`."""
+        if self.draft is not None and not self.new_ids:
+            return self.draft
+        draft = new_draft(target, self.layers, d2t)
+        if self.draft is not None:
+            draft.load_state_dict(own_parameters(self.draft), strict=False)
+        return draft
 
 
 def _layers(target: PreTrainedModel, layers: int | Sequence[int]) -> tuple[int, ...]:

@@ -6,7 +6,7 @@ import io
 import math
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,8 +14,8 @@ from typing import Any
 
 import torch
 
-from pearl_decode.distill.losses import LOSSES
-from pearl_decode.distill.samples import Sample, Teacher, hidden_states, make_batches, tensors
+from pearl_decode.distill.lessons import Head, Lessons, hidden_states
+from pearl_decode.distill.losses import LOSSES, mean_loss
 from pearl_decode.drafts import own_parameters, write_whole
 
 WARM_UP = 0.03  # share of the run
@@ -50,10 +50,9 @@ class Quality:
 
 @dataclass(frozen=True)
 class Recipe:
-    """How to train. tokens: answer tokens to learn from, over all passes; batch: tokens per step, with padding."""
+    """How to train. tokens: to learn from, over all passes."""
 
     tokens: int
-    batch: int
     learning_rate: float
     loss: str
     seed: int
@@ -62,20 +61,17 @@ class Recipe:
 class Trainer:
     """Trains a draft in place. Its checkpoint holds weights, optimizer state and the place in the data."""
 
-    def __init__(
-        self, target: Any, draft: Any, train: Sequence[Sample], held_out: Sequence[Sample], recipe: Recipe
-    ) -> None:
+    def __init__(self, target: Any, draft: Any, train: Lessons, held_out: Lessons, recipe: Recipe) -> None:
         if not train:
             raise ValueError("prompts: no answer left to learn from after some were held out")
         self.draft, self.recipe = draft, recipe
         self.device: torch.device = target.device
         d2t = getattr(draft, "d2t", None)
-        self._teacher = Teacher(target, d2t)
+        self._ids = torch.arange(train.vocab, device=self.device) if d2t is None else d2t
+        self._target_head, self._head = Head.of(target, d2t), Head.of(draft)
         self._loss = LOSSES[recipe.loss]
         self._halves = self.device.type == "cuda" or target.dtype is torch.bfloat16
-        self._batches = make_batches(train, recipe.batch)
-        self._held_out = make_batches(held_out, recipe.batch)
-        self._teacher.check(*tensors(self._batches[0][:1], self.device))
+        self._train, self._held_out = train, held_out
         draft.requires_grad_(False)
         # Weights live in float32: a step is smaller than bfloat16 can add.
         self._own = own_parameters(draft)
@@ -126,25 +122,23 @@ class Trainer:
         rate *= FINAL_RATE + (1 - FINAL_RATE) * 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
         for group in self._optimizer.param_groups:
             group["lr"] = rate
-        index = self._batch_index()
-        inputs, learn = tensors(self._batches[index], self.device)
-        target_probs = self._teacher.lesson(("train", index), inputs, learn).probs
+        lesson = self._train[self._batch_index()]
         self.draft.train()
         with self._autocast():
-            logits = self.draft.get_output_embeddings()(hidden_states(self.draft, inputs, learn))
-        loss = self._loss(target_probs, logits.float()).mean()
+            hidden = hidden_states(self.draft, lesson.inputs, lesson.learn)
+        loss = mean_loss(self._loss, hidden, self._head, lambda rows: lesson.probs(self._target_head, rows))
         self._optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(list(self._own.values()), 1.0)
         self._optimizer.step()
         self.step += 1
-        self.tokens += int(target_probs.shape[0])
+        self.tokens += len(lesson.hidden)
         return float(loss.detach())
 
     def _batch_index(self) -> int:
         """The order is a function of seed and pass, so that a step number says all about the place in the data."""
-        number, place = divmod(self.step, len(self._batches))
-        order = list(range(len(self._batches)))
+        number, place = divmod(self.step, len(self._train))
+        order = list(range(len(self._train)))
         random.Random(f"{self.recipe.seed}-{number}").shuffle(order)
         return order[place]
 
@@ -153,14 +147,14 @@ class Trainer:
         """The draft on the held-out prompts."""
         self.draft.eval()
         positions, accepted, agreed = 0, 0.0, 0.0
-        for index, batch in enumerate(self._held_out):
-            inputs, learn = tensors(batch, self.device)
-            lesson = self._teacher.lesson(("held out", index), inputs, learn)
+        for lesson in self._held_out:
             with self._autocast():
-                logits = self.draft.get_output_embeddings()(hidden_states(self.draft, inputs, learn))
-            accepted += float(torch.minimum(lesson.probs, logits.float().softmax(-1)).sum())
-            agreed += float((lesson.best == logits.argmax(-1)).sum())
-            positions += len(lesson.best)
+                hidden = hidden_states(self.draft, lesson.inputs, lesson.learn)
+            for rows in self._head.parts(len(hidden)):
+                logits = self._head.logits(hidden[rows])
+                accepted += float(torch.minimum(lesson.probs(self._target_head, rows), logits.softmax(-1)).sum())
+                agreed += float((lesson.best[rows] == self._ids[logits.argmax(-1)]).sum())
+            positions += len(lesson.hidden)
         return Quality(accepted / max(positions, 1), agreed / max(positions, 1))
 
     def save(self, path: Path) -> None:

@@ -1,0 +1,142 @@
+"""What there is to learn: batches of samples, and the target's distributions on them."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+
+from pearl_decode.distill.samples import Sample, make_batches, tensors
+
+CACHE_BYTES = 4 << 30
+COUNTED = 1 << 18  # positions that a vocabulary is chosen by
+ON_CPU, ON_GPU = 1 << 22, 1 << 26  # logits made at once: many for the products, few for what is done with them
+
+
+class Head(NamedTuple):
+    """weight (ids, hidden) and bias (ids,) of a model's head, or of the rows for some ids."""
+
+    weight: torch.Tensor
+    bias: torch.Tensor | None
+
+    @classmethod
+    def of(cls, model: Any, ids: torch.Tensor | None = None) -> Head:
+        head = model.get_output_embeddings()
+        bias = getattr(head, "bias", None)
+        if ids is None:
+            return cls(head.weight, bias)
+        ids = ids.to(head.weight.device)
+        return cls(head.weight[ids], None if bias is None else bias[ids])
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """(positions, ids) float32 of hidden (positions, hidden)."""
+        return torch.nn.functional.linear(hidden.to(self.weight.dtype), self.weight, self.bias).float()
+
+    def parts(self, positions: int) -> Iterator[slice]:
+        """The positions, as many at once as should have logits at once."""
+        most = ON_GPU if self.weight.device.type == "cuda" else ON_CPU
+        step = max(1, most // self.weight.shape[0])
+        return (slice(begin, begin + step) for begin in range(0, positions, step))
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """One batch, and the target at its positions to learn from.
+
+    inputs, learn: as `tensors` makes them
+    hidden: (positions, hidden), what the target's head reads
+    lse:    (positions,) float32, the logsumexp of its logits
+    best:   (positions,) int64, its likeliest id
+    """
+
+    inputs: torch.Tensor
+    learn: torch.Tensor
+    hidden: torch.Tensor
+    lse: torch.Tensor
+    best: torch.Tensor
+
+    def probs(self, head: Head, rows: slice) -> torch.Tensor:
+        """The target's probabilities (positions, ids) float32 of the ids whose rows of its head are given."""
+        return head.logits(self.hidden[rows]).sub_(self.lse[rows, None]).exp_()
+
+
+class Lessons:
+    """Samples in batches of at most `size` tokens. The target reads each once, and is remembered while that fits."""
+
+    def __init__(self, target: Any, samples: Sequence[Sample], size: int, cache_bytes: int = CACHE_BYTES) -> None:
+        self.target = target
+        self._head = Head.of(target)
+        self._batches = make_batches(samples, size)
+        self._left = cache_bytes
+        self._kept: dict[int, tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = {}
+
+    @property
+    def vocab(self) -> int:
+        return self._head.weight.shape[0]
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    @torch.no_grad()
+    def __getitem__(self, index: int) -> Lesson:
+        inputs, learn = tensors(self._batches[index], self.target.device)
+        said = self._kept.get(index)
+        if said is None:
+            hidden = hidden_states(self.target, inputs, learn)
+            parts = [self._head.logits(hidden[rows]) for rows in self._head.parts(len(hidden))]
+            said = hidden, torch.cat([p.logsumexp(-1) for p in parts]), torch.cat([p.argmax(-1) for p in parts])
+            size = hidden.numel() * hidden.element_size()
+            if size <= self._left:
+                self._left -= size
+                self._kept[index] = said
+        return Lesson(inputs, learn, *said)
+
+    def __iter__(self) -> Iterator[Lesson]:
+        return map(self.__getitem__, range(len(self)))
+
+    @torch.no_grad()
+    def check(self) -> None:
+        """Raise ValueError unless the target's logits are its head times its last hidden state."""
+        inputs, learn = tensors(self._batches[0][:1], self.target.device)
+        expected = self.target(input_ids=inputs, use_cache=False).logits[learn].float()
+        got = self._head.logits(hidden_states(self.target, inputs, learn))
+        if not torch.allclose(got, expected, rtol=0.02, atol=0.02):
+            raise ValueError(
+                f"target: the logits of {type(self.target).__name__} are not its head times its last hidden state "
+                "(it scales or caps them): distill does not know how"
+            )
+
+    @torch.no_grad()
+    def likely_ids(
+        self, size: int, always: Sequence[int], report: Callable[[float], None] = lambda done: None
+    ) -> torch.Tensor | None:
+        """The `size` ids the target finds likeliest on the whole, ascending int64; None if that is all it has.
+
+        By its probabilities and not by how often it drew them: of rare ids these say much more.
+        report: told the share that is done
+        """
+        if size >= self.vocab:
+            return None
+        if size < len(always) + 1:
+            raise ValueError(f"draft_vocab must be an integer > {len(always)}, got {size}")
+        sums = torch.zeros(self.vocab, device=self._head.weight.device)
+        counted, positions = 0, min(COUNTED, sum(sample.learnt for batch in self._batches for sample in batch))
+        for index in random.Random(0).sample(range(len(self)), len(self)):
+            lesson = self[index]
+            for rows in self._head.parts(len(lesson.hidden)):
+                sums += lesson.probs(self._head, rows).sum(0)
+            counted += len(lesson.hidden)
+            report(counted / positions)
+            if counted >= positions:
+                break
+        sums[list(always)] = torch.inf
+        return sums.topk(size).indices.sort().values.cpu()
+
+
+def hidden_states(model: Any, inputs: torch.Tensor, learn: torch.Tensor) -> torch.Tensor:
+    """What the head reads at the positions to learn from: (positions, hidden)."""
+    hidden: torch.Tensor = model.base_model(input_ids=inputs, use_cache=False).last_hidden_state
+    return hidden[learn]
