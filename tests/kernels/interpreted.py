@@ -23,7 +23,12 @@ KEPT_ONLY = {
     "test_residual_is_independent_of_the_drafts_noise": "plain",
 }
 # The emulated kernels are the reference's equal token for token in all other tests, and the laws follow.
-LAWS_OF_CUDA = ("test_first_two_tokens_have_the_targets_joint_law", "test_sampled_tokens_have_the_filtered_law")
+LAWS_OF_CUDA = (
+    "test_first_token_has_the_targets_law",
+    "test_first_two_tokens_have_the_targets_joint_law",
+    "test_accepted_length_has_the_rules_law",
+    "test_sampled_tokens_have_the_filtered_law",
+)
 # All of them need calls for 100,000 rows again and again; what they say of rules is said by other tests too.
 LEFT_OUT = (
     "test_block_accepts_no_fewer_than_token_on_average",
