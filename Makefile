@@ -4,6 +4,8 @@ PYTHON ?= python3
 VENV ?= .venv
 # What pip installs where no torch can be imported yet. The version alone: a plain `torch` may pull gigabytes of CUDA.
 TORCH ?= torch==2.13.0
+# Processes that share the tests out, file by file: most tests keep no more than one core busy.
+JOBS ?= 2
 PROMPT ?= Explain why the sky is blue, in one paragraph.
 
 BIN := $(VENV)/bin
@@ -18,7 +20,7 @@ SOURCES := pyproject.toml setup.py CMakeLists.txt $(shell find csrc -type f)
 
 help:
 	@echo "make demo    set up $(VENV), build, and let the built-in pair answer a prompt (PROMPT=...)"
-	@echo "make test    the same environment, then the test suite (ARGS=... for pytest)"
+	@echo "make test    the same environment, then the test suite in JOBS=2 processes (ARGS=... for pytest)"
 	@echo "make check   ruff, mypy and clang-format"
 	@echo "make clean   remove $(VENV), build outputs and caches of tools"
 	@echo "TORCH=$(TORCH) is installed first; another requirement of pip may be given"
@@ -27,7 +29,7 @@ demo: $(VENV)/.installed
 	$(BIN)/pearl-decode generate --compare --repeat 2 --max-tokens 64 "$(PROMPT)"
 
 test: $(VENV)/.installed
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile $(ARGS)
 
 check: $(VENV)/.installed
 	$(BIN)/ruff check .
