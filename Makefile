@@ -14,6 +14,9 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-com
 # Whatever the build reads: a change in it builds again, everything else is picked up by the editable install.
 SOURCES := pyproject.toml setup.py CMakeLists.txt $(shell find csrc -type f)
 
+# Demo and tests start many processes: each would compile again whatever it imports.
+unexport PYTHONDONTWRITEBYTECODE
+
 .DEFAULT_GOAL := help
 .PHONY: help demo test check clean
 .DELETE_ON_ERROR:
