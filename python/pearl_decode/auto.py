@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pearl_decode.costs import Costs, open_share, pearl_tokens, sequential_tokens
+from pearl_decode.lookup import NGRAMS
 
 GAMMAS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16)
 LEAD = 1.02  # how much better another choice must be to be worth a change
@@ -24,10 +25,6 @@ class Choice:
 
     strategy: str
     gamma: int
-
-    @property
-    def drafter(self) -> str:
-        return "lookup" if self.strategy == "lookup" else "draft"
 
     def __str__(self) -> str:
         return self.strategy if self.strategy == "autoregressive" else f"{self.strategy} {self.gamma}"
@@ -57,15 +54,20 @@ class Family:
 class Forecast:
     """What a round of each choice should give each row, and how long it should take.
 
-    tokens: (rows, choices); those of prompt lookup are for rows it has a guess for
+    tokens:  (rows, choices), by how much of a row's text prompt lookup goes by
     seconds: (choices,); infinite where nothing was measured
-    usual:   speeds of the choices, and the best of them, where no row is near its end and there is a draft: whether
-             prompt lookup has a guess for each row, or for none
+    usual:   speeds of the choices, and the best of them, where no row is near its end, there is a draft, and prompt
+             lookup goes by as much in every row
     """
 
-    tokens: NDArray[np.float64]
+    tokens: dict[int, NDArray[np.float64]]
     seconds: NDArray[np.float64]
-    usual: dict[bool, tuple[NDArray[np.float64], int]]
+    usual: dict[int, tuple[NDArray[np.float64], int]]
+
+
+def _lookup_by(n: int) -> str:
+    """The name of prompt lookup where it goes by n tokens: the more, the surer it is."""
+    return f"{n}-gram"
 
 
 class Chooser:
@@ -85,10 +87,12 @@ class Chooser:
         self.costs = costs
         self.whole_windows = whole_windows
         self.reason = ""
-        self._acceptances = {
-            drafter: [costs.acceptance(drafter) for _ in range(rows)] for drafter in ("draft", "lookup")
-        }
         strategies = [choice.strategy for choice in self.choices]
+        self._matches = (0, *(NGRAMS if "lookup" in strategies else ()))
+        self._acceptances = {
+            drafter: [costs.acceptance(drafter) for _ in range(rows)]
+            for drafter in ("draft", *map(_lookup_by, self._matches[1:]))
+        }
         self._families = [Family(strategy, self.choices) for strategy in dict.fromkeys(strategies)]
         self._of_lookup = np.array([strategy == "lookup" for strategy in strategies])
         self._of_draft = np.array([strategy in ("sequential", "pearl") for strategy in strategies])
@@ -99,17 +103,17 @@ class Chooser:
         self._unseen = 0  # rounds since it was made
         self._settled = 0  # rounds since the present choice was made
 
-    def choose(self, remaining: Sequence[int], found: Sequence[bool], drafting: bool) -> Choice:
+    def choose(self, remaining: Sequence[int], matched: Sequence[int], drafting: bool) -> Choice:
         """The choice for the next round.
 
-        remaining: tokens each row may still get, 0 for one that has ended but is still computed; found: whether prompt
-                   lookup has a guess for it
+        remaining: tokens each row may still get, 0 for one that has ended but is still computed
+        matched:   how much of each row's text prompt lookup goes by, one of NGRAMS, or 0 where it has no guess
         drafting:  whether there is a draft model at work
         """
-        if drafting and min(remaining) >= self._most_tokens and all(found) == any(found):
-            speeds, best = self.prepare().usual[found[0]]
+        if drafting and min(remaining) >= self._most_tokens and len(set(matched)) == 1:
+            speeds, best = self.prepare().usual[matched[0]]
         else:
-            speeds = self.speeds(remaining, found, drafting)
+            speeds = self.speeds(remaining, matched, drafting)
             best = int(speeds.argmax())
         if not speeds[best]:
             return self.choices[0]
@@ -118,22 +122,21 @@ class Chooser:
             self.reason = self._explain(speeds)
         return self.choices[self._present]
 
-    def speeds(self, remaining: Sequence[int], found: Sequence[bool], drafting: bool) -> NDArray[np.float64]:
+    def speeds(self, remaining: Sequence[int], matched: Sequence[int], drafting: bool) -> NDArray[np.float64]:
         """Tokens per second expected of each of the choices, all rows together; 0 where it cannot be or is not known.
 
         The arguments are those of `choose`.
         """
         forecast = self.prepare()
-        tokens = np.minimum(forecast.tokens, np.array(remaining)[:, None])
-        return self._speeds(tokens, forecast.seconds, found, drafting)
+        expected = np.stack([forecast.tokens[n][row] for row, n in enumerate(matched)])
+        tokens = np.minimum(expected, np.array(remaining)[:, None])
+        return self._speeds(tokens, forecast.seconds, any(matched), drafting)
 
     def _speeds(
-        self, tokens: NDArray[np.float64], seconds: NDArray[np.float64], found: Sequence[bool], drafting: bool
+        self, tokens: NDArray[np.float64], seconds: NDArray[np.float64], guessed: bool, drafting: bool
     ) -> NDArray[np.float64]:
-        guessed = np.array(found)[:, None]
-        tokens = np.where(self._of_lookup & ~guessed, np.minimum(tokens, 1.0), tokens)
         speeds: NDArray[np.float64] = tokens.sum(0) / seconds
-        if not any(found):
+        if not guessed:
             speeds[self._of_lookup] = 0
         if not drafting:
             speeds[self._of_draft] = 0
@@ -146,32 +149,46 @@ class Chooser:
         """
         if self._forecast is None or self._unseen > min(RAREST - 1, self._settled // SETTLING):
             rows = len(self._acceptances["draft"])
-            tokens, seconds = np.ones((rows, len(self.choices))), np.full(len(self.choices), np.inf)
+            tokens = {n: np.ones((rows, len(self.choices))) for n in self._matches}
+            seconds = np.full(len(self.choices), np.inf)
             for family in self._families:
-                tokens[:, family.places], seconds[family.places] = self._expected(family, rows)
+                expected, seconds[family.places] = self._expected(family, rows)
+                for n in self._matches:
+                    tokens[n][:, family.places] = expected[n]
             usual = {}
-            for found in (False, True):
-                speeds = self._speeds(tokens, seconds, [found] * rows, drafting=True)
-                usual[found] = speeds, int(speeds.argmax())
+            for n in self._matches:
+                speeds = self._speeds(tokens[n], seconds, n > 0, drafting=True)
+                usual[n] = speeds, int(speeds.argmax())
             self._forecast, self._unseen = Forecast(tokens, seconds, usual), 0
         return self._forecast
 
-    def observe(self, choice: Choice, timing: Timing | None, accepted: Sequence[int], judged: Sequence[int]) -> None:
+    def observe(
+        self,
+        choice: Choice,
+        timing: Timing | None,
+        accepted: Sequence[int],
+        judged: Sequence[int],
+        matched: Sequence[int],
+    ) -> None:
         """Learn from a round. choice: what was done; accepted, judged: drafted tokens of each row.
 
-        timing: None for a round that took longer than such rounds will again
+        timing:  None for a round that took longer than such rounds will again
+        matched: as `choose` was told
         """
-        costs, rows = self.costs, len(judged)
+        costs = self.costs
         costs.round += 1
         self._unseen += 1
         self._settled += 1
-        for drafter, acceptances in self._acceptances.items():
-            theirs = judged if drafter == choice.drafter else [0] * rows
-            for acceptance, a, j in zip(acceptances, accepted, theirs, strict=True):
-                acceptance.count(a, j)
-        costs.count(choice.drafter, zip(accepted, judged, strict=True))
+        for row, (a, j, n) in enumerate(zip(accepted, judged, matched, strict=True)):
+            # What had nothing to guess was not passed over.
+            counts = {"draft": (0, 0)} | ({_lookup_by(n): (0, 0)} if n else {})
+            if j:
+                counts[_lookup_by(n) if choice.strategy == "lookup" else "draft"] = a, j
+            for drafter, count in counts.items():
+                self._acceptances[drafter][row].count(*count)
+                costs.count(drafter, *count)
         if timing is not None:
-            self._observe_time(choice.strategy == "pearl", timing, rows)
+            self._observe_time(choice.strategy == "pearl", timing, len(judged))
 
     def _observe_time(self, overlapping: bool, timing: Timing, rows: int) -> None:
         costs, steps = self.costs, timing.steps_s
@@ -193,26 +210,29 @@ class Chooser:
         self._forecast = None
         self._acceptances = {drafter: [each[row] for row in rows] for drafter, each in self._acceptances.items()}
 
-    def _expected(self, family: Family, rows: int) -> tuple[Any, Any]:
+    def _expected(self, family: Family, rows: int) -> tuple[dict[int, Any], Any]:
         """The parts of a Forecast: tokens (rows, gammas) and seconds (gammas,), or one number for all."""
         strategy, gammas, now = family.strategy, family.gammas, self.costs.round
         times = self.costs.times(rows, strategy == "pearl")
         windows_s, step_s = times.windows_s(family.widths, now), times.step_s(now)
         if windows_s is None or step_s is None:
-            return 1.0, np.inf
+            return dict.fromkeys(self._matches, 1.0), np.inf
         wide_s, narrow_s = windows_s[:-1], windows_s[-1]
         if strategy == "autoregressive":
-            return 1.0, narrow_s
-        drafter = "lookup" if strategy == "lookup" else "draft"
-        rates = np.array([[acceptance.hoped] for acceptance in self._acceptances[drafter]])
+            return dict.fromkeys(self._matches, 1.0), narrow_s
         if strategy == "lookup":
-            return sequential_tokens(rates, gammas), wide_s
-        drafting_s = gammas * step_s
+            guessed = {n: sequential_tokens(self._hoped(_lookup_by(n)), gammas) for n in self._matches[1:]}
+            return {0: 1.0, **guessed}, wide_s
+        rates, drafting_s = self._hoped("draft"), gammas * step_s
         if strategy == "sequential":
-            return sequential_tokens(rates, gammas), wide_s + drafting_s
+            return dict.fromkeys(self._matches, sequential_tokens(rates, gammas)), wide_s + drafting_s
         share = 1.0 if self.whole_windows else 1 - np.prod(1 - open_share(rates, gammas), axis=0)
         round_s = (1 - share) * np.maximum(narrow_s, drafting_s) + share * np.maximum(wide_s, drafting_s)
-        return pearl_tokens(rates, gammas), round_s
+        return dict.fromkeys(self._matches, pearl_tokens(rates, gammas)), round_s
+
+    def _hoped(self, drafter: str) -> NDArray[np.float64]:
+        """(rows, 1)"""
+        return np.array([[acceptance.hoped] for acceptance in self._acceptances[drafter]])
 
     def _explain(self, speeds: NDArray[np.float64]) -> str:
         bests: dict[str, str] = {}

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Iterable
 from statistics import median
 from typing import Any
 
@@ -200,11 +199,10 @@ class Costs:
         """Of a new request: as it was lately in others."""
         return Acceptance(self._start(drafter).value)
 
-    def count(self, drafter: str, rows: Iterable[tuple[int, int]]) -> None:
-        """(accepted, judged) of each row."""
-        for accepted, judged in rows:
-            if judged:
-                self._start(drafter).count(accepted, judged)
+    def count(self, drafter: str, accepted: int, judged: int) -> None:
+        """Of one row in one round."""
+        if judged:
+            self._start(drafter).count(accepted, judged)
 
     def _start(self, drafter: str) -> Acceptance:
         return self._starts.setdefault(drafter, Acceptance())

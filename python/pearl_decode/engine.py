@@ -165,7 +165,7 @@ class Engine:
         """Decode, taking requests out of `running` as they end."""
         begin = time.perf_counter()
         # A draft that is not sure to be needed reads the prompts when it first drafts.
-        self.round.prefill(STRATEGIES[self._choose(running).strategy].drafts)
+        self.round.prefill(STRATEGIES[self._choose(running, self.round.matched()).strategy].drafts)
         start = time.perf_counter()
         for request in self.requests:
             request.stats.prefill_s = start - begin
@@ -183,7 +183,8 @@ class Engine:
     def _step(self, running: list[Request], start: float) -> list[Update]:
         """One round. What there is to learn from it is learnt during the next one, beside the target's forward."""
         round_start = time.perf_counter()
-        choice = self._choose(running)
+        matched = self.round.matched()
+        choice = self._choose(running, matched)
         lanes = self.pairs[STRATEGIES[choice.strategy].overlaps]
         firsts = [lane.times.count for lane in lanes]
         self.round.target.lane = lanes[0]
@@ -203,15 +204,16 @@ class Engine:
         if len(self.chooser.choices) > 1:
             for request in running:
                 request.stats.count_choice(choice, self.chooser.reason)
-            self.round.chores = partial(self._learn, choice, outcome, pending, end - round_start, target_s, steps_s)
+            done, width = self._done(choice, outcome, pending)
+            timing = Timing(width, end - round_start, target_s, steps_s)
+            self.round.chores = partial(self._learn, done, timing, outcome, matched)
         return updates
 
-    def _choose(self, running: list[Request]) -> Choice:
+    def _choose(self, running: list[Request], matched: list[int]) -> Choice:
         if len(self.chooser.choices) == 1:
             return self.chooser.choices[0]
         remaining = [request.params.max_tokens - len(request.token_ids) for request in running]
-        found = [bool(guess) for guess in self.round.guesses(1)] or [False] * len(running)
-        choice = self.chooser.choose(remaining, found, self.round.drafting)
+        choice = self.chooser.choose(remaining, matched, self.round.drafting)
         self.round.gamma = choice.gamma
         return choice
 
@@ -223,12 +225,8 @@ class Engine:
             return choice, 1 + choice.gamma
         return choice, 1 + pending
 
-    def _learn(
-        self, choice: Choice, outcome: Outcome, pending: int, round_s: float, target_s: float, steps_s: list[float]
-    ) -> None:
-        done, width = self._done(choice, outcome, pending)
-        timing = Timing(width, round_s, target_s, steps_s)
-        self.chooser.observe(done, timing, outcome.num_accepted, outcome.num_judged)
+    def _learn(self, done: Choice, timing: Timing, outcome: Outcome, matched: list[int]) -> None:
+        self.chooser.observe(done, timing, outcome.num_accepted, outcome.num_judged, matched)
         self.chooser.prepare()
 
     def _hand_out(self, running: list[Request], before: list[int], outcome: Outcome) -> list[Update]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-NGRAMS = (3, 2)  # lengths of the ends that are looked up, the surest first
+NGRAMS = (8, 4, 3, 2)  # lengths of the ends that are looked up, the surest first
 
 
 class PromptLookup:
@@ -24,14 +24,21 @@ class PromptLookup:
                     self._continued[tuple(self._tokens[end - n :])] = end
             self._tokens.append(token)
 
+    @property
+    def matched(self) -> int:
+        """How much of the present end came before: the first of NGRAMS for which it did, 0 if the end is new."""
+        return next((n for n in NGRAMS if self._start(n) is not None), 0)
+
     def continuation(self, count: int) -> list[int]:
         """What came after the present end the last time, `count` tokens of it; none if the end is new.
 
         Where the earlier occurrence reaches up to the end itself, the text is taken to repeat with that period.
         """
-        for n in NGRAMS:
-            start = self._continued.get(tuple(self._tokens[-n:])) if n <= len(self._tokens) else None
-            if start is not None:
-                period = len(self._tokens) - start
-                return [self._tokens[start + i % period] for i in range(count)]
-        return []
+        start = self._start(self.matched)
+        if start is None:
+            return []
+        period = len(self._tokens) - start
+        return [self._tokens[start + i % period] for i in range(count)]
+
+    def _start(self, n: int) -> int | None:
+        return self._continued.get(tuple(self._tokens[-n:])) if 0 < n <= len(self._tokens) else None

@@ -79,6 +79,10 @@ class Round:
         """What prompt lookup drafts: per row `count` tokens, or none."""
         return [lookup.continuation(count) for lookup in self.lookups or ()]
 
+    def matched(self) -> list[int]:
+        """How much of each row's text prompt lookup goes by, 0 where it has no guess."""
+        return [lookup.matched for lookup in self.lookups or ()] or [0] * len(self.batch.committed)
+
     def do_chores(self, beside: Future[torch.Tensor] | None = None) -> None:
         """Do them, if there are any: now, or beside a lane's work when that has begun."""
         if self.chores is None:

@@ -13,7 +13,7 @@ from pearl_decode.costs import Acceptance, Costs, StepTimes, pearl_tokens, seque
 from pearl_decode.lanes import PacedLane
 from pearl_decode.lanes.cpu import available_cores
 from pearl_decode.lanes.target import TargetLane
-from pearl_decode.lookup import PromptLookup
+from pearl_decode.lookup import NGRAMS, PromptLookup
 from pearl_decode.round import Round
 from pearl_decode.state import Batch
 from tests.runtime.scripted import scripted_pair, sequence_model, tokens_per_round
@@ -27,7 +27,7 @@ def at_random(monkeypatch):
     """Every round another choice, whatever it costs."""
     dice = random.Random(7)
 
-    def choose(self, remaining, found, drafting):
+    def choose(self, remaining, matched, drafting):
         return dice.choice([c for c in self.choices if c.gamma <= 6])
 
     monkeypatch.setattr(Chooser, "choose", choose)
@@ -95,13 +95,13 @@ def test_a_draft_step_is_learnt_from_rounds_of_one_step_but_not_from_what_was_mi
     costs = Costs()
     chooser = Chooser([alone, one], costs, 1)
     for step_ms in (99, 4, 4, 4):  # the first one reads what was written without the draft
-        chooser.observe(one, Timing(2, 0.01 + step_ms / 1e3, 0.01, [step_ms / 1e3]), [1], [1])
+        chooser.observe(one, Timing(2, 0.01 + step_ms / 1e3, 0.01, [step_ms / 1e3]), [1], [1], [0])
     assert costs.times(1, overlapping=False).step_s(costs.round) == pytest.approx(0.004)
     for _ in range(200):
-        chooser.observe(alone, Timing(1, 0.01, 0.01, []), [0], [0])
+        chooser.observe(alone, Timing(1, 0.01, 0.01, []), [0], [0], [0])
     assert costs.times(1, overlapping=False).step_s(costs.round) < 0.004
     for step_ms in (99, 4):
-        chooser.observe(one, Timing(2, 0.01 + step_ms / 1e3, 0.01, [step_ms / 1e3]), [1], [1])
+        chooser.observe(one, Timing(2, 0.01 + step_ms / 1e3, 0.01, [step_ms / 1e3]), [1], [1], [0])
     assert costs.times(1, overlapping=False).step_s(costs.round) == pytest.approx(0.004)
 
 
@@ -110,7 +110,7 @@ def _chosen(target_ms: float, draft_ms: float, acceptances: list[float], seed: i
     chooser = Chooser(ALL, Costs(), 1)
     dice, chosen = random.Random(seed), []
     for acceptance in acceptances:
-        choice = chooser.choose([1000], [False], True)
+        choice = chooser.choose([1000], [0], True)
         gamma, steps = choice.gamma, []
         hits = 0
         if choice.strategy != "autoregressive":
@@ -125,6 +125,7 @@ def _chosen(target_ms: float, draft_ms: float, acceptances: list[float], seed: i
             Timing(gamma if overlaps else 1 + gamma * bool(steps), round_s, target_ms / 1e3, steps),
             [hits],
             judged,
+            [0],
         )
         chosen.append(choice)
     return chosen
@@ -136,13 +137,13 @@ def test_the_choice_follows_cost_and_acceptance():
     assert _chosen(40, 20, [0.2] * 400)[-1].strategy == "autoregressive"
 
 
-@pytest.mark.parametrize("found", [False, True])
-def test_what_is_prepared_is_what_would_be_found_anew(found):
+@pytest.mark.parametrize("matched", [0, *NGRAMS])
+def test_what_is_prepared_is_what_would_be_found_anew(matched):
     chooser = Chooser(ALL, Costs(), 2)
     for choice, steps in ((ALL[0], []), (ALL[0], []), (ALL[5], [0.002] * 4), (ALL[5], [0.002] * 4)):
-        chooser.observe(choice, Timing(1 + len(steps), 0.02, 0.012, steps), [1, 3], [2, 4] if steps else [0, 0])
-    speeds, best = chooser.prepare().usual[found]
-    anew = chooser.speeds([1000, 1000], [found, found], drafting=True)
+        chooser.observe(choice, Timing(1 + len(steps), 0.02, 0.012, steps), [1, 3], [2, 4] if steps else [0, 0], [0, 0])
+    speeds, best = chooser.prepare().usual[matched]
+    anew = chooser.speeds([1000, 1000], [matched, matched], drafting=True)
     assert speeds.tolist() == pytest.approx(anew.tolist())
     assert best == anew.argmax()
     assert speeds[best] > 0
@@ -163,6 +164,33 @@ def test_a_change_of_acceptance_is_followed_within_twenty_rounds(seed):
         reached = [_speed(choice, acceptance, 40, 1) / best for choice in chosen[rounds]]
         assert sum(reached) / len(reached) > 0.93
     assert _speed(chosen[199], 0.2, 40, 1) < 0.9 * best  # going on as before would have been a mistake
+
+
+def test_lookup_is_trusted_by_how_much_of_the_text_it_goes_by():
+    chooser = Chooser(ALL, Costs(), 2)
+    lookup = Choice("lookup", 4)
+    for width in (1, 1, 5, 5):  # the first of each is a warm-up
+        chooser.observe(ALL[0] if width == 1 else lookup, Timing(width, 0.02, 0.02, []), [0, 0], [0, 0], [0, 0])
+    for _ in range(30):
+        chooser.observe(lookup, Timing(5, 0.02, 0.02, []), [4, 0], [4, 1], [8, 2])
+        chooser.observe(lookup, Timing(5, 0.02, 0.02, []), [0, 4], [1, 4], [2, 8])
+    sure, unsure, both = (chooser.speeds([99, 99], matched, False) for matched in ([8, 8], [2, 2], [8, 2]))
+    place = ALL.index(lookup)
+    assert sure[place] > 3 * sure[0]
+    assert unsure[place] < 1.2 * unsure[0]
+    assert sure[place] > both[place] > unsure[place]
+    assert chooser.choose([99, 99], [8, 8], False).strategy == "lookup"
+
+
+def test_lookup_goes_by_as_much_of_the_text_as_came_before():
+    lookup = PromptLookup([5, 2, 3, 4, 10, 6, 2, 3, 4, 20])
+    assert lookup.matched == 0
+    lookup.extend([2, 3])
+    assert (lookup.matched, lookup.continuation(2)) == (2, [4, 20])
+    lookup.extend([4])
+    assert (lookup.matched, lookup.continuation(1)) == (3, [20])
+    again = PromptLookup([5, 2, 3, 4, 10, 6, 2, 3, 4, 20, 5, 2, 3, 4])
+    assert (again.matched, again.continuation(2)) == (4, [10, 6])
 
 
 def test_lookup_repeats_what_came_after_the_same_words():

@@ -31,7 +31,7 @@ def at_random(monkeypatch):
     """Every round another choice, whatever it costs; what was chosen, in order."""
     dice, chosen = random.Random(7), []
 
-    def choose(self, remaining, found, drafting):
+    def choose(self, remaining, matched, drafting):
         chosen.append(dice.choice([c for c in self.choices if c.gamma <= 8]))
         return chosen[-1]
 
@@ -208,9 +208,9 @@ def _costs_of():
     costs = Costs()
     chooser = Chooser([Choice("autoregressive", 1)], costs, 1)
     for _ in range(3):
-        chooser.observe(Choice("autoregressive", 1), Timing(1, 0.010, 0.010, []), [0], [0])
-        chooser.observe(Choice("pearl", 4), Timing(1, 0.010, 0.010, [0.001] * 4), [1], [1])
-        chooser.observe(Choice("pearl", 4), Timing(4, 0.020, 0.020, [0.001] * 4), [1], [1])
+        chooser.observe(Choice("autoregressive", 1), Timing(1, 0.010, 0.010, []), [0], [0], [0])
+        chooser.observe(Choice("pearl", 4), Timing(1, 0.010, 0.010, [0.001] * 4), [1], [1], [0])
+        chooser.observe(Choice("pearl", 4), Timing(4, 0.020, 0.020, [0.001] * 4), [1], [1], [0])
     return costs
 
 

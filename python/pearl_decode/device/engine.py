@@ -245,7 +245,7 @@ class DeviceEngine:
             max(1, request.params.max_tokens - len(request.token_ids) - in_flight) if not request.finish_reason else 0
             for request in self.requests
         ]
-        return self.chooser.choose(remaining, [False] * len(remaining), rounds.drafting)
+        return self.chooser.choose(remaining, [0] * len(remaining), rounds.drafting)
 
     def _lengths(self) -> list[int]:
         """Of each row what was read of it."""
@@ -280,7 +280,7 @@ class DeviceEngine:
         if rounds.drafting:
             rounds.try_draft(self.lanes[1].settle)
         if len(self.chooser.choices) > 1:
-            self.chooser.observe(flight.choice, flight.timing(self.lanes), accepted_of, judged_of)
+            self.chooser.observe(flight.choice, flight.timing(self.lanes), accepted_of, judged_of, [0] * len(report))
         return updates
 
     def _count_time(self, updates: list[Update], decode_s: float, flight: Flight) -> None:
