@@ -182,6 +182,24 @@ def test_lookup_is_trusted_by_how_much_of_the_text_it_goes_by():
     assert chooser.choose([99, 99], [8, 8], False).strategy == "lookup"
 
 
+def test_lookup_is_hoped_to_have_become_better_only_where_it_was_passed_over():
+    chooser, lookup = Chooser(ALL, Costs(), 1), Choice("lookup", 4)
+    for width in (1, 1, 5, 5):
+        chooser.observe(ALL[0] if width == 1 else lookup, Timing(width, 0.02, 0.02, []), [0], [0], [0])
+
+    def expected() -> float:
+        chooser.keep([0])  # the forecast is made anew
+        return chooser.prepare().tokens[8][0, ALL.index(lookup)]
+
+    begin = expected()
+    for _ in range(50):
+        chooser.observe(ALL[0], None, [0], [0], [0])
+    assert expected() == begin
+    for _ in range(50):
+        chooser.observe(ALL[0], None, [0], [0], [8])
+    assert expected() > begin
+
+
 def test_lookup_goes_by_as_much_of_the_text_as_came_before():
     lookup = PromptLookup([5, 2, 3, 4, 10, 6, 2, 3, 4, 20])
     assert lookup.matched == 0
