@@ -149,13 +149,11 @@ class Chooser:
         """
         if self._forecast is None or self._unseen > min(RAREST - 1, self._settled // SETTLING):
             rows = len(self._acceptances["draft"])
-            tokens = {n: np.ones((rows, len(self.choices))) for n in self._matches}
+            expected = np.ones((len(self._matches), rows, len(self.choices)))
             seconds = np.full(len(self.choices), np.inf)
             for family in self._families:
-                expected, seconds[family.places] = self._expected(family, rows)
-                for n in self._matches:
-                    tokens[n][:, family.places] = expected[n]
-            usual = {}
+                expected[:, :, family.places], seconds[family.places] = self._expected(family, rows)
+            tokens, usual = dict(zip(self._matches, expected, strict=True)), {}
             for n in self._matches:
                 speeds = self._speeds(tokens[n], seconds, n > 0, drafting=True)
                 usual[n] = speeds, int(speeds.argmax())
@@ -210,25 +208,29 @@ class Chooser:
         self._forecast = None
         self._acceptances = {drafter: [each[row] for row in rows] for drafter, each in self._acceptances.items()}
 
-    def _expected(self, family: Family, rows: int) -> tuple[dict[int, Any], Any]:
-        """The parts of a Forecast: tokens (rows, gammas) and seconds (gammas,), or one number for all."""
+    def _expected(self, family: Family, rows: int) -> tuple[Any, Any]:
+        """The parts of a Forecast: tokens (rows, gammas) and seconds (gammas,), or one number for all.
+
+        Tokens of prompt lookup are (matches, rows, gammas), by how much of the text it goes by.
+        """
         strategy, gammas, now = family.strategy, family.gammas, self.costs.round
         times = self.costs.times(rows, strategy == "pearl")
         windows_s, step_s = times.windows_s(family.widths, now), times.step_s(now)
         if windows_s is None or step_s is None:
-            return dict.fromkeys(self._matches, 1.0), np.inf
+            return 1.0, np.inf
         wide_s, narrow_s = windows_s[:-1], windows_s[-1]
         if strategy == "autoregressive":
-            return dict.fromkeys(self._matches, 1.0), narrow_s
+            return 1.0, narrow_s
         if strategy == "lookup":
-            guessed = {n: sequential_tokens(self._hoped(_lookup_by(n)), gammas) for n in self._matches[1:]}
-            return {0: 1.0, **guessed}, wide_s
+            none = np.zeros((rows, 1))  # accepted where there is no guess: the target's own token is left
+            rates = np.stack([none, *(self._hoped(_lookup_by(n)) for n in self._matches[1:])])
+            return sequential_tokens(rates, gammas), wide_s
         rates, drafting_s = self._hoped("draft"), gammas * step_s
         if strategy == "sequential":
-            return dict.fromkeys(self._matches, sequential_tokens(rates, gammas)), wide_s + drafting_s
+            return sequential_tokens(rates, gammas), wide_s + drafting_s
         share = 1.0 if self.whole_windows else 1 - np.prod(1 - open_share(rates, gammas), axis=0)
         round_s = (1 - share) * np.maximum(narrow_s, drafting_s) + share * np.maximum(wide_s, drafting_s)
-        return dict.fromkeys(self._matches, pearl_tokens(rates, gammas)), round_s
+        return pearl_tokens(rates, gammas), round_s
 
     def _hoped(self, drafter: str) -> NDArray[np.float64]:
         """(rows, 1)"""

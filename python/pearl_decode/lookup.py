@@ -27,18 +27,23 @@ class PromptLookup:
     @property
     def matched(self) -> int:
         """How much of the present end came before: the first of NGRAMS for which it did, 0 if the end is new."""
-        return next((n for n in NGRAMS if self._start(n) is not None), 0)
+        return self._match()[0]
 
     def continuation(self, count: int) -> list[int]:
         """What came after the present end the last time, `count` tokens of it; none if the end is new.
 
         Where the earlier occurrence reaches up to the end itself, the text is taken to repeat with that period.
         """
-        start = self._start(self.matched)
-        if start is None:
+        n, start = self._match()
+        if not n:
             return []
         period = len(self._tokens) - start
         return [self._tokens[start + i % period] for i in range(count)]
 
-    def _start(self, n: int) -> int | None:
-        return self._continued.get(tuple(self._tokens[-n:])) if 0 < n <= len(self._tokens) else None
+    def _match(self) -> tuple[int, int]:
+        """The longest end that came before, and the position after its last occurrence; zeros if there is none."""
+        for n in NGRAMS:
+            start = self._continued.get(tuple(self._tokens[-n:])) if n <= len(self._tokens) else None
+            if start is not None:
+                return n, start
+        return 0, 0
