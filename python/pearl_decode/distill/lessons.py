@@ -17,19 +17,15 @@ ON_CPU, ON_GPU = 1 << 22, 1 << 26  # logits made at once: many for the products,
 
 
 class Head(NamedTuple):
-    """weight (ids, hidden) and bias (ids,) of a model's head, or of the rows for some ids."""
+    """weight (ids, hidden) and bias (ids,) of a model's head. A draft's is the target's own, for the ids it knows."""
 
     weight: torch.Tensor
     bias: torch.Tensor | None
 
     @classmethod
-    def of(cls, model: Any, ids: torch.Tensor | None = None) -> Head:
+    def of(cls, model: Any) -> Head:
         head = model.get_output_embeddings()
-        bias = getattr(head, "bias", None)
-        if ids is None:
-            return cls(head.weight, bias)
-        ids = ids.to(head.weight.device)
-        return cls(head.weight[ids], None if bias is None else bias[ids])
+        return cls(head.weight, getattr(head, "bias", None))
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """(positions, ids) float32 of hidden (positions, hidden)."""
@@ -59,7 +55,7 @@ class Lesson:
     best: torch.Tensor
 
     def probs(self, head: Head, rows: slice) -> torch.Tensor:
-        """The target's probabilities (positions, ids) float32 of the ids whose rows of its head are given."""
+        """The target's probabilities (positions, ids) float32 of the ids of `head`."""
         return head.logits(self.hidden[rows]).sub_(self.lse[rows, None]).exp_()
 
 

@@ -68,7 +68,7 @@ class Trainer:
         self.device: torch.device = target.device
         d2t = getattr(draft, "d2t", None)
         self._ids = torch.arange(train.vocab, device=self.device) if d2t is None else d2t
-        self._target_head, self._head = Head.of(target, d2t), Head.of(draft)
+        self._head = Head.of(draft)
         self._loss = LOSSES[recipe.loss]
         self._halves = self.device.type == "cuda" or target.dtype is torch.bfloat16
         self._train, self._held_out = train, held_out
@@ -126,7 +126,7 @@ class Trainer:
         self.draft.train()
         with self._autocast():
             hidden = hidden_states(self.draft, lesson.inputs, lesson.learn)
-        loss = mean_loss(self._loss, hidden, self._head, lambda rows: lesson.probs(self._target_head, rows))
+        loss = mean_loss(self._loss, hidden, self._head, lambda rows: lesson.probs(self._head, rows))
         self._optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(list(self._own.values()), 1.0)
@@ -152,7 +152,7 @@ class Trainer:
                 hidden = hidden_states(self.draft, lesson.inputs, lesson.learn)
             for rows in self._head.parts(len(hidden)):
                 logits = self._head.logits(hidden[rows])
-                accepted += float(torch.minimum(lesson.probs(self._target_head, rows), logits.softmax(-1)).sum())
+                accepted += float(torch.minimum(lesson.probs(self._head, rows), logits.softmax(-1)).sum())
                 agreed += float((lesson.best[rows] == self._ids[logits.argmax(-1)]).sum())
             positions += len(lesson.hidden)
         return Quality(accepted / max(positions, 1), agreed / max(positions, 1))
