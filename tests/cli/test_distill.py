@@ -39,10 +39,19 @@ def test_distill_makes_a_draft_that_generate_takes(cli: Cli, target: str, tmp_pa
     assert guessed.out == alone.out
 
 
+def test_distill_needs_no_prompts_where_the_target_writes_them(cli: Cli, target: str, tmp_path: Path):
+    made = cli("distill", "--target", target, "--own-prompts", "32", "--out", str(tmp_path / "draft"), *SMALL)
+    assert made.status == 0, made.err
+    assert "of 32 prompts, " in made.err
+    assert "--own-prompts 32 --out draft" in (tmp_path / "draft" / "README.md").read_text()
+
+
 def test_bad_arguments_end_in_one_line(cli: Cli, target: str, tmp_path: Path):
     (tmp_path / "bad.jsonl").write_text('{"prompt": "a"}\n{"text": "b"}\n')
-    base = ("distill", "--target", target, "--out", str(tmp_path / "draft"), "--prompts")
+    bare = ("distill", "--target", target, "--out", str(tmp_path / "draft"))
+    base = (*bare, "--prompts")
     cases = {
+        bare: "prompts must be a file where there are no own_prompts",
         (*base, str(tmp_path / "none.jsonl")): "prompts: cannot read",
         (*base, str(tmp_path / "bad.jsonl")): "bad.jsonl:2: expected an object",
         (*base, _prompts(tmp_path), "--layers", "3"): "layers must be from 1 to 2 for this target, got 3",

@@ -17,12 +17,18 @@ def add_command(commands: Any) -> None:
     parser = commands.add_parser(
         "distill",
         help="make a draft for a target",
-        description="Make a draft for a target: a few of its layers, trained on its own answers to your prompts.",
+        description="Make a draft for a target: a few of its layers, trained on its own answers to prompts.",
     )
     parser.add_argument(
         "--target", default=BUILTIN_TARGET, help=f"path, hub id, or the built-in {BUILTIN_TARGET} (default)"
     )
-    parser.add_argument("--prompts", required=True, metavar="FILE.jsonl", help='lines of {"prompt": ..., "id": ...}')
+    parser.add_argument("--prompts", metavar="FILE.jsonl", help='lines of {"prompt": ..., "id": ...}')
+    parser.add_argument(
+        "--own-prompts",
+        type=positive,
+        metavar="N",
+        help="let the target write so many itself, beside those of the file or without one",
+    )
     parser.add_argument("--out", required=True, metavar="DIR", help="where the draft is written, with all work on it")
     parser.add_argument("--resume", action="store_true", help="go on with what DIR holds")
     parser.add_argument(

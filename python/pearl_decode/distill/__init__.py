@@ -18,7 +18,8 @@ from pearl_decode.distill.answers import Answer, plan_jobs, write_answers
 from pearl_decode.distill.card import model_card
 from pearl_decode.distill.lessons import Lessons
 from pearl_decode.distill.losses import LOSSES
-from pearl_decode.distill.prompts import read_prompts, read_text
+from pearl_decode.distill.own import KEYS, write_prompts
+from pearl_decode.distill.prompts import Prompt, read_prompts, read_text
 from pearl_decode.distill.report import Report, Silent
 from pearl_decode.distill.samples import Sample, prompt_samples, split
 from pearl_decode.distill.start import Start
@@ -31,7 +32,7 @@ __all__ = ["Quality", "Settings", "distill"]
 WORK = "work"  # inside the output directory: answers and checkpoint, of no use once the draft is made
 PASSES = 10  # over the answers, where the number of tokens is not given
 HELD_OUT, MOST_HELD_OUT = 0.05, 64  # share of the prompts, and number of them
-ANSWERING = 0.4  # of the hours, at most
+WRITING, ANSWERING = 0.1, 0.4  # of the hours, at most: for prompts, and for answers
 LONGEST_PROMPT = 512
 
 
@@ -42,6 +43,7 @@ class Settings:
     layers:        the target's decoder layers the draft began as
     draft_vocab:   ids it can draw
     initial_draft: name of the draft it went on from, None for those layers as they were
+    own_prompts:   how many the target wrote itself, None for none
     answers:       how often each prompt is answered, at temperature 0, 0.7 and 1.0 in turn
     answer_tokens: most tokens of an answer
     batch_answers: answers decoded at once; batch_tokens: tokens per training step, with padding
@@ -51,6 +53,7 @@ class Settings:
     layers: tuple[int, ...]
     draft_vocab: int
     initial_draft: str | None
+    own_prompts: int | None
     answers: int
     answer_tokens: int
     batch_answers: int
@@ -61,7 +64,8 @@ class Settings:
     seed: int
 
     def __post_init__(self) -> None:
-        for name in ("draft_vocab", "answers", "answer_tokens", "batch_answers", "batch_tokens"):
+        counts = ["draft_vocab", "answers", "answer_tokens", "batch_answers", "batch_tokens"]
+        for name in counts if self.own_prompts is None else [*counts, "own_prompts"]:
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise ValueError(f"{name} must be an integer >= 1, got {value!r}")
@@ -73,9 +77,10 @@ class Settings:
 
 def distill(
     target: str | os.PathLike[str] | PreTrainedModel,
-    prompts: str | os.PathLike[str],
+    prompts: str | os.PathLike[str] | None,
     out: str | os.PathLike[str],
     *,
+    own_prompts: int | None = None,
     tokenizer: Any | None = None,
     layers: int | Sequence[int] | None = None,
     draft_vocab: int | None = None,
@@ -99,7 +104,9 @@ def distill(
     """Distill a draft for `target` into the directory `out`, which PearlDecoder.from_pretrained then takes as a draft.
 
     target:  as PearlDecoder.from_pretrained's; a loaded model needs its tokenizer
-    prompts: file of {"prompt": TEXT, "id": KEY} lines; about one in twenty is held out to measure on
+    prompts: file of {"prompt": TEXT, "id": KEY} lines; None where the target writes them all. About one in
+             twenty is held out to measure on
+    own_prompts: how many the target writes itself, as the user of its chat; some have no end, and are left out
     layers:  how many of the target's decoder layers the draft has, which are its first, or which ones; None is 2
     draft_vocab: ids it can draw, those the target finds likeliest in its answers; None is 16384
     initial_draft: a draft of this target to go on from, with its layers, and its ids unless draft_vocab is given
@@ -125,7 +132,12 @@ def distill(
         if not isinstance(target, (str, os.PathLike)):
             raise ValueError("tokenizer must be given for a target that is already loaded")
         tokenizer = load_tokenizer("target", target)
-    asked = read_prompts(prompts, tokenizer, LONGEST_PROMPT)
+    if prompts is None and own_prompts is None:
+        raise ValueError("prompts must be a file where there are no own_prompts, got None")
+    given = [] if prompts is None else read_prompts(prompts, tokenizer, LONGEST_PROMPT)
+    taken = [prompt.key for prompt in given if prompt.key.startswith(KEYS)]
+    if taken and own_prompts is not None:
+        raise ValueError(f"prompts: an id that begins with {KEYS!r} is of a prompt the target wrote, got {taken[0]!r}")
     pieces = [Sample(ids, 1) for ids in read_text(text, tokenizer, 2 * answer_tokens)]
     if dtype is None and default_device().type == "cpu":
         dtype = torch.bfloat16 if _multiplies_bfloat16() else torch.float32
@@ -139,6 +151,7 @@ def distill(
         layers=start.layers,
         draft_vocab=start.draft_vocab,
         initial_draft=None if initial_draft is None else Path(initial_draft).name,
+        own_prompts=own_prompts,
         answers=answers,
         answer_tokens=answer_tokens,
         batch_answers=batch_answers or (512 if on_gpu else 64),
@@ -156,7 +169,7 @@ def distill(
         begun = resume and checkpoint.exists()
         # Once training has begun, its data stays as it is, or the place in it would mean another.
         end = begin if begun else None if limit_s is None else begin + limit_s
-        replies = _answers(model, tokenizer, asked, settings, work, end, report)
+        asked, replies = _answers(model, tokenizer, given, settings, work, end, report)
         samples, aside = split(replies, HELD_OUT, MOST_HELD_OUT)
         samples += pieces + (prompt_samples(asked, aside) if settings.learn_prompts else [])
         learnt = sum(sample.learnt for sample in samples)
@@ -201,26 +214,44 @@ def distill(
 def _answers(
     model: PreTrainedModel,
     tokenizer: Any,
-    asked: list[Any],
+    given: list[Prompt],
     settings: Settings,
     work: Path,
     end: float | None,
     report: Report,
-) -> list[Answer]:
+) -> tuple[list[Prompt], list[Answer]]:
+    """All prompts, those given and the target's own, and the answers to them. end: of the run, by time.monotonic()."""
     target = CausalModel(model, "target")
     eos_ids = sorted({*target.eos_ids(), *([tokenizer.eos_token_id] if tokenizer.eos_token_id is not None else [])})
+
+    def deadline(share: float) -> float | None:
+        now = time.monotonic()
+        return None if end is None else now + share * (end - now)
+
+    asked = given
+    if settings.own_prompts:
+        with report.writing(settings.own_prompts) as update:
+            asked = given + write_prompts(
+                target,
+                tokenizer,
+                settings.own_prompts,
+                work / "prompts.jsonl",
+                seed=settings.seed,
+                batch=settings.batch_answers,
+                eos_ids=eos_ids,
+                deadline=deadline(WRITING),
+                report=update,
+            )
     jobs = plan_jobs(asked, settings.answers, settings.seed)
-    now = time.monotonic()
-    deadline = None if end is None else now + ANSWERING * (end - now)
     with report.answering(len(jobs)) as update:
-        return write_answers(
+        return asked, write_answers(
             target,
             jobs,
             work / "answers.jsonl",
             max_tokens=settings.answer_tokens,
             batch=settings.batch_answers,
             eos_ids=eos_ids,
-            deadline=deadline,
+            deadline=deadline(ANSWERING),
             report=update,
         )
 

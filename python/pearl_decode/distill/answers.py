@@ -51,11 +51,11 @@ def plan_jobs(prompts: Sequence[Prompt], rounds: int, seed: int) -> list[Job]:
         for index in order:
             prompt = prompts[index]
             temperature = TEMPERATURES[(index + number) % len(TEMPERATURES)]
-            jobs.append(Job(prompt, number, temperature, _seed_of(seed, number, prompt.key)))
+            jobs.append(Job(prompt, number, temperature, seed_of(seed, number, prompt.key)))
     return jobs
 
 
-def _seed_of(seed: int, number: int, key: str) -> int:
+def seed_of(seed: int, number: int, key: str) -> int:
     digest = hashlib.sha256(f"{seed}/{number}/{key}".encode()).digest()
     return int.from_bytes(digest[:8], "little", signed=True)
 

@@ -14,6 +14,8 @@ from pearl_decode.distill.train import Progress
 class Report(Protocol):
     """Each method gives a function to call with every piece of news while its part of the run lasts."""
 
+    def writing(self, total: int) -> AbstractContextManager[Callable[[Answer], None]]: ...
+
     def answering(self, total: int) -> AbstractContextManager[Callable[[Answer], None]]: ...
 
     def choosing(self) -> AbstractContextManager[Callable[[float], None]]: ...
@@ -22,6 +24,9 @@ class Report(Protocol):
 
 
 class Silent:
+    def writing(self, total: int) -> AbstractContextManager[Callable[[Answer], None]]:
+        return nullcontext(lambda answer: None)
+
     def answering(self, total: int) -> AbstractContextManager[Callable[[Answer], None]]:
         return nullcontext(lambda answer: None)
 
@@ -38,16 +43,22 @@ class Bars:
     def __init__(self, every_s: float = 30.0) -> None:
         self._every_s = every_s
 
+    def writing(self, total: int) -> AbstractContextManager[Callable[[Answer], None]]:
+        return self._counting("prompts", total)
+
+    def answering(self, total: int) -> AbstractContextManager[Callable[[Answer], None]]:
+        return self._counting("answers", total)
+
     @contextmanager
-    def answering(self, total: int) -> Iterator[Callable[[Answer], None]]:
+    def _counting(self, what: str, total: int) -> Iterator[Callable[[Answer], None]]:
         tokens = count = 0
 
-        with _Bar("answers", self._every_s) as bar:
+        with _Bar(what, self._every_s) as bar:
 
             def update(answer: Answer) -> None:
                 nonlocal tokens, count
                 count, tokens = count + 1, tokens + len(answer.answer_ids)
-                bar.show(count / total, f"{count} of {total} answers, {tokens} tokens")
+                bar.show(count / total, f"{count} of {total} {what}, {tokens} tokens")
 
             yield update
 
