@@ -4,6 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
+from torch import Tensor
+
+from pearl_decode.state import PLACEHOLDER
+
 NGRAMS = (8, 4, 3, 2)  # lengths of the ends that are looked up, the surest first
 
 
@@ -47,3 +52,29 @@ class PromptLookup:
             if start is not None:
                 return n, start
         return 0, 0
+
+
+def look_up(tokens: Tensor, committed: Tensor, count: int) -> Tensor:
+    """`PromptLookup.continuation` of every row of a batch, on its device: nothing is read on the host.
+
+    tokens:    (batch, length) int64, of which the first committed (batch,) int64 of a row are its text
+    Returns (batch, count) int64, PLACEHOLDER throughout a row whose end is new.
+    """
+    length = tokens.shape[1]
+    places = torch.arange(length, device=tokens.device)
+    same = torch.ones_like(tokens, dtype=torch.bool)  # whether the tokens up to a place are the last ones, so far
+    surest = torch.zeros_like(tokens)
+    for back in range(min(max(NGRAMS), length)):
+        last = tokens.gather(1, (committed[:, None] - 1 - back).clamp(min=0))
+        same[:, back:] &= tokens[:, : length - back] == last
+        same[:, :back] = False  # there are none before a text
+        if back + 1 in NGRAMS:
+            surest += same
+    # The longest one, and among those the last; not the end itself.
+    score = (surest * length + places).masked_fill((surest == 0) | (places >= committed[:, None] - 1), -1)
+    best, place = score.max(1)
+    start = place + 1
+    period = (committed - start).clamp(min=1)
+    sources = start[:, None] + torch.arange(count, device=tokens.device) % period[:, None]
+    guesses = tokens.gather(1, sources.clamp(max=length - 1))
+    return guesses.masked_fill(best[:, None] < 0, PLACEHOLDER)

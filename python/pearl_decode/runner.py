@@ -11,7 +11,6 @@ from pearl_decode.lanes import CpuLane
 from pearl_decode.lanes.cpu import lane_pair
 from pearl_decode.models import CausalModel
 from pearl_decode.request import Request
-from pearl_decode.strategies import STRATEGIES
 
 
 class Decoding(Protocol):
@@ -22,12 +21,7 @@ class Decoding(Protocol):
 
 
 class Runner(Protocol):
-    """Makes the engine of each batch of one pair of models.
-
-    strategies: those it has rounds for, "auto" included
-    """
-
-    strategies: tuple[str, ...]
+    """Makes the engine of each batch of one pair of models."""
 
     def engine(self, requests: list[Request], plan: Plan) -> Decoding:
         """Of a batch; nothing runs yet."""
@@ -41,8 +35,6 @@ class CpuRunner:
 
     lanes: target and draft lane to use whatever the strategy; None shares the cores out as it needs
     """
-
-    strategies: tuple[str, ...] = ("auto", *STRATEGIES)
 
     def __init__(
         self,

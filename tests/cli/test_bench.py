@@ -257,15 +257,12 @@ def test_json_has_settings_versions_hardware_and_a_row_per_system_and_task(bench
     assert tables.count("| transformers plain |") == 3
 
 
-def test_by_default_the_strategies_are_those_the_decoder_has(bench: Cli, monkeypatch: pytest.MonkeyPatch):
+def test_by_default_every_strategy_is_measured_in_static_rounds_too(bench: Cli, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(decoder_module, "has_static_rounds", lambda target: True)
     outcome = bench("--json")
     assert outcome.status == 0
     systems = {row["system"] for row in outcome.json()["rows"]}
-    assert systems == {"autoregressive", "auto", "pearl", "sequential"}
-    asked = bench("--strategies", "lookup")
-    assert asked.status == 1
-    assert "error: lookup: ValueError: strategy must be one of" in asked.err
+    assert systems == {"autoregressive", "lookup", "auto", "pearl", "sequential"}
 
 
 def test_a_peer_that_fails_is_a_line_and_no_failure(bench: Cli, monkeypatch: pytest.MonkeyPatch):

@@ -18,7 +18,7 @@ from tests.runtime.tiny import VOCAB, build
 
 pytestmark = pytest.mark.gpu
 
-STRATEGIES = ("autoregressive", "sequential", "pearl")
+STRATEGIES = ("autoregressive", "lookup", "sequential", "pearl")
 PROMPTS = [[(7 * i + 3 * row) % (VOCAB - 1) + 1 for i in range(length)] for row, length in enumerate((6, 1, 19, 3, 11))]
 PARAMS = [
     SamplingParams(temperature=t, max_tokens=n, seed=seed)
@@ -68,7 +68,7 @@ def test_graphs_on_two_streams_decode_what_calls_do(strategy, rule, gpu):
     for lateness in (0, 1, 2):
         with DeviceDecoder(*models, options=DeviceOptions(lateness=lateness), **plan) as decoder:
             assert [texts(decoder), texts(decoder)] == [wanted] * 2
-            assert len(graphs(decoder)) == {"autoregressive": 1, "sequential": 2, "pearl": 3}[strategy]
+            assert len(graphs(decoder)) == {"autoregressive": 1, "lookup": 1, "sequential": 2, "pearl": 3}[strategy]
 
 
 def test_masked_attention_is_captured_anew_as_texts_grow(gpu):

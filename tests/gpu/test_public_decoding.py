@@ -16,7 +16,7 @@ from tests.gpu.test_decoding_lanes import PROMPTS, guard, pair
 
 pytestmark = pytest.mark.gpu
 
-STRATEGIES = ("auto", "autoregressive", "sequential", "pearl")
+STRATEGIES = ("auto", "autoregressive", "lookup", "sequential", "pearl")
 COUNTS = (24, 9, 1, 60, 17)
 GREEDY = [SamplingParams(max_tokens=n) for n in COUNTS]
 COUPLED = [SamplingParams(temperature=0.8, max_tokens=n, seed=n) for n in COUNTS]

@@ -15,7 +15,7 @@ from pearl_decode.attention import ATTENTION_NAME, sdpa_replaced
 from pearl_decode.auto import Choice, Chooser, Timing
 from pearl_decode.costs import Costs
 from pearl_decode.device.engine import DeviceOptions
-from pearl_decode.device.shape import ALONE, COMPILED_WIDTHS, WIDTHS, shape_of, static_choices
+from pearl_decode.device.shape import COMPILED_WIDTHS, WIDTHS, shape_of, static_choices
 from pearl_decode.engine import Plan
 from pearl_decode.lanes.queue import InlineLane
 from tests.runtime.device import DeviceDecoder, DynamicDecoder, Schedule, TapeLane, no_host_reads
@@ -63,7 +63,7 @@ def test_text_is_the_targets_own_whatever_is_chosen(
     with DeviceDecoder(llama, near_llama, rule="coupled", device_lanes=lanes, **AUTO) as decoder:
         for _ in range(3):
             assert _ids(decoder.generate(prompts, _params(temperature))) == alone[temperature]
-    assert len(set(at_random)) == 7  # the target alone, and three each of the other two
+    assert len(set(at_random)) == 10  # the target alone, and three each of the other three
 
 
 def test_events_alone_keep_the_lanes_in_order_when_shapes_change(llama, near_llama, prompts, alone, at_random):
@@ -106,8 +106,13 @@ def test_joint_law_of_three_tokens_is_the_targets_whatever_is_chosen(rule, at_ra
 
 
 @pytest.mark.parametrize("seed", [None, 0, 1, 2])
-def test_a_draft_that_missed_rounds_reads_what_it_missed(llama, prompts, seed, at_random):
+def test_a_draft_that_missed_rounds_reads_what_it_missed(llama, prompts, seed, at_random, monkeypatch):
     """The draft is the target: whatever its cache lacked, or read too early, would show as a refusal."""
+
+    def choices(*given, **named):
+        return [choice for choice in static_choices(*given, **named) if choice.strategy != "lookup"]
+
+    monkeypatch.setattr("pearl_decode.device.engine.static_choices", choices)
     lanes = None if seed is None else Schedule(seed).lanes
     options = DeviceOptions(lateness=2, bucket=64)
     with DeviceDecoder(llama, llama, options=options, device_lanes=lanes, **AUTO) as decoder:
@@ -219,14 +224,12 @@ def test_choices_are_coarse_and_share_their_widths():
         choices = static_choices(Plan("auto", "auto", "token"), widths, drafting=True)
         shapes = [shape_of(choice.strategy, choice.gamma) for choice in choices]
         assert {shape.width for shape in shapes} == {1, *widths}
-        assert len(shapes) == 1 + 2 * len(widths)
+        assert len(shapes) == 1 + 3 * len(widths)
     assert static_choices(Plan("auto", 3, "token"), WIDTHS, drafting=True) == [
         Choice("autoregressive", 1),
+        Choice("lookup", 3),
         Choice("sequential", 3),
         Choice("pearl", 3),
     ]
-    assert [
-        shape_of(c.strategy, c.gamma) for c in static_choices(Plan("auto", "auto", "token"), WIDTHS, drafting=False)
-    ] == [ALONE]
-    with pytest.raises(ValueError, match="for static rounds, got 'lookup'"):
-        static_choices(Plan("lookup", 4, "token"), WIDTHS, drafting=True)
+    alone = static_choices(Plan("auto", "auto", "token"), WIDTHS, drafting=False)
+    assert {choice.strategy for choice in alone} == {"autoregressive", "lookup"}

@@ -120,11 +120,10 @@ def test_the_hook_of_transformers_gives_its_own_text(runtime, llama, near_llama,
 
 
 @pytest.mark.usefixtures("static")
-def test_static_rounds_refuse_lookup_and_lanes_ask_for_the_others(llama, near_llama, prompts):
-    with pytest.raises(ValueError, match=r"strategy must be one of \['auto', .*known some rounds late, got 'lookup'"):
-        PearlDecoder(llama, near_llama, strategy="lookup")
+def test_lanes_that_are_given_ask_for_rounds_of_threads(llama, near_llama, prompts):
     lanes = CpuLane("target", available_cores()[:1]), CpuLane("draft", available_cores()[:1])
     with PearlDecoder(llama, near_llama, strategy="lookup", lanes=lanes) as pair:
+        assert isinstance(pair.runner, CpuRunner)
         assert pair.generate(prompts[:1], SamplingParams(max_tokens=4))[0].error is None
 
 

@@ -80,8 +80,6 @@ def run(args: argparse.Namespace) -> int:
         from pearl_decode.bench.report import build_report
         from pearl_decode.bench.summary import summarise
 
-        if args.strategies is None:
-            strategies = [name for name in strategies if name in decoder.runner.strategies]
         decoder.max_batch = max(decoder.max_batch, args.batch)
         jobs = _jobs(decoder, args, prompts)
         measurement, points = _measure(decoder, args, strategies, jobs)

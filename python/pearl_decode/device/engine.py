@@ -21,6 +21,7 @@ from pearl_decode.device.rounds import StaticRounds
 from pearl_decode.device.shape import WIDTHS, shape_of, static_choices
 from pearl_decode.engine import Plan, Update
 from pearl_decode.lanes.queue import DeviceLane
+from pearl_decode.lookup import PromptLookup
 from pearl_decode.memory import NoRoomError, check_room, has_plenty, has_room
 from pearl_decode.models import CausalModel
 from pearl_decode.request import Request
@@ -100,6 +101,9 @@ class DeviceEngine:
         self._read = [0] * len(requests)  # positions of each row that the draft has read
         self._busy_s = [0.0, 0.0]  # of the lanes, in the rounds that were read
         self._behind = False  # whether rounds went without the draft since
+        self._lookups: list[PromptLookup] = []  # of what was read, to choose by
+        if len(choices) > 1 and any(choice.strategy == "lookup" for choice in choices):
+            self._lookups = [PromptLookup(request.prompt_ids) for request in requests]
 
     def run(self) -> Generator[list[Update], None, None]:
         """Decode until every request has ended; what each request got from a round, `lateness` rounds after it.
@@ -213,14 +217,15 @@ class DeviceEngine:
 
     def _prefill(self, rounds: StaticRounds) -> None:
         """A draft that is not sure to be needed reads the prompts when it first drafts."""
-        drafting = bool(self._shapes[self._choose(rounds, 0)].drafted)
+        drafting = bool(self._shapes[self._choose(rounds, self._matched(), 0)].drafted)
         # At least one token, which the first round reads again: a cache that is made later would be compiled twice.
         rounds.prefill(max(1, *(len(request.prompt_ids) - 1 for request in self.requests)), drafting=drafting)
         self._behind = not drafting
         self.lanes[0].record().synchronize()
 
     def _play(self, rounds: StaticRounds, flights: Sequence[Flight], ring: Ring) -> Flight:
-        choice, before = self._choose(rounds, len(flights)), numbers(self.lanes)
+        matched, before = self._matched(), numbers(self.lanes)
+        choice = self._choose(rounds, matched, len(flights))
         shape = self._shapes[choice]
         # No row is further, whatever the rounds on their way gave.
         head = max(self._lengths()) + sum(flight.shape.most_emitted for flight in flights)
@@ -233,19 +238,24 @@ class DeviceEngine:
             self._read = [max(0, length - 2) for length in self._lengths()]
         self._behind = not shape.drafted
         view = self._view(rounds, head + shape.reach)
-        flight, round = fly(choice, self.chooser.reason, self.lanes, before, lambda: rounds.play(shape, view))
+        reason = self.chooser.reason
+        flight, round = fly(choice, reason, matched, self.lanes, before, lambda: rounds.play(shape, view))
         ring.push(round.report)
         self.ends.append(self.lanes[0].queued)
         return flight
 
-    def _choose(self, rounds: StaticRounds, in_flight: int) -> Choice:
+    def _matched(self) -> list[int]:
+        """How much of each row's text prompt lookup goes by, as far as it was read; 0 where it has no guess."""
+        return [lookup.matched for lookup in self._lookups] or [0] * len(self.requests)
+
+    def _choose(self, rounds: StaticRounds, matched: list[int], in_flight: int) -> Choice:
         if len(self.chooser.choices) == 1:
             return self.chooser.choices[0]
         remaining = [
             max(1, request.params.max_tokens - len(request.token_ids) - in_flight) if not request.finish_reason else 0
             for request in self.requests
         ]
-        return self.chooser.choose(remaining, [0] * len(remaining), rounds.drafting)
+        return self.chooser.choose(remaining, matched, rounds.drafting)
 
     def _lengths(self) -> list[int]:
         """Of each row what was read of it."""
@@ -262,25 +272,32 @@ class DeviceEngine:
         return -(-positions // self.options.bucket) * self.options.bucket
 
     def _hand_out(self, rounds: StaticRounds, report: list[list[int]], flight: Flight) -> list[Update]:
-        updates, drafted = [], flight.shape.drafted
+        updates = []
         accepted_of, judged_of = [0] * len(report), [0] * len(report)
-        for row, (request, (emitted, accepted, finished, status, *ids)) in enumerate(
+        for row, (request, (emitted, accepted, drafted, finished, status, *ids)) in enumerate(
             zip(self.requests, report, strict=True)
         ):
             if request.finish_reason is not None:
                 continue
             count, text = request.push(ids[:emitted], Finished(finished), Status(status))
             judged = accepted + (accepted < drafted and accepted < emitted)
-            accepted_of[row], judged_of[row] = accepted, judged
-            request.stats.count_round(count, min(accepted, count), judged, drafted)
+            if not flight.shape.guessed:
+                accepted_of[row], judged_of[row] = accepted, judged
+            elif flight.matched[row]:
+                # What was known to match may have ended since, which costs as much as a refusal.
+                accepted_of[row], judged_of[row] = accepted, max(1, judged)
+            request.stats.count_round(count, min(accepted, count), judged, flight.shape.drafted)
             if len(self.chooser.choices) > 1:
                 request.stats.count_choice(flight.choice, flight.reason)
             updates.append(Update(request, ids[:count], text))
+            if self._lookups:
+                self._lookups[row].extend(ids[:count])
         self.lanes[0].settle()
         if rounds.drafting:
             rounds.try_draft(self.lanes[1].settle)
         if len(self.chooser.choices) > 1:
-            self.chooser.observe(flight.choice, flight.timing(self.lanes), accepted_of, judged_of, [0] * len(report))
+            timing = flight.timing(self.lanes)
+            self.chooser.observe(flight.choice, timing, accepted_of, judged_of, flight.matched)
         return updates
 
     def _count_time(self, updates: list[Update], decode_s: float, flight: Flight) -> None:

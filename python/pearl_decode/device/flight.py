@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from pearl_decode.auto import Choice, Timing
 from pearl_decode.device.round import StaticRound
-from pearl_decode.device.shape import Shape
+from pearl_decode.device.shape import ALONE, Shape
 from pearl_decode.lanes.queue import DeviceLane
 
 Span = tuple[int, int]  # of numbers of a lane's pieces of work
@@ -20,6 +20,7 @@ class Flight:
     """One round that was queued.
 
     choice, reason: how, and why; shape: of what was queued
+    matched:        how much of each row's text prompt lookup went by, as far as was known
     spans:          of the target's and the draft's lane
     work:           the same, with what had to be done first
     host_s:         what queueing it took
@@ -29,6 +30,7 @@ class Flight:
     choice: Choice
     reason: str
     shape: Shape
+    matched: list[int]
     spans: tuple[Span, Span]
     work: tuple[Span, Span]
     host_s: float
@@ -62,13 +64,18 @@ def numbers(lanes: Lanes) -> tuple[int, int]:
 
 
 def fly(
-    choice: Choice, reason: str, lanes: Lanes, before: tuple[int, int], queue: Callable[[], StaticRound]
+    choice: Choice,
+    reason: str,
+    matched: list[int],
+    lanes: Lanes,
+    before: tuple[int, int],
+    queue: Callable[[], StaticRound],
 ) -> tuple[Flight, StaticRound]:
     """Queue a round, and note what belongs to it. before: the lanes' numbers when work for it began"""
     begin, firsts = time.perf_counter(), numbers(lanes)
     round = queue()
     (target, draft), host_s = numbers(lanes), time.perf_counter() - begin
-    if not round.shape.drafted:
+    if round.shape == ALONE:
         choice = Choice("autoregressive", 1)
     spans, work = (((first, target), (other, draft)) for first, other in (firsts, before))
-    return Flight(choice, reason, round.shape, spans, work, host_s, round.warm), round
+    return Flight(choice, reason, round.shape, matched, spans, work, host_s, round.warm), round

@@ -14,12 +14,13 @@ from pearl_decode.cache import WindowCache
 from pearl_decode.device.draft import Drafted, StaticDraft, message_width
 from pearl_decode.device.shape import Shape
 from pearl_decode.lanes.queue import DeviceLane, Event
+from pearl_decode.lookup import look_up
 from pearl_decode.models import CausalModel
 from pearl_decode.state import PLACEHOLDER
 from pearl_kernels import DecodeState, Finished, SamplingTensors, advance_
 
 LOGGER = logging.getLogger(__name__)
-FACTS = 4  # columns of a report before the ids: tokens emitted, drafted ones among them, Finished, Status
+FACTS = 5  # columns of a report before the ids: tokens emitted, drafted ones among them, drafted ones, Finished, Status
 Work = Callable[[], None]
 
 
@@ -107,7 +108,9 @@ class StaticRound:
     def play_target(self, view: int) -> None:
         """Queue the target's part, after the draft's if the shape has one."""
         target_lane = self.batch.lanes[0]
-        if not self.shape.drafted:
+        if self.shape.guessed:
+            self._part("guess", target_lane, self._verify_guesses, view)
+        elif not self.shape.drafted:
             self._part("alone", target_lane, self._go_alone, view)
         elif self.shape.runs_ahead:
             self._part("window", target_lane, self._read_window, view)
@@ -162,14 +165,25 @@ class StaticRound:
                 kept[:, : self.shape.next_window] = new[:, 1:]
 
     def _verify_drafts(self, view: int) -> None:
-        """Put the drafts in place with a placeholder after them, which becomes the target's own token; verify them."""
-        drafted, state = self._drafted(), self.batch.state
-        bonus = drafted.tokens.new_full((len(drafted.tokens), 1), PLACEHOLDER)
-        chain = torch.cat([drafted.tokens, bonus], dim=1)
-        state.tokens.scatter_(1, _columns(state.committed, self.shape.width), chain)
-        state.window.masked_fill_(state.finished == Finished.RUNNING, self.shape.drafted)
-        self._read_window(view)
+        """Verify what was drafted in this round."""
+        drafted = self._drafted()
+        self._read_chain(drafted.tokens, view)
         self._advance(view, drafted if drafted.logits is not None else None)
+
+    def _verify_guesses(self, view: int) -> None:
+        """Verify what prompt lookup finds, of which it is certain."""
+        state = self.batch.state
+        guesses = look_up(state.tokens[:, :view], state.committed, self.shape.guessed)
+        self._read_chain(guesses, view)
+        self._advance(view, None, num_drafted=(guesses != PLACEHOLDER).sum(1))
+
+    def _read_chain(self, tokens: Tensor, view: int) -> None:
+        """Put a chain in place with a placeholder after it, which becomes the target's own token, and read it."""
+        state = self.batch.state
+        bonus = tokens.new_full((len(tokens), 1), PLACEHOLDER)
+        state.tokens.scatter_(1, _columns(state.committed, self.shape.width), torch.cat([tokens, bonus], dim=1))
+        state.window.masked_fill_(state.finished == Finished.RUNNING, tokens.shape[1])
+        self._read_window(view)
 
     def _go_alone(self, view: int) -> None:
         """A round without a draft: the placeholder becomes the target's own token."""
@@ -178,7 +192,8 @@ class StaticRound:
         self._read_window(view)
         self._advance(view, None)
 
-    def _advance(self, view: int, chain: Drafted | None) -> None:
+    def _advance(self, view: int, chain: Drafted | None, num_drafted: Tensor | None = None) -> None:
+        """num_drafted: (batch,) int64; None for what the draft always writes"""
         batch, before = self.batch, self.batch.state.committed.clone()
         emitted, accepted = advance_(
             batch.state,
@@ -191,8 +206,10 @@ class StaticRound:
             next_window=self.shape.next_window,
         )
         ids = batch.state.tokens.gather(1, _columns(before, self.shape.width))
-        facts = torch.stack([emitted, accepted, batch.state.finished, batch.state.status], dim=1)
-        self.report.copy_(torch.cat([facts.long(), ids], dim=1))
+        if num_drafted is None:
+            num_drafted = torch.full_like(before, self.shape.drafted)
+        facts = [fact.long() for fact in (emitted, accepted, num_drafted, batch.state.finished, batch.state.status)]
+        self.report.copy_(torch.cat([torch.stack(facts, dim=1), ids], dim=1))
         self._announce()
 
     def _announce(self) -> None:

@@ -95,7 +95,7 @@ class StaticRounds:
 
         view: cached positions it may look at, at most the caches' capacity
         """
-        before, round = self._present, self._turn_to(shape if self.drafting else ALONE)
+        before, round = self._present, self._turn_to(shape if self.drafting or not shape.drafted else ALONE)
 
         def draft() -> None:
             if before is not None and before.shape.reread > round.shape.reread:
@@ -156,7 +156,7 @@ class StaticRounds:
         if self.batch.draft is not None:
             self.batch.draft.cache.release()
         self.batch.draft = self.batch.d2t = self._handed_over = None
-        for shape in [shape for shape in self.rounds if shape != ALONE]:
+        for shape in [shape for shape in self.rounds if shape.drafted]:
             self.rounds.pop(shape).release()
         self._present = None
         _try_lost(draft_lane.release)

@@ -10,7 +10,7 @@ from pearl_decode.attention import use_window_attention
 from pearl_decode.costs import Costs
 from pearl_decode.device.engine import DeviceEngine, DeviceOptions
 from pearl_decode.device.kept import Kept
-from pearl_decode.device.shape import COMPILED_WIDTHS, STATIC, WIDTHS
+from pearl_decode.device.shape import COMPILED_WIDTHS, WIDTHS
 from pearl_decode.engine import Plan
 from pearl_decode.lanes.cuda import HIGH, NORMAL, CudaLane
 from pearl_decode.lanes.queue import DeviceLane, InlineLane
@@ -33,8 +33,6 @@ class DeviceRunner:
     costs:   what is known of the pair
     Raises ValueError for a target on a GPU whose draft is not on one.
     """
-
-    strategies: tuple[str, ...] = ("auto", *STATIC)
 
     def __init__(
         self,
