@@ -64,7 +64,7 @@ def sum_masses(
             lse = tl.load(draft_lses + row, mask=inside, other=0.0)
             draft_probs = block.probabilities_float32(draft_values, inv_t, threshold, lse)
             mass = tl.maximum(weight.to(tl.float32)[:, None] * target_probs - draft_probs, 0.0)
-            tl.store(masses + row * slices + slice_index, tl.sum(mass, axis=1).to(tl.float64), mask=inside)
+            tl.store(masses + row * slices + slice_index, tl.sum(mass.to(tl.float64), axis=1), mask=inside)
         if arrive(request_counters + group, rows * slices):
             across = tl.arange(0, WIDTH)[None, :]
             length = length_of(lengths, finished, request, width, exists)

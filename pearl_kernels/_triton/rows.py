@@ -92,7 +92,8 @@ def look_at_slice(
         inv_t = inverse_temperature(temperature, request, mask)
         reference = tl.where(tl.abs(maximum) < float("inf"), maximum, 0.0)
         masses = tl.exp(tl.minimum(values - reference[:, None], 0.0) * inv_t[:, None])
-        tl.store(sums + at, tl.sum(masses, axis=1), mask=mask)
+        # In float64, as a row's address decides which of them a thread adds up.
+        tl.store(sums + at, tl.sum(masses.to(tl.float64), axis=1).to(tl.float32), mask=mask)
         if DRAWS:
             races = sampled & ((by_count | by_mass | by_ratio) == 0) & (maximum < float("inf"))
             if tl.max(races.to(tl.int32), axis=0) > 0:
