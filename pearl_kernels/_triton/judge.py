@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pearl_kernels._triton import chain
 from pearl_kernels._triton.chains import judge_rows
-from pearl_kernels._triton.launch import LOW_BIT, RESIDUAL_WARPS, WARPS, tiles_of, view_of
+from pearl_kernels._triton.launch import LOW_BIT, REGISTERS, RESIDUAL_WARPS, WARPS, tiles_of, view_of
 from pearl_kernels._triton.residuals import draw_residuals, sum_masses
 from pearl_kernels._triton.workspace import Scratch, Size, workspace
 
@@ -126,7 +126,8 @@ class _Judging:
             scratch.prefix_weights, size.slices, *self.ends,
             RULE=RULES[self.rule], DRAWS=self.rule == "coupled" or (certain and self.rule != "greedy"),
             SIDES=size.sides, STEP=tiles_of(self.logits.shape[2], size.batch).step,
-            LOW_BIT=LOW_BIT[self.logits.dtype], DRAFT_LOW_BIT=LOW_BIT[draft_dtype], num_warps=WARPS, **self._constants,
+            LOW_BIT=LOW_BIT[self.logits.dtype], DRAFT_LOW_BIT=LOW_BIT[draft_dtype], num_warps=WARPS,
+            maxnreg=None if self.rule == "greedy" else REGISTERS, **self._constants,
         )  # fmt: skip
 
     def _sum_masses(self, scratch: Scratch, size: Size) -> None:

@@ -14,10 +14,12 @@ if INTERPRETED and isinstance(tl.sum, triton.JITFunction):
     raise ImportError("TRITON_INTERPRET was set after triton had been imported")
 # Elements of a tile, of a row that one program takes, and of the steps in which one walks a whole row. The interpreter
 # is quickest with few large ones.
-TILE = 1 << 16 if INTERPRETED else 1 << 12
+TILE = 1 << 16 if INTERPRETED else 1 << 10
 SLICE = 1 << 16 if INTERPRETED else 1 << 12
 STEP = 1 << 16 if INTERPRETED else 1 << 11
+MOST_ROWS = 16
 WARPS = 8
+REGISTERS = 64  # of a thread that may draw or filter: what is rare would take so many that one block filled a processor
 RESIDUAL_WARPS = 16  # logarithms in float64 take many registers
 
 # Bits of a float32 below this one are always zero where it was one of these.
@@ -37,9 +39,10 @@ class Tiles(NamedTuple):
 def tiles_of(vocab: int, batch: int) -> Tiles:
     """The tiles for `batch` requests. What comes out for a row must not depend on batch."""
     block = max(4, min(SLICE, triton.next_power_of_2(vocab)))
-    per_program = max(1, TILE // block)
     if INTERPRETED:  # which reduces every row by itself
-        per_program = min(per_program, triton.next_power_of_2(batch))
+        per_program = min(max(1, TILE // block), triton.next_power_of_2(batch))
+    else:  # more rows would spill, and take Triton long to compile
+        per_program = max(1, min(MOST_ROWS, TILE // block))
     slices = triton.cdiv(vocab, block)
     return Tiles(per_program, block, min(STEP, block), slices, triton.next_power_of_2(slices))
 

@@ -4,7 +4,7 @@ import triton
 import triton.language as tl
 
 DIGIT_BITS = tl.constexpr(2)
-DIGITS = tl.constexpr(4)
+STAGES = tl.constexpr(4)  # of the loops over a row, which has to be loaded ahead
 SIGN = tl.constexpr(0x80000000)
 WORD = tl.constexpr(0xFFFFFFFF)
 
@@ -41,16 +41,22 @@ def masses_of(values, kept_from, top, inv_t):
 def mass_from(row_start, size, mask, kept_from, top, inv_t, ROWS: tl.constexpr, BLOCK: tl.constexpr):
     """The mass, relative to `top`, of the logits that are at least `kept_from`. (ROWS,) float64"""
     lanes = tl.zeros((ROWS, BLOCK), tl.float32)
-    for begin in range(0, size, BLOCK):
+    for begin in tl.range(0, size, BLOCK, num_stages=STAGES):
         lanes += masses_of(load_values(row_start, begin, size, mask, BLOCK), kept_from, top, inv_t)
+    return total_of(lanes)
+
+
+@triton.jit
+def total_of(lanes):
+    """(ROWS, BLOCK) summed in float64. (ROWS,)"""
     return tl.sum(lanes.to(tl.float64), axis=1)
 
 
 @triton.jit
-def next_digit(prefix, totals, goal, shift):
-    """`prefix` with the greatest digit at `shift` from which on the total reaches the goal."""
-    passes = tl.sum((totals >= goal[:, None]).to(tl.int32), axis=1)
-    return prefix | (tl.maximum(passes - 1, 0).to(tl.uint32) << shift)
+def next_digit(prefix, one, two, three, goal, shift):
+    """`prefix` with the greatest digit at `shift` from which on the total, here given for each, reaches the goal."""
+    digit = (one >= goal).to(tl.uint32) + (two >= goal).to(tl.uint32) + (three >= goal).to(tl.uint32)
+    return prefix | (digit << shift)
 
 
 @triton.jit
@@ -60,10 +66,10 @@ def threshold_of_prefix(prefix, LOW_BIT: tl.constexpr):
 
 
 @triton.jit
-def add_weights(totals, values, weights, prefix, shift):
-    """Add to `totals` the weights of the values that each next digit of `prefix` keeps. (ROWS, BLOCK, DIGITS)"""
-    pivots = prefix[:, None] | (tl.arange(0, DIGITS).to(tl.uint32) << shift)[None, :]
-    return totals + tl.where(order_key(values)[:, :, None] >= pivots[:, None, :], weights[:, :, None], 0.0)
+def kept_by(digit, values, weights, prefix, shift):
+    """The weights of the values that this next digit of `prefix` keeps, 0 for the others. (ROWS, BLOCK)"""
+    pivot = prefix | (tl.full(prefix.shape, digit, tl.uint32) << shift)
+    return tl.where(order_key(values) >= pivot[:, None], weights, 0.0)
 
 
 @triton.jit
@@ -72,13 +78,17 @@ def select_count(row_start, size, mask, k, ROWS: tl.constexpr, BLOCK: tl.constex
     prefix = tl.zeros((ROWS,), tl.uint32)
     for step in range((32 - LOW_BIT) // DIGIT_BITS):
         shift = (32 - DIGIT_BITS) - DIGIT_BITS * step
-        counts = tl.zeros((ROWS, BLOCK, DIGITS), tl.float32)
-        for begin in range(0, size, BLOCK):
+        one = tl.zeros((ROWS, BLOCK), tl.float32)
+        two = tl.zeros((ROWS, BLOCK), tl.float32)
+        three = tl.zeros((ROWS, BLOCK), tl.float32)
+        for begin in tl.range(0, size, BLOCK, num_stages=STAGES):
             values = load_values(row_start, begin, size, mask, BLOCK)
-            one = tl.where(begin + tl.arange(0, BLOCK) < size, 1.0, 0.0)
-            weights = tl.broadcast_to(one[None, :], (ROWS, BLOCK))
-            counts = add_weights(counts, values, weights, prefix, shift)
-        prefix = next_digit(prefix, tl.sum(counts, axis=1), k.to(tl.float32), shift)
+            counts = tl.where(begin + tl.arange(0, BLOCK) < size, 1.0, 0.0)[None, :]
+            one += kept_by(1, values, counts, prefix, shift)
+            two += kept_by(2, values, counts, prefix, shift)
+            three += kept_by(3, values, counts, prefix, shift)
+        totals = tl.sum(one, axis=1), tl.sum(two, axis=1), tl.sum(three, axis=1)
+        prefix = next_digit(prefix, totals[0], totals[1], totals[2], k.to(tl.float32), shift)
     return threshold_of_prefix(prefix, LOW_BIT)
 
 
@@ -97,17 +107,20 @@ def select_mass(
 ):
     """The largest logit from which on there is `fraction` of the mass that `kept_from` leaves. (ROWS,) float32"""
     prefix = tl.zeros((ROWS,), tl.uint32)
-    goal = tl.zeros((ROWS,), tl.float64)
+    goal = fraction.to(tl.float64) * mass_from(row_start, size, mask, kept_from, top, inv_t, ROWS, BLOCK)
     for step in range((32 - LOW_BIT) // DIGIT_BITS):
         shift = (32 - DIGIT_BITS) - DIGIT_BITS * step
-        lanes = tl.zeros((ROWS, BLOCK, DIGITS), tl.float32)
-        for begin in range(0, size, BLOCK):
+        one = tl.zeros((ROWS, BLOCK), tl.float32)
+        two = tl.zeros((ROWS, BLOCK), tl.float32)
+        three = tl.zeros((ROWS, BLOCK), tl.float32)
+        for begin in tl.range(0, size, BLOCK, num_stages=STAGES):
             values = load_values(row_start, begin, size, mask, BLOCK)
-            lanes = add_weights(lanes, values, masses_of(values, kept_from, top, inv_t), prefix, shift)
-        totals = tl.sum(lanes.to(tl.float64), axis=1)
-        # The first digit 0 keeps all.
-        goal = tl.where(step == 0, fraction.to(tl.float64) * tl.max(totals, axis=1), goal)
-        prefix = next_digit(prefix, totals, goal, shift)
+            masses = masses_of(values, kept_from, top, inv_t)
+            one += kept_by(1, values, masses, prefix, shift)
+            two += kept_by(2, values, masses, prefix, shift)
+            three += kept_by(3, values, masses, prefix, shift)
+        totals = total_of(one), total_of(two), total_of(three)
+        prefix = next_digit(prefix, totals[0], totals[1], totals[2], goal, shift)
     return threshold_of_prefix(prefix, LOW_BIT)
 
 
