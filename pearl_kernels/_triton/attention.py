@@ -69,7 +69,7 @@ def _attend_tile(
     return higher, total, sums
 
 
-@triton.jit
+@triton.jit(do_not_specialize=("capacity", "parts"))
 def attend_parts(
     q, k_cache, v_cache, k_new, v_new, seq_lens, part_best, part_total, part_sums, width, group, head_dim, capacity,
     q_row_stride, q_width_stride, q_head_stride, k_row_stride, k_head_stride, k_stride, v_row_stride, v_head_stride,
@@ -123,7 +123,7 @@ def attend_parts(
             BLOCK_N, False, PRECISION,
         )  # fmt: skip
     if k_new is not None:
-        for start in range(held_high, high, BLOCK_N):
+        for start in tl.range(held_high, high, BLOCK_N, num_stages=1):  # a tile or two: no memory to load them ahead
             best, total, sums = _attend_tile(
                 queries, k_cache, v_cache, k_stride, v_stride, k_new, v_new, k_new_stride, v_new_stride, start, length,
                 end, first, position, columns, head_dim, scale, window, softcap, best, total, sums,
@@ -148,7 +148,7 @@ def attend_parts(
     )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=("capacity", "parts"))
 def join_parts(
     part_best, part_total, part_sums, seq_lens, out, width, group, head_dim, capacity, window, parts, part_length,
     BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr

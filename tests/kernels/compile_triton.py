@@ -16,7 +16,7 @@ from triton.compiler import ASTSource, compile
 from pearl_kernels._triton import chain
 from pearl_kernels._triton.attention import attend_parts, join_parts
 from pearl_kernels._triton.chains import judge_rows
-from pearl_kernels._triton.launch import RESIDUAL_WARPS, WARPS, tiles_of
+from pearl_kernels._triton.launch import REGISTERS, RESIDUAL_WARPS, WARPS, tiles_of
 from pearl_kernels._triton.residuals import draw_residuals, sum_masses
 from pearl_kernels.window_attention._triton import launch_of
 
@@ -87,12 +87,27 @@ def compile_kernel(
             signature[argument] = "i64" if argument.endswith("stride") else "i32"
         else:
             signature[argument] = TYPES.get(argument, f"*{dtype}")
-    warps = RESIDUAL_WARPS if kernel in (sum_masses, draw_residuals) else WARPS
-    compiled = compile(ASTSource(kernel, signature, values), target=TARGETS[chip], options={"num_warps": warps})
+    options: dict[str, int] = {"num_warps": WARPS}
+    if kernel in (sum_masses, draw_residuals):
+        options["num_warps"] = RESIDUAL_WARPS
+    elif name != "greedy":
+        options["maxnreg"] = REGISTERS
+    source = ASTSource(kernel, signature, values, aligned(signature))
+    compiled = compile(source, target=TARGETS[chip], options=options)
     assert compiled.asm["cubin"]
     assert compiled.metadata.shared <= SHARED_BYTES, (name, chip, compiled.metadata.shared)
     check_order(name, compiled.asm["ptx"])
     print(name)
+
+
+def aligned(signature: dict[str, str]) -> dict[tuple[int], list[list[str | int]]]:
+    """As calls nearly always have it: memory and strides that can be read 16 bytes at a time, or copied beside work."""
+    wide = [
+        i
+        for i, (name, kind) in enumerate(signature.items())
+        if kind[0] == "*" or name.endswith(("stride", "vocab", "head_dim", "length"))
+    ]
+    return {(i,): [["tt.divisibility", 16]] for i in wide if list(signature.values())[i] != "constexpr"}
 
 
 def check_order(name: str, ptx: str) -> None:
@@ -133,7 +148,8 @@ def compile_attention(dtype: str, *, plain: bool) -> None:
                     signature[name] = "i64" if name.endswith("stride") else "i32"
             for target in TARGETS.values():
                 options = {"num_warps": tile.warps, "num_stages": tile.stages}
-                compiled = compile(ASTSource(kernel, signature, values), target=target, options=options)
+                source = ASTSource(kernel, signature, values, aligned(signature))
+                compiled = compile(source, target=target, options=options)
                 assert compiled.metadata.shared <= SHARED_BYTES, (head_dim, target, compiled.metadata.shared)
         print("attention", head_dim)
 
