@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from harness import (
@@ -26,7 +27,7 @@ from harness import (
     read_once,
     time_us,
 )
-from report import report
+from report import measure
 from torch import Tensor
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
@@ -40,7 +41,7 @@ CASES = {
 WIDTHS = (1, 5, 9, 17)
 BACKENDS = {"cpu": ("cpu",), "cuda": ("triton", "flash")}
 FLEX = "flex_attention"
-TOLERANCE = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 3e-2}
+TOLERANCE = {torch.float32: 1e-4, torch.float16: 2e-3, torch.bfloat16: 1e-2}  # of all outputs' norm
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,41 +121,37 @@ def contenders_of(layers: list[Layer], device: str) -> list[Contender]:
     for contender in found:
         got = contender.calls[0]()
         assert isinstance(got, Tensor)
-        torch.testing.assert_close(got, wanted, atol=tolerance, rtol=tolerance, msg=contender.name)
+        error = float((got - wanted).float().norm() / wanted.float().norm())
+        assert error <= tolerance, f"{contender.name}: relative error {error:.2g}, at most {tolerance} was expected"
     return found
 
 
-def bench_case(case: str, repeats: int, device: str) -> list[Row]:
-    rows = []
-    for width in WIDTHS:
-        layers = layers_of(case, width, device)
-        needed, contenders = layers[0].needed_bytes, contenders_of(layers, device)
-        if device == "cpu":
-            caches = [
-                [x[:, :, : needed * x.shape[2] // (2 * x.nbytes)] for x in (y.k_cache, y.v_cache)] for y in layers
-            ]
-            heads = [[head for cache in pair for row in cache for head in row] for pair in caches]
-            times = time_us([Contender(FLOOR, [read_once(each) for each in heads]), *contenders], repeats)
-        else:
-            import gpu
+def bench_width(case: str, width: int, repeats: int, device: str) -> list[Row]:
+    layers = layers_of(case, width, device)
+    needed, contenders = layers[0].needed_bytes, contenders_of(layers, device)
+    if device == "cpu":
+        caches = [[x[:, :, : needed * x.shape[2] // (2 * x.nbytes)] for x in (y.k_cache, y.v_cache)] for y in layers]
+        heads = [[head for cache in pair for row in cache for head in row] for pair in caches]
+        times = time_us([Contender(FLOOR, [read_once(each) for each in heads]), *contenders], repeats)
+    else:
+        import gpu
 
-            floor = gpu.read_once(needed, len(layers), layers[0].q.device)
-            graphs = (FLOOR, *BACKENDS["cuda"])
-            times = gpu.time_us([floor, *contenders], repeats, graphs=graphs)
-        rows += compare(case, f"width {width}", times, needed)
-    return rows
+        floor = gpu.read_once(needed, len(layers), layers[0].q.device)
+        times = gpu.time_us([floor, *contenders], repeats, graphs=(FLOOR, *BACKENDS["cuda"]))
+    return compare(case, f"width {width}", times, needed)
 
 
 def main() -> None:
     parsed = arguments(__doc__ or "", CASES)
-    rows = [row for case in parsed.cases.split(",") for row in bench_case(case, parsed.repeats, parsed.device)]
+    cases = parsed.cases.split(",")
+    works = [partial(bench_width, case, width, parsed.repeats, parsed.device) for case in cases for width in WIDTHS]
     device = None
     if parsed.device == "cuda":
         import gpu
 
         flash = pearl_kernels.backends()["flash"].reason
         device = gpu.describe(torch.device("cuda"), {"flash-attn": gpu.installed("flash-attn") or flash})
-    report("window_attention", rows, parsed, device)
+    measure("window_attention", works, parsed, device)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ On a GPU the measurement is that of bench_verify.py.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -29,7 +30,7 @@ from harness import (
     read_once,
     time_us,
 )
-from report import collect, report
+from report import measure
 from torch import Tensor
 from transformers.generation.logits_process import (
     LogitsProcessorList,
@@ -146,13 +147,13 @@ def main() -> None:
     parsed = arguments(__doc__ or "", CASES)
     cases = parsed.cases.split(",")
     if parsed.device == "cpu":
-        report("sample", collect("sample", (bench_case(case, parsed.repeats) for case in cases), parsed), parsed)
+        measure("sample", [partial(bench_case, case, parsed.repeats) for case in cases], parsed)
         return
     import gpu
 
     found: dict[str, str] = {}
-    rows = collect("sample", (bench_case_on_gpu(case, parsed.repeats, found) for case in cases), parsed)
-    report("sample", rows, parsed, gpu.describe(torch.device("cuda"), found))
+    works = [partial(bench_case_on_gpu, case, parsed.repeats, found) for case in cases]
+    measure("sample", works, parsed, gpu.describe(torch.device("cuda"), found))
 
 
 if __name__ == "__main__":

@@ -13,8 +13,10 @@ again replayed from a graph, without. peers.py says who else takes part where it
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -35,7 +37,7 @@ from harness import (
     read_once,
     time_us,
 )
-from report import collect, report
+from report import measure
 from torch import Tensor
 from transformers.generation.utils import _speculative_sampling
 
@@ -49,6 +51,9 @@ SHAPES = (
 CASES = {"cpu": SHAPES, "cuda": SHAPES}
 RULES = ("greedy", "token", "block", "coupled")
 DRAFT_NOISE = 0.5
+# transformers before 5.24 asks whether the candidate ended the text.
+_ASKED = inspect.signature(_speculative_sampling).parameters
+UNENDED = {"is_done_candidate": False} if "is_done_candidate" in _ASKED else {}
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,7 +79,8 @@ class Chains:
 
         def cut(value: Any) -> list[Any]:
             if isinstance(value, Tensor):
-                return list(value.chunk(parts))
+                # All but logits at aligned addresses, as a decoder has them: Triton compiles anew for others.
+                return [part if part.ndim == 3 else part.clone() for part in value.chunk(parts)]
             if isinstance(value, RowStats):
                 return [RowStats(*columns) for columns in zip(*map(cut, value), strict=True)]
             return [type(value)(*columns) for columns in zip(*map(cut, vars(value).values()), strict=True)]
@@ -131,7 +137,7 @@ def transformers_verification(chains: Chains, rule: str) -> Callable[[], object]
     def sampled_row(b: int) -> object:
         return _speculative_sampling(
             candidates[b : b + 1], chains.draft[b : b + 1, : width - 1].float(), width - 1,
-            chains.target[b : b + 1].float(),
+            chains.target[b : b + 1].float(), **UNENDED,
         )  # fmt: skip
 
     row = greedy_row if rule == "greedy" else sampled_row
@@ -208,13 +214,13 @@ def main() -> None:
     parsed = arguments(__doc__ or "", CASES)
     works = [(case, rule) for case in parsed.cases.split(",") for rule in RULES]
     if parsed.device == "cpu":
-        report("verify", collect("verify", (bench_rule(*work, parsed.repeats) for work in works), parsed), parsed)
+        measure("verify", [partial(bench_rule, *work, parsed.repeats) for work in works], parsed)
         return
     import gpu
 
     found: dict[str, str] = {}
-    rows = collect("verify", (bench_rule_on_gpu(*work, parsed.repeats, found) for work in works), parsed)
-    report("verify", rows, parsed, gpu.describe(torch.device("cuda"), found))
+    on_gpu = [partial(bench_rule_on_gpu, *work, parsed.repeats, found) for work in works]
+    measure("verify", on_gpu, parsed, gpu.describe(torch.device("cuda"), found))
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -14,8 +14,17 @@ from rich.console import Console
 from rich.table import Table
 
 
-def report(title: str, rows: Sequence[Row], parsed: argparse.Namespace, device: dict[str, Any] | None = None) -> None:
-    """Print the table, and write the files that were asked for. device: what is to be said of a GPU."""
+def report(
+    title: str,
+    rows: Sequence[Row],
+    parsed: argparse.Namespace,
+    device: dict[str, Any] | None = None,
+    errors: Sequence[str] = (),
+) -> None:
+    """Print the table, and write the files that were asked for.
+
+    device: what is to be said of a GPU; errors: of what could not be measured
+    """
     machine = {**describe_machine(), **(device or {})}
     where = machine.get("gpu") or f"{machine['processor']}, {parsed.threads} thread(s) for torch"
     table = Table(title=f"{title} on {where}", caption=machine.get("rates"))
@@ -48,28 +57,48 @@ def report(title: str, rows: Sequence[Row], parsed: argparse.Namespace, device: 
             _ratio(row.faster_than_reference),
         )
     Console(width=None if sys.stdout.isatty() else 140).print(table)
-    save(title, rows, parsed, device)
-    if parsed.plot:
+    save(title, rows, parsed, device, errors)
+    if parsed.plot and rows:
         from plot import draw  # matplotlib is not needed by those who do not ask for it
 
         draw(f"{title} on {where}", rows, parsed.plot)
 
 
-def collect(title: str, measured: Iterable[list[Row]], parsed: argparse.Namespace) -> list[Row]:
-    """The rows of all works, each measured as it is asked for. The file has those there are at any time."""
+def measure(
+    title: str,
+    works: Iterable[Callable[[], list[Row]]],
+    parsed: argparse.Namespace,
+    device: dict[str, Any] | None = None,
+) -> None:
+    """Measure all works and report them. The file has the rows there are at any time.
+
+    A work that fails does not take the others with it; at the end it is said, with exit status 1.
+    """
     rows: list[Row] = []
-    for some in measured:
-        rows += some
-        save(title, rows, parsed)
-    return rows
+    errors: list[str] = []
+    for work in works:
+        try:
+            rows += work()
+        except (Exception, SystemExit) as error:
+            errors.append(f"{type(error).__name__}: {error}")
+        save(title, rows, parsed, device, errors)
+    report(title, rows, parsed, device, errors)
+    if errors:
+        raise SystemExit("\n".join(errors))
 
 
-def save(title: str, rows: Sequence[Row], parsed: argparse.Namespace, device: dict[str, Any] | None = None) -> None:
+def save(
+    title: str,
+    rows: Sequence[Row],
+    parsed: argparse.Namespace,
+    device: dict[str, Any] | None = None,
+    errors: Sequence[str] = (),
+) -> None:
     """Write the file of results, if one was asked for."""
     if parsed.json:
         machine = {**describe_machine(), **(device or {})}
         content = {"title": title, "threads": parsed.threads, "machine": machine, "rows": [asdict(row) for row in rows]}
-        parsed.json.write_text(json.dumps(content, indent=1) + "\n")
+        parsed.json.write_text(json.dumps(content | ({"errors": errors} if errors else {}), indent=1) + "\n")
 
 
 def _ratio(value: float | None) -> str:
