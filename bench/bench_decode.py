@@ -42,15 +42,15 @@ GRIDS = {
 
 
 def cells_of(pair: str, batches: Sequence[int], contexts: Sequence[int], acceptances: Sequence[float]) -> list[Cell]:
-    """Those that differ from the first in one thing, then in two, then all."""
+    """Those that differ from the first in one thing, then in two, then all; batch and context before acceptance."""
     asked: Sequence[float | None] = [None] if pair == BUILTIN_TARGET else acceptances
     order = [
-        ((c > 0) + (b > 0) + (a > 0), c, b, a)
+        ((c > 0) + (b > 0) + (a > 0), a, c, b)
         for c in range(len(contexts))
         for b in range(len(batches))
         for a in range(len(asked))
     ]
-    return [Cell(pair, contexts[c], batches[b], asked[a]) for _, c, b, a in sorted(order)]
+    return [Cell(pair, contexts[c], batches[b], asked[a]) for _, a, c, b in sorted(order)]
 
 
 def expected_s(cell: Cell, last: tuple[Cell, Outcome] | None) -> float:
@@ -97,6 +97,7 @@ class Bench:
             "rows": [], "errors": [], "skipped": [],
         }  # fmt: skip
         self._save = save
+        self._warm = False  # whether a cell was measured: the first one also waits for kernels to be compiled
         self._end = time.perf_counter() + args.budget_s
 
     def run(self) -> None:
@@ -123,6 +124,7 @@ class Bench:
         args, texts = self.args, Texts()
         effort = Effort(args.tokens, args.repeats, args.candidates, args.compile)
         last: tuple[Cell, Outcome] | None = None
+        drawn = not args.plot
         for cell in cells_of(pair.name, args.batches, args.contexts, args.acceptances):
             left_s, wanted_s = end - time.perf_counter(), expected_s(cell, last)
             if wanted_s > left_s:
@@ -135,6 +137,7 @@ class Bench:
                 outcome = measure_cell(pair, cell, effort, texts, self.read_bytes_per_s)
             except Exception as error:  # out of memory, most likely: smaller cells may fit
                 self.report["errors"].append(vars(cell) | {"error": f"{type(error).__name__}: {error}"})
+                self._save(self.report)
                 self._free()
                 continue
             print_rows(cell, outcome.rows)
@@ -144,9 +147,11 @@ class Bench:
             ]
             self._save(self.report)
             self._free()
-            if last is None and args.plot:
+            if not drawn:
                 self._draw_lanes(pair, cell, outcome.rows)
-            last = cell, outcome
+                drawn = True
+            last = (cell, outcome) if self._warm else None
+            self._warm = True
 
     def _draw_lanes(self, pair: ModelPair, cell: Cell, rows: list[dict[str, Any]]) -> None:
         try:

@@ -57,7 +57,7 @@ def draw_lanes(pair: ModelPair, cell: Cell, rows: Sequence[dict[str, Any]], fold
     params = SamplingParams(max_tokens=TRACED_TOKENS, ignore_eos=True)
     [prompt] = pair.prompts(1, cell.context)
     traced = (BASELINE, "sequential", "pearl")
-    with PearlDecoder(pair.target, pair.draft, strategy=BASELINE) as decoder:
+    with PearlDecoder(pair.target, pair.draft, strategy=BASELINE, compile=False) as decoder:
         timelines = [
             record(decoder, row["strategy"], row["gamma"], prompt, params)
             for row in rows

@@ -199,11 +199,11 @@ def test_cells_near_the_first_come_first_and_cost_what_their_prompts_are_long(be
     cells = module.cells_of("8b+1b", (1, 4), (512, 8192), (0.8, 0.9))
     assert len(set(cells)) == 8
     order = [(cell.context, cell.batch, cell.acceptance) for cell in cells]
-    assert order[:4] == [(512, 1, 0.8), (512, 1, 0.9), (512, 4, 0.8), (8192, 1, 0.8)]
+    assert order[:4] == [(512, 1, 0.8), (512, 4, 0.8), (8192, 1, 0.8), (512, 1, 0.9)]
     assert order[-1] == (8192, 4, 0.9)
     assert {cell.acceptance for cell in module.cells_of("smollm2-135m", (1,), (512,), (0.8, 0.9))} == {None}
     outcome = module.Outcome(seconds=10.0, prefill_s=2.0)
-    assert module.expected_s(cells[3], (cells[0], outcome)) == pytest.approx(8 + 2 * 16)
+    assert module.expected_s(cells[2], (cells[0], outcome)) == pytest.approx(8 + 2 * 16)
 
 
 def test_set_acceptance_holds_in_static_rounds_that_are_replayed(monkeypatch):
