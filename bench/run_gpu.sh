@@ -6,7 +6,8 @@
 # Builds into this checkout with whatever the current Python (PYTHON=python3) has installed, and writes nowhere else. Each
 # step has a time limit, all together TOTAL_S, and a log in OUT_DIR (default: build/gpu); one that fails does not stop the
 # others. The last lines say how each step ended, and the exit status is 1 if any failed. STEPS="build decode" runs these
-# alone: whole decoding comes last, and takes what time the others left. STEPS="build compiled" decodes with compiled models.
+# alone: whole decoding comes last, takes what time the others left, and is given the options in DECODE_ARGS, for example
+# "--pairs 8b+1b". STEPS="build compiled" decodes with compiled models.
 set -uo pipefail
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 1
@@ -24,7 +25,7 @@ chosen() { [[ -z ${STEPS:-} || " $STEPS " == *" $1 "* ]]; }
 
 # step NAME LIMIT_S COMMAND...: runs it, its output in OUT_DIR/NAME.log; no longer than what is left of TOTAL_S
 step() {
-  local name=$1 limit=$2 began=$SECONDS left=$((total - SECONDS)) status
+  local name=$1 limit=$2 began=$SECONDS left=$((total - SECONDS)) status how=(--kill-after=10)
   shift 2
   chosen "$name" || return 0
   if [ "$left" -le 0 ]; then
@@ -33,7 +34,9 @@ step() {
   fi
   [ "$limit" -le "$left" ] || limit=$left
   echo "== $name"
-  timeout --kill-after=10 "$limit" "$@" >"$out/$name.log" 2>&1
+  # pytest is interrupted, and that once: it then says what has failed so far.
+  [[ "$*" == *" -m pytest "* ]] && how=(--foreground --signal=INT --kill-after=20)
+  timeout "${how[@]}" "$limit" "$@" >"$out/$name.log" 2>&1
   status=$?
   tail -n 6 "$out/$name.log" | cut -c 1-200 | sed 's/^/   /'
   [ "$status" -eq 124 ] && echo "   stopped after $limit s"
@@ -91,30 +94,33 @@ step build 240 "$python" setup.py build_ext --inplace egg_info || finish
 step doctor 60 "$python" -c 'import sys; from pearl_decode.cli import main; sys.exit(main(["doctor"]))'
 
 if has pytest; then
-  parallel=()
-  if has xdist; then
-    parallel=(-n 12)
-    export PEARL_TEST_ALL=1 # Triton compiles for all sizes: only side by side is that short
-  fi
-  step tests 210 "$python" -m pytest -q -rf --durations=10 -p no:cacheprovider "${parallel[@]}" tests/gpu
+  pytest=("$python" -m pytest -q -rfE --durations=10 -p no:cacheprovider)
+  has xdist && pytest+=(-n 14)
+  step tests 200 "${pytest[@]}" -k "not triton" tests/gpu
+  # Triton has its kernels to compile, for all sizes where side by side is short enough.
+  has xdist && export PEARL_TEST_ALL=1
+  step triton 260 "${pytest[@]}" -k triton tests/gpu
 else
   skip tests "pytest is not installed"
+fi
+
+if command -v compute-sanitizer >/dev/null; then
+  # Python's and torch's own probing of the driver counts as errors otherwise; torch's kernels need no watching.
+  watched=(--report-api-errors no)
+  compute-sanitizer --help 2>&1 | grep -q -- --kernel-name && watched+=(--kernel-name kns=pearl)
+  for tool in memcheck racecheck; do
+    PYTORCH_NO_CUDA_MEMORY_CACHING=1 step "$tool" 120 \
+      compute-sanitizer --tool "$tool" "${watched[@]}" --error-exitcode 1 "$python" bench/sanitize.py
+  done
+else
+  skip memcheck "no compute-sanitizer on PATH"
 fi
 
 for name in verify sample attention; do
   plot=()
   has matplotlib && plot=(--plot "$out/$name.png")
-  step "$name" 130 "$python" "bench/bench_$name.py" --device cuda --json "$out/$name.json" "${plot[@]}"
+  step "$name" 200 "$python" "bench/bench_$name.py" --device cuda --json "$out/$name.json" "${plot[@]}"
 done
-
-if command -v compute-sanitizer >/dev/null; then
-  for tool in memcheck racecheck; do
-    PYTORCH_NO_CUDA_MEMORY_CACHING=1 step "$tool" 60 \
-      compute-sanitizer --tool "$tool" --error-exitcode 1 "$python" bench/sanitize.py
-  done
-else
-  skip memcheck "no compute-sanitizer on PATH"
-fi
 
 # whole_decoding NAME BUDGET_S OPTION...: stops by itself between two cells, not in the middle of one
 whole_decoding() {
@@ -127,7 +133,7 @@ whole_decoding() {
 
 left=$((total - SECONDS - 30))
 if [ "$left" -ge 60 ]; then
-  whole_decoding decode $((left < 220 ? left : 220))
+  whole_decoding decode "$left" ${DECODE_ARGS:-}
 else
   skip decode "too little time left of $total s: STEPS=\"build decode\" runs it alone"
 fi
