@@ -40,7 +40,8 @@ def test_every_shape_agrees_with_the_float64_reference(
 ) -> None:  # fmt: skip
     if backend == "flash" and dtype is torch.float32:
         pytest.skip("flash-attn takes bfloat16 and float16")
-    case = case_of([1900, 0, 255, 700], width, dim, heads, kv_heads, capacity=2000, dtype=dtype, **numbers)
+    sizes = {"capacity": 2000, "dtype": dtype, "scale": dim**-0.5}
+    case = case_of([1900, 0, 255, 700], width, dim, heads, kv_heads, **sizes, **numbers)  # type: ignore[arg-type]
     wanted, moved = case.judged(), on_gpu(case, gpu)
     torch.testing.assert_close(moved.run(backend).cpu().double(), wanted, atol=atol, rtol=rtol)
     assert torch.equal(moved.run(backend, append=False), moved.run(backend, append=False))
