@@ -78,7 +78,9 @@ def _link(sources: list[Path], flags: list[str], csrc: Path) -> Path:
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         objects = [str(path) for path in pool.map(compile_one, sources)]
-    return _make(f"{sources[0].stem}.so", ["-shared", "-pthread", *objects], objects)
+    # What the emulation calls cudaMalloc is its own, whatever libraries of CUDA's the process has loaded.
+    linked = ["-shared", "-pthread", "-Wl,-Bsymbolic", *objects]
+    return _make(f"{sources[0].stem}.so", linked, linked)
 
 
 def _texts(source: Path, folders: list[Path]) -> list[str]:
