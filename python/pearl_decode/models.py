@@ -141,7 +141,7 @@ class CausalModel:
         except torch._dynamo.exc.TorchDynamoException as error:
             LOGGER.warning("%s runs as it is, torch cannot compile it here: %s", type(self.model).__name__, error)
             self._compiled = None
-            return self._logits(self.model, input_ids, positions, mask, cache, keep)
+            return self.forward_at(input_ids, starts, cache, view, keep)  # as all later ones, which may be captured
 
     def compile(self, **options: Any) -> None:
         """Let `forward_at` run the model with its small kernels fused: once for each batch size, width and view.

@@ -12,6 +12,7 @@ from pearl_decode.device.kept import Kept
 from pearl_decode.device.shape import shape_of
 from pearl_decode.lanes.queue import InlineLane
 from pearl_decode.models import first_layers
+from pearl_kernels import window_attention
 from tests.runtime.device import DeviceDecoder, DynamicDecoder, HostRead, Schedule, TapeLane, no_host_reads, static_plan
 from tests.runtime.scripted import sequence_model
 from tests.runtime.test_law import _exact_law, _p_value, _tables, table_model
@@ -228,6 +229,7 @@ def test_compiled_models_decode_the_same_and_are_compiled_once(prompts, attentio
     with DeviceDecoder(model, draft, **plan) as decoder:
         wanted = answers(decoder, prompts, PARAMS)
         torch.compiler.reset()
+        torch._dynamo.utils.counters.clear()
         for part in (decoder.target, decoder.draft):
             part.compile(backend="eager")
         made = []
@@ -235,8 +237,32 @@ def test_compiled_models_decode_the_same_and_are_compiled_once(prompts, attentio
             got = answers(decoder, batch, PARAMS)
             made.append(torch._dynamo.utils.counters["stats"]["unique_graphs"])
             assert (got == wanted) is (batch is prompts)
+        assert decoder.target.is_compiled
+        assert decoder.draft.is_compiled
     assert made[0] > 0
     assert made == made[:1] * 3
+
+
+def test_a_model_that_cannot_be_compiled_is_captured_as_it_was_run(prompts, monkeypatch):
+    """Or in the capture kernels would run for the first time."""
+
+    def refuse(graph, inputs):
+        raise NotImplementedError("no compiler here")
+
+    def attend(*given, **named):
+        appended.append(given[3] is not None)
+        return window_attention(*given, **named)
+
+    appended = []
+    monkeypatch.setattr("pearl_decode.attention.window_attention", attend)
+    model = build("llama")
+    use_window_attention(model)
+    with DeviceDecoder(model) as decoder:
+        decoder.target.compile(backend=refuse)
+        assert decoder.generate(prompts, SamplingParams(max_tokens=4))[0].error is None
+        assert not decoder.target.is_compiled
+    assert appended
+    assert all(appended)
 
 
 def test_a_model_that_cannot_be_compiled_runs_as_it_is(llama, prompts, caplog):
