@@ -8,6 +8,7 @@ from typing import TypeVar
 
 import torch
 
+from pearl_decode.lanes.graph import capture
 from pearl_decode.lanes.queue import Event
 from pearl_decode.lanes.times import Times
 
@@ -77,16 +78,7 @@ class CudaLane:
         Waits for the device. The graph keeps its own memory; the tensors work leaves behind stay where they are as long
         as they, or the graph, are kept.
         """
-        graph = torch.cuda.CUDAGraph()
-        with (
-            torch.inference_mode(),
-            torch.cuda.stream(self.stream),  # a capture that fails does not put the caller's stream back
-            # Threads of the caller's may go on allocating while this one captures.
-            torch.cuda.graph(graph, stream=self.stream, capture_error_mode="thread_local"),
-        ):
-            work()
-        replay: Callable[[], None] = graph.replay
-        return replay
+        return capture(work, self.stream)
 
     def settle(self) -> None:
         while self._running and self._running[0][1].query():  # type: ignore[no-untyped-call]
