@@ -153,6 +153,7 @@ class StaticRounds:
         target_lane, draft_lane = self.batch.lanes
         target_lane.record().synchronize()
         _try_lost(lambda: draft_lane.record().synchronize())
+        _try_lost(draft_lane.settle)
         if self.batch.draft is not None:
             self.batch.draft.cache.release()
         self.batch.draft = self.batch.d2t = self._handed_over = None
