@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import gc
 import json
+import logging
 import time
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
@@ -79,6 +80,18 @@ def read_rate(device: torch.device) -> tuple[float, dict[str, Any]]:
     return rate, {"read_gb_per_s": rate / 1e9}
 
 
+class Warnings(logging.Handler):
+    """Keeps them: what could not be captured or compiled is slower than what is meant to be measured."""
+
+    def __init__(self, messages: list[str]) -> None:
+        super().__init__(logging.WARNING)
+        self._messages = messages
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if (message := record.getMessage()) not in self._messages:
+            self._messages.append(message)
+
+
 class Bench:
     """What was found so far. save: called after every cell with the whole of it."""
 
@@ -94,8 +107,9 @@ class Bench:
             "title": "decode",
             "machine": describe_machine() | about,
             "settings": settings | {"dtype": str(DTYPES[args.device]).removeprefix("torch.")},
-            "rows": [], "errors": [], "skipped": [],
+            "rows": [], "errors": [], "skipped": [], "warnings": [],
         }  # fmt: skip
+        logging.getLogger("pearl_decode").addHandler(Warnings(self.report["warnings"]))
         self._save = save
         self._warm = False  # whether a cell was measured: the first one also waits for kernels to be compiled
         self._end = time.perf_counter() + args.budget_s
