@@ -111,6 +111,35 @@ def failing(model: ScriptedModel, at: int, error: Exception) -> ScriptedModel:
     return ScriptedModel(model.config.vocab_size, script)
 
 
+def test_what_a_dropped_draft_did_is_timed():
+    """Or no round after it would be, and strategy auto learnt nothing more."""
+
+    class Late(InlineLane):
+        """Whose times are known when they are asked for."""
+
+        def __init__(self):
+            super().__init__()
+            self.waiting = []
+
+        def finish(self, work):
+            with torch.inference_mode():
+                work()
+            self.waiting.append((0.0, 0.001))
+
+        def settle(self):
+            while self.waiting:
+                self.times.add(*self.waiting.pop())
+
+    lanes = Late(), Late()
+    draft = failing(sequence_model(LINE, VOCAB), 9, MemoryError("device lost"))
+    with DeviceDecoder(sequence_model(LINE, VOCAB), draft, strategy="pearl", gamma=4, device_lanes=lanes) as decoder:
+        requests, rounds = decoder.start([[0]], SamplingParams(max_tokens=40))
+        with pytest.warns(RuntimeWarning, match="the draft failed"):
+            timed = [lanes[1].times.count == lanes[1].queued for _ in rounds]
+    assert requests[0].error is None
+    assert timed[-1]
+
+
 @pytest.mark.parametrize("strategy", ["sequential", "pearl"])
 @pytest.mark.parametrize("rule", ["token", "coupled"])
 @pytest.mark.parametrize("lane", [InlineLane, TapeLane])
