@@ -33,7 +33,7 @@ __global__ void __launch_bounds__(kThreads, 2) sample_kernel(Task job) {
   const RowScratch scratch = job.workspace.row_scratch(b);
   look_at_slices(row, task, job.workspace, blockIdx.x % blocks, scratch);
   if (!arrive(job.workspace.row_counters + b, blocks)) return;
-  const RowResult result = finish_row(row, task, scratch, job.workspace.slices);
+  const RowResult result = finish_row(row, task, scratch);
   if (threadIdx.x == 0) write_sample(args, b, task, result);
 }
 

@@ -42,7 +42,7 @@ __global__ void __launch_bounds__(kThreads, 2) rows_kernel(Job job) {
     const RowScratch scratch = job.workspace.row_scratch(at);
     look_at_slices(row, task, job.workspace, block, scratch);
     if (!arrive(job.workspace.row_counters + at, blocks)) return;
-    const RowResult result = finish_row(row, task, scratch, job.workspace.slices);
+    const RowResult result = finish_row(row, task, scratch);
     if (threadIdx.x == 0) {
       if (of_draft) {
         keep_draft_stats(job, b, i, result);
@@ -72,9 +72,9 @@ __device__ __forceinline__ float slice_mass(const Job& job, int64_t b, int32_t i
   const float shift = static_cast<float>(static_cast<double>(judged.highest) * inverse_temperature - judged.lse);
   const float draft_shift = static_cast<float>(stats.lse / inverse_temperature);
   const auto target_prob = [&](float x) {
-    return x >= judged.threshold ? exp2f(fmaf(x - judged.highest, scale, shift * kLog2E)) : 0.0f;
+    return x >= judged.threshold ? exp2_of(fmaf(x - judged.highest, scale, shift * kLog2E)) : 0.0f;
   };
-  const auto draft_prob = [&](float x) { return x >= stats.threshold ? exp2f((x - draft_shift) * scale) : 0.0f; };
+  const auto draft_prob = [&](float x) { return x >= stats.threshold ? exp2_of((x - draft_shift) * scale) : 0.0f; };
 
   const uint32_t begin = slice * kSlice + warp_index() * kTile;
   const uint32_t size = draft.d2t ? draft_row.size : target_row.size;
@@ -114,7 +114,7 @@ __global__ void __launch_bounds__(kThreads, 2) masses_kernel(Job job) {
   if (decision.next != Next::kMasses || i == 0 || i >= decision.length) return;
 
   const Judged* const kept = static_cast<const Judged*>(job.workspace.judged) + b * args.width;
-  SlicePart* const parts = job.workspace.parts + b * args.width * slices;
+  RowPart* const parts = job.workspace.parts + b * args.width * slices;
   if (kept[i].weight != 1.0) {
     job.workspace.for_slices(block, [&](uint32_t slice) {
       const float mass = slice_mass(job, b, i, kept[i], slice);
@@ -185,7 +185,7 @@ __global__ void __launch_bounds__(kThreads, 2) residual_kernel(Job job) {
     best = race(begin, mask, best, score);
   });
   best = block_max(best);
-  SlicePart* const parts = job.workspace.parts + b * args.width * slices;
+  RowPart* const parts = job.workspace.parts + b * args.width * slices;
   if (threadIdx.x == 0) parts[block].winner = best;
   if (!arrive(job.workspace.request_counters + b, blocks)) return;
 

@@ -23,11 +23,13 @@ inline bool goes_in_turn(const VerifyArgs& args, int multiprocessors) {
 __device__ __forceinline__ RowResult look_at_row(const Row& row, const RowTask& task, uint32_t slices,
                                                  const RowScratch& scratch) {
   for (uint32_t slice = 0; slice < slices; ++slice) {
-    const SlicePart part = look_at_slice(row, task, slice, scratch.peaks);
-    if (threadIdx.x == 0) scratch.parts[slice] = part;
+    const uint32_t begin = slice * kSlice + warp_index() * kTile;
+    if (begin >= row.size) break;
+    const RowPart part = look_at_tile(row, task, begin, scratch.peaks);
+    if (lane_index() == 0) scratch.parts[begin / kTile] = part;
   }
   __syncthreads();
-  return finish_row(row, task, scratch, slices);
+  return finish_row(row, task, scratch);
 }
 
 // Looks at target row i, and at the draft's where its statistics are wanted and did not come with it.

@@ -13,6 +13,28 @@ static_assert(kWarps <= kWarp, "one warp merges what the others found");
 __device__ __forceinline__ int lane_index() { return static_cast<int>(threadIdx.x) % kWarp; }
 __device__ __forceinline__ int warp_index() { return static_cast<int>(threadIdx.x) / kWarp; }
 
+// What the processor has instructions for. exp2f and log2f also scale what is below 2^-126, with a branch that takes
+// more registers and time than the rest; here that is 0, and as good.
+__device__ __forceinline__ float exp2_of(float x) {
+#ifdef __CUDA_ARCH__
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+#else
+  return exp2f(x);
+#endif
+}
+
+__device__ __forceinline__ float log2_of(float x) {
+#ifdef __CUDA_ARCH__
+  float y;
+  asm("lg2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+#else
+  return log2f(x);
+#endif
+}
+
 // Adds in the same order whatever the schedule; the sum is in every lane.
 template <typename T>
 __device__ __forceinline__ T warp_sum(T value) {
@@ -58,12 +80,14 @@ __device__ __forceinline__ uint64_t block_max(uint64_t value) {
 // at zero for the next time. All threads of the block call it.
 __device__ __forceinline__ bool arrive(uint32_t* counter, uint32_t count) {
   __shared__ bool is_last;
-  __threadfence();
   __syncthreads();
   if (count == 1) return true;
-  if (threadIdx.x == 0) is_last = atomicInc(counter, count - 1) == count - 1;
+  if (threadIdx.x == 0) {
+    __threadfence();
+    is_last = atomicInc(counter, count - 1) == count - 1;
+    __threadfence();
+  }
   __syncthreads();
-  __threadfence();
   return is_last;
 }
 

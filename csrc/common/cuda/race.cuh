@@ -41,7 +41,7 @@ __device__ __forceinline__ uint32_t contenders(const Tile& tile, uint32_t begin,
     const PhiloxWords words = philox_words(key, held_id(begin, first) / kPhiloxLanes);
 #pragma unroll
     for (int k = 0; k < kPhiloxLanes; ++k) {
-      const float gumbel_bound = -kLn2 * __log2f(one_minus_unit(words.w[k]));
+      const float gumbel_bound = -kLn2 * log2_of(one_minus_unit(words.w[k]));
       if (bound[k] + gumbel_bound > cut) mask |= 1u << (first + k);
     }
   }

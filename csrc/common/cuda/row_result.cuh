@@ -18,15 +18,15 @@ __device__ __forceinline__ Swept sweep_row(const Row& row, const RowTask& task, 
   double mass = 0;
   uint64_t best = 0;
   for_tiles_from(row, peaks, threshold, [&](uint32_t begin, const Tile& tile) {
-    mass += held_mass(tile, threshold, highest, scale);
-    if (task.draws) best = race_for_row(row, task, tile, begin, threshold, best);
+    mass += held_mass<false>(tile, threshold, highest, scale);
+    if (task.draws) best = race_for_row<false>(row, task, tile, begin, threshold, best);
   });
   mass = block_sum(mass);
   best = block_max(best);
   return {static_cast<float>(static_cast<double>(highest) * inverse_temperature + log(mass)), best};
 }
 
-__device__ __forceinline__ int32_t status_of(const SlicePart& whole, const RowTask& task) {
+__device__ __forceinline__ int32_t status_of(const RowPart& whole, const RowTask& task) {
   const float highest = packed_value(whole.peak);
   if (whole.invalid || highest == INFINITY) return kTargetInvalid;
   if (highest == -INFINITY) return kEmptyDistribution;
@@ -38,23 +38,25 @@ __device__ __forceinline__ int32_t status_of(const SlicePart& whole, const RowTa
 __device__ __forceinline__ void look_at_slices(const Row& row, const RowTask& task, const Workspace& workspace,
                                                uint32_t block, const RowScratch& scratch) {
   workspace.for_slices(block, [&](uint32_t slice) {
-    const SlicePart part = look_at_slice(row, task, slice, scratch.peaks);
-    if (threadIdx.x == 0) scratch.parts[slice] = part;
+    const uint32_t begin = slice * kSlice + warp_index() * kTile;
+    if (begin >= row.size) return;
+    const RowPart part = look_at_tile(row, task, begin, scratch.peaks);
+    if (lane_index() == 0) scratch.parts[begin / kTile] = part;
   });
 }
 
 // Called by all threads of the block that came last with a slice of the row; all get the result.
-__device__ __forceinline__ RowResult finish_row(const Row& row, const RowTask& task, const RowScratch& scratch,
-                                                uint32_t slices) {
-  const SlicePart* const parts = scratch.parts;
+__device__ __forceinline__ RowResult finish_row(const Row& row, const RowTask& task, const RowScratch& scratch) {
+  const RowPart* const parts = scratch.parts;
+  const uint32_t tiles = (row.size + kTile - 1) / kTile;
   __shared__ RowResult result;
   const float inverse_temperature = task.filter.inverse_temperature;
   if (warp_index() == 0) {
-    SlicePart whole{0, 0, 0.0f, 0};
-    for (uint32_t s = lane_index(); s < slices; s += kWarp) {
-      whole.peak = max(whole.peak, __ldcg(&parts[s].peak));
-      whole.winner = max(whole.winner, __ldcg(&parts[s].winner));
-      whole.invalid |= __ldcg(&parts[s].invalid);
+    RowPart whole{0, 0, 0.0f, 0};
+    for (uint32_t t = lane_index(); t < tiles; t += kWarp) {
+      whole.peak = max(whole.peak, __ldcg(&parts[t].peak));
+      whole.winner = max(whole.winner, __ldcg(&parts[t].winner));
+      whole.invalid |= __ldcg(&parts[t].invalid);
     }
     whole.peak = warp_max(whole.peak);
     whole.winner = warp_max(whole.winner);
@@ -62,10 +64,10 @@ __device__ __forceinline__ RowResult finish_row(const Row& row, const RowTask& t
     const float highest = packed_value(whole.peak);
     const double shift = static_cast<double>(highest) * inverse_temperature;
     double mass = 0;
-    for (uint32_t s = lane_index(); s < slices; s += kWarp) {
-      const float own = __ldcg(&parts[s].mass);
+    for (uint32_t t = lane_index(); t < tiles; t += kWarp) {
+      const float own = __ldcg(&parts[t].mass);
       if (own > 0) {
-        mass += own * exp(static_cast<double>(packed_value(__ldcg(&parts[s].peak))) * inverse_temperature - shift);
+        mass += own * exp(static_cast<double>(packed_value(__ldcg(&parts[t].peak))) * inverse_temperature - shift);
       }
     }
     mass = warp_sum(mass);

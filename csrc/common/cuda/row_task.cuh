@@ -37,17 +37,18 @@ struct RowTask {
   __device__ bool filters(uint32_t vocab) const { return !greedy && !filter.keeps_all(vocab); }
 };
 
-struct SlicePart {
+// What is in a tile or a slice of a row.
+struct RowPart {
   uint64_t peak;    // the highest logit and its lowest id, packed
   uint64_t winner;  // of the draw; 0 where a filter decides later who takes part
-  float mass;       // sum of exp((logit - highest of the slice) / temperature)
+  float mass;       // sum of exp((logit - highest of the part) / temperature)
   uint32_t invalid;
 };
 
 // What blocks leave of a row for the one that comes last.
 struct RowScratch {
-  SlicePart* parts;  // (slices,)
-  float* peaks;      // (slices, kWarps): the highest logit of each tile, where a filter is to be decided
+  RowPart* parts;  // (slices, kWarps)
+  float* peaks;    // (slices, kWarps): the highest logit of each tile, where a filter is to be decided
 };
 
 struct RowResult {
@@ -59,79 +60,64 @@ struct RowResult {
   int32_t status;
 };
 
-// Sum of exp((x - reference) * scale / log2(e)), over what a lane holds at or above `threshold`.
+// Sum of exp((x - reference) * scale / log2(e)), over what a lane holds at or above `threshold`; kAll: over all of it.
+template <bool kAll>
 __device__ __forceinline__ float held_mass(const Tile& tile, float threshold, float reference, float scale) {
   float sum = 0;
 #pragma unroll
   for (int i = 0; i < kHeld; ++i) {
-    if (tile.x[i] >= threshold) sum += exp2f((tile.x[i] - reference) * scale);
+    const float power = exp2_of((tile.x[i] - reference) * scale);
+    sum += kAll || tile.x[i] >= threshold ? power : 0.0f;
   }
   return sum;
 }
 
+template <bool kAll>
 __device__ __forceinline__ uint64_t race_for_row(const Row& row, const RowTask& task, const Tile& tile, uint32_t begin,
                                                  float threshold, uint64_t best) {
   const float inverse_temperature = task.filter.inverse_temperature;
-  const uint32_t mask = contenders(tile, begin, task.noise, best,
-                                   [&](float x) { return x >= threshold ? x * inverse_temperature : -INFINITY; });
+  const uint32_t mask = contenders(tile, begin, task.noise, best, [&](float x) {
+    return kAll || x >= threshold ? x * inverse_temperature : -INFINITY;
+  });
   return race(begin, mask, best, [&](uint32_t id) {
     if (id == task.excluded) return -INFINITY;
     return fmaf(row.at(id), inverse_temperature, gumbel(task.noise, id));
   });
 }
 
-// What is in the block's slice: whole in thread 0. All threads of the block call it. peaks: of the row's tiles
-__device__ __forceinline__ SlicePart look_at_slice(const Row& row, const RowTask& task, uint32_t slice, float* peaks) {
-  __shared__ SlicePart of_warp[kWarps];
-  __syncthreads();  // the slice before may still be read
-  const uint32_t begin = slice * kSlice + warp_index() * kTile;
-  SlicePart part{0, 0, 0.0f, 0};
-  if (begin < row.size) {
-    Tile tile;
-    load_tile(row, begin, tile);
-    float highest = -INFINITY;
-    uint32_t at = held_id(begin, 0);
-    bool invalid = false;
+// What is in the warp's tile at `begin`, which is in the row. By a whole warp; all lanes get the result. peaks: of the
+// row's tiles
+__device__ __forceinline__ RowPart look_at_tile(const Row& row, const RowTask& task, uint32_t begin, float* peaks) {
+  RowPart part{0, 0, 0.0f, 0};
+  Tile tile;
+  load_tile(row, begin, tile);
+  float highest = -INFINITY;
+  uint32_t at = held_id(begin, 0);
+  bool invalid = false;
 #pragma unroll
-    for (int i = 0; i < kHeld; ++i) {
-      invalid |= !(tile.x[i] < INFINITY);  // NaN or +inf
-      if (tile.x[i] > highest) {
-        highest = tile.x[i];
-        at = held_id(begin, i);
-      }
-    }
-    const uint32_t word = ordered(highest);
-    const uint32_t top = __reduce_max_sync(kAllLanes, word);
-    const uint32_t id = __reduce_min_sync(kAllLanes, word == top ? at : kNoId);
-    highest = from_ordered(top);
-    part.peak = pack(highest, id);
-    part.invalid = __any_sync(kAllLanes, invalid);
-    if (task.filters(row.size) && lane_index() == 0) peaks[begin / kTile] = highest;
-    if (!task.greedy && highest > -INFINITY && !part.invalid && task.filter.keeps_all(row.size)) {
-      const float scale = task.filter.inverse_temperature * kLog2E;
-      part.mass = warp_sum(held_mass(tile, -INFINITY, highest, scale));
-      if (task.draws) {
-        uint64_t best = 0;
-        if (id != task.excluded) {
-          best = pack(fmaf(highest, task.filter.inverse_temperature, gumbel(task.noise, id)), id);
-        }
-        part.winner = warp_max(race_for_row(row, task, tile, begin, -INFINITY, best));
-      }
+  for (int i = 0; i < kHeld; ++i) {
+    invalid |= !(tile.x[i] < INFINITY);  // NaN or +inf
+    if (tile.x[i] > highest) {
+      highest = tile.x[i];
+      at = held_id(begin, i);
     }
   }
-  if (lane_index() == 0) of_warp[warp_index()] = part;
-  __syncthreads();
-  if (threadIdx.x == 0) {
-    for (int w = 1; w < kWarps; ++w) {
-      const SlicePart& other = of_warp[w];
-      part.peak = other.peak > part.peak ? other.peak : part.peak;
-      part.winner = other.winner > part.winner ? other.winner : part.winner;
-      part.invalid |= other.invalid;
-    }
-    const float highest = packed_value(part.peak), scale = task.filter.inverse_temperature * kLog2E;
-    part.mass = 0;
-    for (int w = 0; w < kWarps; ++w) {
-      if (of_warp[w].mass > 0) part.mass += of_warp[w].mass * exp2f((packed_value(of_warp[w].peak) - highest) * scale);
+  const uint32_t word = ordered(highest);
+  const uint32_t top = __reduce_max_sync(kAllLanes, word);
+  const uint32_t id = __reduce_min_sync(kAllLanes, word == top ? at : kNoId);
+  highest = from_ordered(top);
+  part.peak = pack(highest, id);
+  part.invalid = __any_sync(kAllLanes, invalid);
+  if (task.filters(row.size) && lane_index() == 0) peaks[begin / kTile] = highest;
+  if (!task.greedy && highest > -INFINITY && !part.invalid && task.filter.keeps_all(row.size)) {
+    const float scale = task.filter.inverse_temperature * kLog2E;
+    part.mass = warp_sum(held_mass<true>(tile, -INFINITY, highest, scale));
+    if (task.draws) {
+      uint64_t best = 0;
+      if (id != task.excluded) {
+        best = pack(fmaf(highest, task.filter.inverse_temperature, gumbel(task.noise, id)), id);
+      }
+      part.winner = warp_max(race_for_row<true>(row, task, tile, begin, -INFINITY, best));
     }
   }
   return part;

@@ -49,7 +49,7 @@ struct Quota {
 
   // An integer, so that sums do not depend on the order.
   __device__ __forceinline__ unsigned long long weight(float x) const {
-    return by_mass ? static_cast<unsigned long long>(exp2f((x - highest) * scale) * 0x1p40f) : 1;
+    return by_mass ? static_cast<unsigned long long>(exp2_of((x - highest) * scale) * 0x1p40f) : 1;
   }
   __device__ __forceinline__ uint64_t wanted(uint64_t total) const {
     if (!by_mass) return count;

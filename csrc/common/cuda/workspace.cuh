@@ -15,7 +15,7 @@ struct Workspace {
   uint32_t blocks;            // of a row
   uint32_t* row_counters;
   uint32_t* request_counters;
-  SlicePart* parts;        // (sides, batch, width, slices)
+  RowPart* parts;          // (sides, batch, width, slices, kWarps)
   float* peaks;            // (sides, batch, width, slices, kWarps)
   float* draft_lse;        // (batch, width), of a draft that came without statistics; NaN: a bad row
   float* draft_threshold;  // (batch, width)
@@ -40,7 +40,7 @@ struct Workspace {
     };
     row_counters = memory.counters;
     request_counters = memory.counters + rows;
-    parts = static_cast<SlicePart*>(take(rows * slices * static_cast<int64_t>(sizeof(SlicePart))));
+    parts = static_cast<RowPart*>(take(rows * slices * kWarps * static_cast<int64_t>(sizeof(RowPart))));
     peaks = static_cast<float*>(take(rows * slices * kWarps * 4));
     draft_lse = static_cast<float*>(take(tokens * 4));
     draft_threshold = static_cast<float*>(take(tokens * 4));
@@ -54,7 +54,7 @@ struct Workspace {
 
   // Of row `at` of (sides, batch, width).
   __device__ __forceinline__ RowScratch row_scratch(int64_t at) const {
-    return {parts + at * slices, peaks + at * slices * kWarps};
+    return {parts + at * slices * kWarps, peaks + at * slices * kWarps};
   }
 
   // Calls visit(slice) for the slices of the row's block number `block`.
