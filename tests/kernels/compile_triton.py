@@ -102,12 +102,12 @@ def compile_kernel(
 
 def aligned(signature: dict[str, str]) -> dict[tuple[int], list[list[str | int]]]:
     """As calls nearly always have it: memory and strides that can be read 16 bytes at a time, or copied beside work."""
-    wide = [
-        i
+    sizes = ("stride", "vocab", "head_dim", "length")
+    return {
+        (i,): [["tt.divisibility", 16]]
         for i, (name, kind) in enumerate(signature.items())
-        if kind[0] == "*" or name.endswith(("stride", "vocab", "head_dim", "length"))
-    ]
-    return {(i,): [["tt.divisibility", 16]] for i in wide if list(signature.values())[i] != "constexpr"}
+        if kind != "constexpr" and (kind.startswith("*") or name.endswith(sizes))
+    }
 
 
 def check_order(name: str, ptx: str) -> None:
