@@ -16,10 +16,11 @@ import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 from harness import FLOOR, TRANSFORMERS, Contender, Row, compare, parse, parser_of, time_us
-from report import report
+from report import measure
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
@@ -102,9 +103,9 @@ def main() -> None:
     parser = parser_of(__doc__ or "", CASES)
     parser.add_argument("--busy", type=int, default=0, help="processes that compute meanwhile (default: 0)")
     parsed = parse(parser, CASES)
+    works = [partial(bench_case, case, parsed.repeats, parsed.threads) for case in parsed.cases.split(",")]
     with busy_processes(parsed.busy):
-        rows = [row for case in parsed.cases.split(",") for row in bench_case(case, parsed.repeats, parsed.threads)]
-    report("forward" + (f" beside {parsed.busy} busy processes" if parsed.busy else ""), rows, parsed)
+        measure("forward" + (f" beside {parsed.busy} busy processes" if parsed.busy else ""), works, parsed)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ torch's product where the rows are rounded to the weights' type as well. Beside 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from harness import (
@@ -26,7 +27,7 @@ from harness import (
     read_once,
     time_us,
 )
-from report import report
+from report import measure
 from torch import Tensor
 from torch.nn.functional import linear
 
@@ -86,8 +87,7 @@ def bench_case(case: str, repeats: int) -> list[Row]:
 
 def main() -> None:
     parsed = arguments(__doc__ or "", CASES)
-    rows = [row for case in parsed.cases.split(",") for row in bench_case(case, parsed.repeats)]
-    report("window_linear", rows, parsed)
+    measure("window_linear", [partial(bench_case, case, parsed.repeats) for case in parsed.cases.split(",")], parsed)
 
 
 if __name__ == "__main__":

@@ -14,18 +14,35 @@ from rich.console import Console
 from rich.table import Table
 
 
-def report(
+def measure(
     title: str,
-    rows: Sequence[Row],
+    works: Iterable[Callable[[], list[Row]]],
     parsed: argparse.Namespace,
     device: dict[str, Any] | None = None,
-    errors: Sequence[str] = (),
 ) -> None:
-    """Print the table, and write the files that were asked for.
+    """Measure all works, print the table and write the files that were asked for. device: what is to be said of a GPU.
 
-    device: what is to be said of a GPU; errors: of what could not be measured
+    The file of results has the rows there are at any time. A work that fails does not take the others with it; at the
+    end it is said, with exit status 1.
     """
     machine = {**describe_machine(), **(device or {})}
+    rows: list[Row] = []
+    errors: list[str] = []
+    for work in works:
+        try:
+            rows += work()
+        except (Exception, SystemExit) as error:
+            errors.append(f"{type(error).__name__}: {error}")
+        if parsed.json:
+            content = {"title": title, "threads": parsed.threads, "machine": machine, "rows": list(map(asdict, rows))}
+            parsed.json.write_text(json.dumps(content | ({"errors": errors} if errors else {}), indent=1) + "\n")
+    _show(title, rows, parsed, machine)
+    if errors:
+        raise SystemExit("\n".join(errors))
+
+
+def _show(title: str, rows: Sequence[Row], parsed: argparse.Namespace, machine: dict[str, Any]) -> None:
+    """Print the table, and draw the plot if one was asked for."""
     where = machine.get("gpu") or f"{machine['processor']}, {parsed.threads} thread(s) for torch"
     table = Table(title=f"{title} on {where}", caption=machine.get("rates"))
     for name in (
@@ -57,48 +74,10 @@ def report(
             _ratio(row.faster_than_reference),
         )
     Console(width=None if sys.stdout.isatty() else 140).print(table)
-    save(title, rows, parsed, device, errors)
     if parsed.plot and rows:
         from plot import draw  # matplotlib is not needed by those who do not ask for it
 
         draw(f"{title} on {where}", rows, parsed.plot)
-
-
-def measure(
-    title: str,
-    works: Iterable[Callable[[], list[Row]]],
-    parsed: argparse.Namespace,
-    device: dict[str, Any] | None = None,
-) -> None:
-    """Measure all works and report them. The file has the rows there are at any time.
-
-    A work that fails does not take the others with it; at the end it is said, with exit status 1.
-    """
-    rows: list[Row] = []
-    errors: list[str] = []
-    for work in works:
-        try:
-            rows += work()
-        except (Exception, SystemExit) as error:
-            errors.append(f"{type(error).__name__}: {error}")
-        save(title, rows, parsed, device, errors)
-    report(title, rows, parsed, device, errors)
-    if errors:
-        raise SystemExit("\n".join(errors))
-
-
-def save(
-    title: str,
-    rows: Sequence[Row],
-    parsed: argparse.Namespace,
-    device: dict[str, Any] | None = None,
-    errors: Sequence[str] = (),
-) -> None:
-    """Write the file of results, if one was asked for."""
-    if parsed.json:
-        machine = {**describe_machine(), **(device or {})}
-        content = {"title": title, "threads": parsed.threads, "machine": machine, "rows": [asdict(row) for row in rows]}
-        parsed.json.write_text(json.dumps(content | ({"errors": errors} if errors else {}), indent=1) + "\n")
 
 
 def _ratio(value: float | None) -> str:
