@@ -111,7 +111,6 @@ class Bench:
         }  # fmt: skip
         logging.getLogger("pearl_decode").addHandler(Warnings(self.report["warnings"]))
         self._save = save
-        self._warm = False  # whether a cell was measured: the first one also waits for kernels to be compiled
         self._end = time.perf_counter() + args.budget_s
 
     def run(self) -> None:
@@ -155,6 +154,7 @@ class Bench:
                 self._free()
                 continue
             print_rows(cell, outcome.rows)
+            warm = bool(self.report["rows"])  # the first cell of all also waited for kernels to be compiled
             self.report["rows"] += outcome.rows
             self.report["errors"] += [
                 vars(cell) | {"system": name, "error": error} for name, error in outcome.errors.items()
@@ -164,8 +164,7 @@ class Bench:
             if not drawn:
                 self._draw_lanes(pair, cell, outcome.rows)
                 drawn = True
-            last = (cell, outcome) if self._warm else None
-            self._warm = True
+            last = (cell, outcome) if warm else None
 
     def _draw_lanes(self, pair: ModelPair, cell: Cell, rows: list[dict[str, Any]]) -> None:
         try:
