@@ -55,8 +55,7 @@ def attention_forward(
     foreign = [name for name in _FOREIGN if kwargs.get(name) is not None]
     if foreign:
         raise ValueError(f"{ATTENTION_NAME}: attention must not need {foreign[0]}, got it from {type(module).__name__}")
-    # A compiled model appends by itself, and no compiler follows what a tensor carries.
-    new = None if torch.compiler.is_compiling() else new_entries(key)
+    new = new_entries(key)
     k_new, v_new = (None, None) if new is None else (by_rows(states) for states in new)
     out = window_attention(
         by_rows(query), key, value, k_new, v_new, attention_mask.reshape(-1),

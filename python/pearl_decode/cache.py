@@ -53,6 +53,8 @@ class WindowLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
 
 def new_entries(keys: Any) -> tuple[torch.Tensor, torch.Tensor] | None:
     """What is still to be appended to a layer's keys and values, (batch, kv_heads, width, head_dim) each; only once."""
+    if torch.compiler.is_compiling():
+        return None  # a compiled model appends by itself, and no compiler follows what a tensor carries
     found: tuple[torch.Tensor, torch.Tensor] | None = keys.__dict__.pop("new_entries", None)
     return found
 
