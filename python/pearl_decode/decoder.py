@@ -36,7 +36,7 @@ class PearlDecoder:
     gamma:         tokens drafted per round, or "auto": on a GPU one of a few, that make the target's window 4 or 8 rows
                    wide, or 2, 4, 8 or 16 where nothing is compiled
     strategy:      "pearl", "sequential", "lookup", "autoregressive", or "auto": before each round the one that should
-                   be the fastest, by the time rounds took and by what was accepted.
+                   be the fastest, by the time rounds took and by what was accepted
     rule:          "token", "block", "coupled" or "greedy"; requests of temperature 0 are greedy under each. None is
                    DEFAULT_RULE, or "coupled" where reproducible
     reproducible:  whether a sampled text must be the same for the same seed, whatever the draft, the strategy and the
