@@ -6,74 +6,124 @@
 #include "common/stored.h"
 #include "cpu_level.h"
 
-// A few rows against a whole weight matrix: reading the weights is the cost, so each is read once for up to kTileRows
-// rows, in the type it is stored in. A result is summed in the same order whatever the rows beside it, the tile it falls
-// into and the number of threads.
+// Rows against a whole weight matrix. Where they are few, reading the weights is the cost: each is read once for up to
+// kTileRows rows, in the type it is stored in. Where they are many, the rows of a tile are read from the nearest cache,
+// part by part, for a block of outputs whose weights stay in the next. A result is summed in the same order whatever the
+// rows beside it, the tile it falls into and the number of threads.
 namespace pearl::PEARL_SIMD {
 namespace {
 
-constexpr int kTileRows = kLanes >= 16 ? 12 : 6;  // with two outputs as many sums as registers hold
+constexpr int kTileRows = kLanes >= 16 ? 10 : 6;  // with two outputs nearly as many sums as registers hold
 // Of int8 the instructions are the cost, and so there are more outputs to a row and one prefetch to a line of the cache;
 // where reading is, four rows of weights at a time are read more slowly than two.
 template <typename Weight>
 constexpr bool kSmall = sizeof(typename Weight::Stored) == 1;
 template <typename Weight>
 constexpr int kTileOutputs = kSmall<Weight> ? 4 : 2;
-constexpr int kAhead = 8192;               // bytes: rows are short, and the processor itself fetches ahead too late
+constexpr int kBlockOutputs = 64;
+constexpr int64_t kPartBytes = 30 << 10;   // of a tile's rows
+constexpr int64_t kAhead = 8192;           // bytes at least: the processor itself fetches ahead too late
 constexpr int64_t kPieceBytes = 64 << 10;  // of weights: less is not worth waking a thread for
 
+// Columns [begin, end) of a tile's rows, whole vectors: of each row the first vector, then of each the second, and so on.
+struct Part {
+  const float* x;
+  int64_t begin, end;
+  bool first, last;
+};
+
+// kept: the sums of the outputs, from one part to the next
 template <typename Weight, int Rows, int Outputs>
-void tile(const LinearArgs& args, const LinearLayer& layer, int64_t row, int64_t output) {
-  const float* x = args.x + row * args.x_stride;
+void tile(const LinearArgs& args, const LinearLayer& layer, const Part& part, int64_t row, int64_t output,
+          Float (*kept)[Rows]) {
   const auto* weight = static_cast<const typename Weight::Stored*>(layer.weight) + output * layer.weight_stride;
-  Float sums[Rows][Outputs] = {};
-  int64_t k = 0;
+  // The same columns of a later tile's outputs.
+  const int64_t tile_bytes = Outputs * layer.weight_stride * sizeof(*weight);
+  const int64_t ahead = (kAhead + tile_bytes - 1) / tile_bytes * tile_bytes;
+  Float sums[Outputs][Rows] = {};
+  if (!part.first) {
+#pragma GCC unroll 4
+    for (int n = 0; n < Outputs; ++n) {
+#pragma GCC unroll 16
+      for (int r = 0; r < Rows; ++r) sums[n][r] = kept[n][r];
+    }
+  }
+  const float* x = part.x;
+  int64_t k = part.begin;
   const auto step = [&] {
     Float weights[Outputs];
     for (int n = 0; n < Outputs; ++n) weights[n] = Weight::load(weight + n * layer.weight_stride + k);
     for (int r = 0; r < Rows; ++r) {
-      const Float values = load_float32(x + r * args.x_stride + k);
-      for (int n = 0; n < Outputs; ++n) sums[r][n] = fma(values, weights[n], sums[r][n]);
+      const Float values = load_float32(x + r * kLanes);
+      for (int n = 0; n < Outputs; ++n) sums[n][r] = fma(values, weights[n], sums[n][r]);
     }
+    x += Rows * kLanes;
     k += kLanes;
   };
   constexpr int64_t kLine = kSmall<Weight> ? 64 : kLanes;
-  while (k + kLine <= args.inputs) {
+  while (k + kLine <= part.end) {
     for (int n = 0; n < Outputs; ++n) {
-      __builtin_prefetch(reinterpret_cast<const char*>(weight + n * layer.weight_stride + k) + kAhead);
+      __builtin_prefetch(reinterpret_cast<const char*>(weight + n * layer.weight_stride + k) + ahead);
     }
 #pragma GCC unroll 8
     for (int64_t i = 0; i < kLine; i += kLanes) step();
   }
-  while (k + kLanes <= args.inputs) step();
-  for (int r = 0; r < Rows; ++r) {
+  while (k + kLanes <= part.end) step();
+  if (!part.last) {
+#pragma GCC unroll 4
     for (int n = 0; n < Outputs; ++n) {
-      float sum = reduce_add(sums[r][n]);
-      for (int64_t i = k; i < args.inputs; ++i) {
-        sum += x[r * args.x_stride + i] * Weight::value(weight[n * layer.weight_stride + i]);
-      }
+#pragma GCC unroll 16
+      for (int r = 0; r < Rows; ++r) kept[n][r] = sums[n][r];
+    }
+    return;
+  }
+#pragma GCC unroll 16
+  for (int r = 0; r < Rows; ++r) {
+    const float* rest = args.x + (row + r) * args.x_stride;
+#pragma GCC unroll 4
+    for (int n = 0; n < Outputs; ++n) {
+      float sum = reduce_add(sums[n][r]);
+      for (int64_t i = k; i < args.inputs; ++i) sum += rest[i] * Weight::value(weight[n * layer.weight_stride + i]);
       if (layer.scale) sum *= layer.scale[output + n];
       layer.out[(row + r) * layer.outputs + output + n] = layer.bias ? sum + layer.bias[output + n] : sum;
     }
   }
 }
 
+// Of `rows` rows and at most kBlockOutputs outputs.
 template <typename Weight, int Rows>
 void rows_tile(const LinearArgs& args, const LinearLayer& layer, int rows, int64_t row, int64_t output, int outputs) {
   if constexpr (Rows > 1) {
     if (rows < Rows) return rows_tile<Weight, Rows - 1>(args, layer, rows, row, output, outputs);
   }
   constexpr int kAtOnce = Rows <= 2 ? kTileOutputs<Weight> : 2;
-  int n = 0;
-  for (; n + kAtOnce <= outputs; n += kAtOnce) tile<Weight, Rows, kAtOnce>(args, layer, row, output + n);
-  for (; n < outputs; ++n) tile<Weight, Rows, 1>(args, layer, row, output + n);
+  constexpr int64_t kMost = kPartBytes / (Rows * sizeof(Float));
+  const float* x = args.x + row * args.x_stride;
+  const int64_t vectors = args.inputs / kLanes, parts = std::max<int64_t>(1, (vectors + kMost - 1) / kMost);
+  Float packed[kMost * Rows], kept[kBlockOutputs][Rows];
+  for (int64_t p = 0; p < parts; ++p) {
+    const int64_t begin = vectors * p / parts * kLanes, end = vectors * (p + 1) / parts * kLanes;
+    Part part = {x + begin, begin, end, p == 0, p == parts - 1};
+    if constexpr (Rows > 1) {
+      Float* next = packed;
+      for (int64_t k = begin; k < end; k += kLanes) {
+        for (int r = 0; r < Rows; ++r) *next++ = load_float32(x + r * args.x_stride + k);
+      }
+      part.x = reinterpret_cast<const float*>(packed);
+    }
+    int n = 0;
+    for (; n + kAtOnce <= outputs; n += kAtOnce) {
+      tile<Weight, Rows, kAtOnce>(args, layer, part, row, output + n, kept + n);
+    }
+    for (; n < outputs; ++n) tile<Weight, Rows, 1>(args, layer, part, row, output + n, kept + n);
+  }
 }
 
 template <typename Weight>
 void outputs_between(const LinearArgs& args, const LinearLayer& layer, int64_t begin, int64_t end) {
   const int64_t tiles = (args.rows + kTileRows - 1) / kTileRows;
-  for (int64_t output = begin; output < end; output += kTileOutputs<Weight>) {
-    const int outputs = static_cast<int>(std::min<int64_t>(kTileOutputs<Weight>, end - output));
+  for (int64_t output = begin; output < end; output += kBlockOutputs) {
+    const int outputs = static_cast<int>(std::min<int64_t>(kBlockOutputs, end - output));
     for (int64_t t = 0; t < tiles; ++t) {  // of nearly equal size
       const int64_t row = args.rows * t / tiles;
       const int rows = static_cast<int>(args.rows * (t + 1) / tiles - row);
