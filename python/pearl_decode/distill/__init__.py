@@ -30,6 +30,7 @@ from pearl_decode.models import CausalModel, default_device, load_model, load_to
 __all__ = ["Quality", "Settings", "distill"]
 
 WORK = "work"  # inside the output directory: answers and checkpoint, of no use once the draft is made
+MANY_TOKENS = 1 << 20  # to learn from: compiling the loss saves more time than it takes
 PASSES = 10  # over the answers, where the number of tokens is not given
 HELD_OUT, MOST_HELD_OUT = 0.05, 64  # share of the prompts, and number of them
 WRITING, ANSWERING = 0.1, 0.4  # of the hours, at most: for prompts, and for answers
@@ -176,7 +177,8 @@ def distill(
         train, held_out = (Lessons(model, part, settings.batch_tokens) for part in (samples, aside))
         train.check()
         draft = start.draft_with(model, _ids(train, start, work, report))
-        recipe = Recipe(tokens or PASSES * learnt, learning_rate, loss, seed)
+        to_learn = tokens or PASSES * learnt
+        recipe = Recipe(to_learn, learning_rate, loss, seed, compile=to_learn >= MANY_TOKENS)
         trainer = Trainer(model, draft, train, held_out, recipe)
         if begun:
             trainer.load(checkpoint)

@@ -27,9 +27,13 @@ class Head(NamedTuple):
         head = model.get_output_embeddings()
         return cls(head.weight, getattr(head, "bias", None))
 
+    def product(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Logits (positions, ids) of hidden (positions, hidden), in the type of the weight."""
+        return torch.nn.functional.linear(hidden.to(self.weight.dtype), self.weight, self.bias)
+
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """(positions, ids) float32 of hidden (positions, hidden)."""
-        return torch.nn.functional.linear(hidden.to(self.weight.dtype), self.weight, self.bias).float()
+        """The same in float32."""
+        return self.product(hidden).float()
 
     def parts(self, positions: int) -> Iterator[slice]:
         """The positions, as many at once as should have logits at once."""

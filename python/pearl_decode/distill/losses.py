@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from typing import Any
 
 import torch
 
-from pearl_decode.distill.lessons import Head
+from pearl_decode.distill.lessons import Head, Lesson
+
+LOGGER = logging.getLogger(__name__)
 
 # Of the target's probabilities of the ids the draft knows, (positions, draft_vocab) with sums of at most 1, and the
 # draft's logits: the loss of each position, and its gradient by the logits.
 Loss = Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
+
+# Of the target's logits of those ids, their logsumexp with all others, and the draft's logits: the sum of the losses,
+# and its gradient by the draft's logits, in their type.
+SumOfLosses = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
 
 
 def forward_kl(target_probs: torch.Tensor, draft_logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -38,28 +45,57 @@ def mixed(target_probs: torch.Tensor, draft_logits: torch.Tensor) -> tuple[torch
 LOSSES: dict[str, Loss] = {"kl": forward_kl, "tv": total_variation, "mix": mixed}
 
 
-def mean_loss(
-    loss: Loss, hidden: torch.Tensor, head: Head, target_probs: Callable[[slice], torch.Tensor]
-) -> torch.Tensor:
-    """The mean loss of the logits of `head`, which is not trained, for hidden (positions, hidden).
+def sum_of(loss: Loss) -> SumOfLosses:
+    """`loss` over logits as the heads make them, in the precision of the logsumexp."""
+
+    def sum_of_losses(
+        target_logits: torch.Tensor, target_lse: torch.Tensor, draft_logits: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        target_probs = target_logits.to(target_lse.dtype).sub(target_lse[:, None]).exp()
+        values, by_logits = loss(target_probs, draft_logits.to(target_lse.dtype))
+        return values.sum(), by_logits.to(draft_logits.dtype)
+
+    return sum_of_losses
+
+
+def fused(losses: SumOfLosses) -> SumOfLosses:
+    """The same compiled: each logit is read a few times, and not at each of some twenty operations.
+
+    Compiles at the first call, for any number of positions. Where torch cannot, it runs as it is, and the log says why.
+    """
+    run: SumOfLosses = torch.compile(losses, fullgraph=True, dynamic=True)
+
+    def fused_losses(*logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        nonlocal run
+        try:
+            return run(*logits)
+        except torch._dynamo.exc.TorchDynamoException as error:
+            LOGGER.warning("the loss runs as it is, torch cannot compile it here: %s", error)
+            run = losses
+            return run(*logits)
+
+    return fused_losses
+
+
+def mean_loss(losses: SumOfLosses, hidden: torch.Tensor, head: Head, lesson: Lesson) -> torch.Tensor:
+    """The mean loss of the logits of `head`, which is not trained, for hidden (positions, hidden), beside the lesson's.
 
     Logits and their gradients are made for a few positions at a time and never kept: they are many times as large as
-    all else. target_probs: of the positions in a slice
+    all else.
     """
-    value: torch.Tensor = _MeanLoss.apply(hidden, head, target_probs, loss)  # type: ignore[no-untyped-call]
+    value: torch.Tensor = _MeanLoss.apply(hidden, head, lesson, losses)  # type: ignore[no-untyped-call]
     return value
 
 
 class _MeanLoss(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any, hidden: torch.Tensor, head: Head, target_probs: Callable[[slice], torch.Tensor], loss: Loss
-    ) -> torch.Tensor:
+    def forward(ctx: Any, hidden: torch.Tensor, head: Head, lesson: Lesson, losses: SumOfLosses) -> torch.Tensor:
         gradient, sums = torch.empty_like(hidden), []
         for rows in head.parts(len(hidden)):
-            values, by_logits = loss(target_probs(rows), head.logits(hidden[rows]))
-            sums.append(values.sum())
-            gradient[rows] = torch.matmul(by_logits.to(head.weight.dtype), head.weight)
+            target_logits, draft_logits = head.product(lesson.hidden[rows]), head.product(hidden[rows])
+            value, by_logits = losses(target_logits, lesson.lse[rows], draft_logits)
+            sums.append(value)
+            gradient[rows] = torch.matmul(by_logits, head.weight)
         ctx.save_for_backward(gradient.div_(len(hidden)))
         return torch.stack(sums).sum() / len(hidden)
 

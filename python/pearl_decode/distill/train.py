@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from pearl_decode.distill.lessons import Head, Lessons, hidden_states
-from pearl_decode.distill.losses import LOSSES, mean_loss
+from pearl_decode.distill.losses import LOSSES, fused, mean_loss, sum_of
 from pearl_decode.drafts import own_parameters, write_whole
 
 WARM_UP = 0.03  # share of the run
@@ -50,12 +50,13 @@ class Quality:
 
 @dataclass(frozen=True)
 class Recipe:
-    """How to train. tokens: to learn from, over all passes."""
+    """How to train. tokens: to learn from, over all passes; compile: the loss, which takes a while at first."""
 
     tokens: int
     learning_rate: float
     loss: str
     seed: int
+    compile: bool
 
 
 class Trainer:
@@ -69,7 +70,8 @@ class Trainer:
         d2t = getattr(draft, "d2t", None)
         self._ids = torch.arange(train.vocab, device=self.device) if d2t is None else d2t
         self._head = Head.of(draft)
-        self._loss = LOSSES[recipe.loss]
+        losses = sum_of(LOSSES[recipe.loss])
+        self._losses = fused(losses) if recipe.compile else losses
         self._halves = self.device.type == "cuda" or target.dtype is torch.bfloat16
         self._train, self._held_out = train, held_out
         draft.requires_grad_(False)
@@ -126,7 +128,7 @@ class Trainer:
         self.draft.train()
         with self._autocast():
             hidden = hidden_states(self.draft, lesson.inputs, lesson.learn)
-        loss = mean_loss(self._loss, hidden, self._head, lambda rows: lesson.probs(self._head, rows))
+        loss = mean_loss(self._losses, hidden, self._head, lesson)
         self._optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(list(self._own.values()), 1.0)
