@@ -1,10 +1,12 @@
-"""Time a whole forward over the rows of a window, beside transformers' own layers and reading the weights once.
+"""Time a whole forward over the rows of a window, or a prompt, beside transformers' own layers and reading the weights
+once.
 
     python bench/bench_forward.py [--threads N] [--busy N] [--cases MODEL,...] [--json FILE]
 
 A case is a model's path, hub id or built-in name, on a CPU. "cpu" is the model as the decoder loads it. "transformers"
 is the same checkpoint in float32, "transformers, bfloat16" in bfloat16, both with their own layers and sdpa attention.
-All run over a cache of the decoder's, with LENGTH tokens before the window. The floor reads, with as many threads, the
+All run over a cache of the decoder's, with LENGTH tokens before the window; a prompt of LENGTH tokens is read into an
+empty one, as the decoder reads it. The floor reads, with as many threads, the
 weights that are multiplied, in the type they are stored in. --busy adds processes that compute all the while, as on a
 machine that has other work to do.
 """
@@ -51,6 +53,10 @@ class Model:
     def window(self, width: int) -> Callable[[], Tensor]:
         return lambda: self.logits(LENGTH, width)
 
+    @torch.inference_mode()
+    def prompt(self) -> None:
+        self.model.read(self.ids[:, :LENGTH], 0, WindowCache(LENGTH + max(WIDTHS)))
+
 
 def read_weights(model: CausalModel, threads: int) -> tuple[int, Callable[[], object]]:
     """Their bytes, and reading them with so many threads."""
@@ -86,7 +92,9 @@ def bench_case(case: str, repeats: int, threads: int) -> list[Row]:
         contenders = [Contender(name, [model.window(width)]) for name, model in models.items()]
         times = time_us([Contender(FLOOR, [read]), *contenders], repeats)
         rows += compare(case, f"width {width}", times, bytes_read)
-    return rows
+    contenders = [Contender(name, [model.prompt]) for name, model in models.items()]
+    times = time_us([Contender(FLOOR, [read]), *contenders], max(1, repeats // 10))
+    return rows + compare(case, f"prompt of {LENGTH}", times, bytes_read)
 
 
 @contextmanager

@@ -22,10 +22,11 @@ class WindowLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
         self.cache = cache
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
-        batch, heads = key_states.shape[:2]
         # Zeros, not empty: a masked entry has weight 0, and 0 * NaN would still spoil the sum.
-        self.keys = key_states.new_zeros(batch, heads, self.cache.capacity, key_states.shape[-1])
-        self.values = value_states.new_zeros(batch, heads, self.cache.capacity, value_states.shape[-1])
+        self.keys, self.values = (
+            states.new_zeros(*states.shape[:2], self.cache.capacity, states.shape[-1])
+            for states in (key_states, value_states)
+        )
         self.is_initialized = True
 
     def update(
@@ -114,14 +115,15 @@ class WindowCache(Cache):
         self.offset, self.view = min(starts), self.capacity
         self.appends_later, self._index = appends_later, None if appends_later else _index_of(positions)
 
-    def buffers(self, layer_idx: int) -> tuple[torch.Tensor, torch.Tensor] | None:
-        """A layer's keys and values, where the next forward's entries are left to whoever attends; None before they are
-        made.
+    def buffers(self, layer_idx: int, states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """A layer's keys and values, for whoever appends to them in place of `update`.
+
+        states: (batch, kv_heads, any, head_dim), like which they are made at first
         """
-        if not self.appends_later or layer_idx >= len(self._window_layers):
-            return None
-        layer = self._window_layers[layer_idx]
-        return (layer.keys, layer.values) if layer.is_initialized else None
+        layer = self._layer(layer_idx)
+        if not layer.is_initialized:
+            layer.lazy_initialization(states, states)
+        return layer.keys, layer.values
 
     def left_behind(self) -> bool:
         """Whether a forward did not append all that was to be appended later."""
@@ -170,9 +172,12 @@ class WindowCache(Cache):
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
+        return self._layer(layer_idx).update(key_states, value_states, *args, **kwargs)
+
+    def _layer(self, layer_idx: int) -> WindowLayer:
         while len(self._window_layers) <= layer_idx:
             self._window_layers.append(WindowLayer(self))
-        return self._window_layers[layer_idx].update(key_states, value_states, *args, **kwargs)
+        return self._window_layers[layer_idx]
 
     # The base class asks the layers, which do not exist before the first update.
     def get_seq_length(self, layer_idx: int = 0) -> int:

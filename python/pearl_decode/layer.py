@@ -98,12 +98,14 @@ def run_layer(parts: Parts, hidden_states: Tensor, named: dict[str, Any]) -> Ten
     lengths, cache = named.get("attention_mask"), named.get("cache", named.get("past_key_values"))
     if not isinstance(cache, WindowCache) or not isinstance(lengths, Tensor) or lengths.dtype is not torch.int64:
         return None
-    few = hidden_states.numel() <= MOST_ROWS * parts.weights.size and hidden_states.dtype is torch.float32
-    buffers = cache.buffers(parts.index) if few and not torch.is_grad_enabled() else None
-    if buffers is None or not parts.unchanged:
+    weights = parts.weights
+    few = hidden_states.numel() <= MOST_ROWS * weights.size and hidden_states.dtype is torch.float32
+    if not few or not cache.appends_later or torch.is_grad_enabled() or not parts.unchanged:
         return None
+    states = hidden_states.new_empty(len(hidden_states), weights.kv_heads, 0, weights.head_dim)
     cos, sin = named["position_embeddings"]
-    return window_layer(hidden_states, parts.weights, cos, sin, *buffers, lengths.reshape(-1), scale=parts.scale)
+    buffers = cache.buffers(parts.index, states)
+    return window_layer(hidden_states, weights, cos, sin, *buffers, lengths.reshape(-1), scale=parts.scale)
 
 
 @torch.inference_mode()

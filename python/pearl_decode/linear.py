@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 from pearl_decode.norm import use_window_norm
 from pearl_kernels import Linear, quantized, window_linear, window_linears
 
-MOST_ROWS = 64  # beyond them arithmetic is the cost, and torch's own product the faster one
+MOST_ROWS = 64  # of a window: enough for arithmetic to be the cost, so that longer texts are read in several
 
 
 class WindowLinear(nn.Linear):

@@ -7,6 +7,7 @@ import inspect
 import logging
 import os
 from contextlib import nullcontext
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -88,8 +89,19 @@ class CausalModel:
             return []
         return [int(i) for i in ids] if isinstance(ids, (list, tuple)) else [int(ids)]
 
+    def read(self, input_ids: torch.Tensor, start: int, cache: WindowCache) -> None:
+        """Cache tokens (batch, width) int64, at least one of every row, from position `start` on.
+
+        Where kernels multiply, long texts are read in windows of as many rows as they are best with.
+        """
+        batch, width = input_ids.shape
+        by_kernels = self.reads_lengths and self._multiplies_by_kernels and batch <= MOST_ROWS
+        windows = -(-width // (MOST_ROWS // batch)) if by_kernels else 1
+        for begin, end in pairwise(width * i // windows for i in range(windows + 1)):
+            self.forward(input_ids[:, begin:end], [start + begin] * batch, cache, keep=0)
+
     def forward(self, input_ids: torch.Tensor, starts: list[int], cache: WindowCache, keep: int) -> torch.Tensor:
-        """Logits of the last `keep` tokens of each row: (batch, keep, vocab).
+        """Logits of the last `keep` tokens of each row, which may be none: (batch, keep, vocab).
 
         input_ids: (batch, width) int64; row b's tokens stand at positions starts[b] ... starts[b] + width - 1
         and their keys and values are written there.
@@ -185,10 +197,10 @@ class CausalModel:
         found = None if whole is None else whole.logits(input_ids, positions, mask, cache, keep)
         if found is not None:
             return found
-        named = {self._cache_argument: cache, **({"logits_to_keep": keep} if self._keeps_rows else {})}
+        named = {self._cache_argument: cache, **({"logits_to_keep": max(keep, 1)} if self._keeps_rows else {})}
         output = run(input_ids=input_ids, attention_mask=mask, position_ids=positions, use_cache=True, **named)
         logits: torch.Tensor = output.logits
-        return logits[:, -keep:]
+        return logits[:, logits.shape[1] - keep :]
 
 
 def default_device() -> torch.device:

@@ -56,15 +56,16 @@ class WindowModel:
         )
         if not few or torch.is_grad_enabled() or torch.compiler.is_compiling() or self._is_watched():
             return None
-        parts = [layer.parts for layer in self._layers]
-        caches = [buffers for part in parts if (buffers := cache.buffers(part.index)) is not None]
-        if len(caches) < len(parts) or not self._is_unchanged():
+        if not cache.appends_later or not self._is_unchanged():
             return None
+        parts = [layer.parts for layer in self._layers]
         hidden = self._base.embed_tokens(input_ids)
         cos, sin = self._angles_at(hidden, positions, cache.capacity)
         weights = [part.weights for part in parts]
+        states = hidden.new_empty(len(hidden), weights[0].kv_heads, 0, weights[0].head_dim)
+        caches = [cache.buffers(part.index, states) for part in parts]
         hidden = window_layers(hidden, weights, cos, sin, caches, mask.reshape(-1), scale=parts[0].scale)
-        found: Tensor = self._head(self._base.norm(hidden[:, -keep:].contiguous()))
+        found: Tensor = self._head(self._base.norm(hidden[:, hidden.shape[1] - keep :].contiguous()))
         return found
 
     def _is_unchanged(self) -> bool:

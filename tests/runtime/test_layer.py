@@ -112,7 +112,7 @@ def test_a_layer_in_one_call_says_what_its_own_code_says(name, tmp_path, calls):
     assert len(whole_layers(ours)) == 4
     calls.clear()
     got = windows(ours)
-    assert len(calls) == 3 * 4, "each window, but not the prompt"
+    assert len(calls) == 4 * 4, "the prompt, and each window"
     for module in whole_layers(ours):
         module.__class__ = type(module).__mro__[2]
     calls.clear()
@@ -139,7 +139,7 @@ def test_drafts_made_of_a_model_run_as_it_does(tmp_path, calls):
         assert len(whole_layers(draft)) == 2
         calls.clear()
         windows(draft)
-        assert len(calls) == 3 * 2
+        assert len(calls) == 4 * 2
 
 
 def test_a_layer_that_was_changed_runs_as_it_is_written(tmp_path, calls):
@@ -157,12 +157,12 @@ def test_a_layer_that_was_changed_runs_as_it_is_written(tmp_path, calls):
     mlp.down_proj = Doubled(mlp.down_proj)
     calls.clear()
     changed = windows(model)
-    assert len(calls) == 3 * 3
+    assert len(calls) == 4 * 3
     assert (changed[0] - plain[0]).abs().max() > 1e-3
     mlp.down_proj = mlp.down_proj.inner
     calls.clear()
     assert torch.equal(windows(model)[0], plain[0])
-    assert len(calls) == 3 * 4
+    assert len(calls) == 4 * 4
 
 
 def test_weights_are_read_where_they_are_now(tmp_path):

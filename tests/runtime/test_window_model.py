@@ -9,7 +9,10 @@ from transformers import AutoModelForCausalLM, LlamaConfig, SmolLM3Config
 from pearl_decode import PearlDecoder, SamplingParams, window_model
 from pearl_decode.cache import WindowCache
 from pearl_decode.drafts import new_draft
+from pearl_decode.lanes import CpuLane
+from pearl_decode.lanes.target import TargetLane
 from pearl_decode.models import WHOLE, CausalModel, first_layers
+from pearl_decode.state import Batch
 from pearl_decode.window_model import WindowModel
 from tests.runtime.test_layer import SIZES, count_calls, load, windows
 from tests.runtime.test_layer import WHOLE as CONFIGS
@@ -45,10 +48,10 @@ def test_layers_in_one_call_have_the_bits_of_the_models_own_code(config, tmp_pat
     model = load(config, tmp_path)
     calls.clear()
     got = windows(model)
-    assert len(calls) == 3, "each window, but not the prompt"
+    assert len(calls) == 4, "the prompt, and each window"
     for mine, theirs in zip(got, as_written(model), strict=True):
         assert torch.equal(mine, theirs)
-    assert len(calls) == 3
+    assert len(calls) == 4
 
 
 def test_positions_past_those_seen_before_have_angles_too(tmp_path):
@@ -70,7 +73,7 @@ def test_drafts_made_of_a_model_run_as_it_does(tmp_path, calls):
     for draft in (first_layers(model, 2), new_draft(model, [0, 3], torch.arange(0, 96, 2))):
         calls.clear()
         got = windows(draft)
-        assert len(calls) == 3
+        assert len(calls) == 4
         assert all(torch.equal(a, b) for a, b in zip(got, as_written(draft), strict=True))
 
 
@@ -101,7 +104,7 @@ def test_who_watches_the_model_sees_what_goes_through_it(tmp_path, calls):
         assert len(seen) == 4
         assert not calls
     windows(model)
-    assert len(calls) == 3
+    assert len(calls) == 4
 
 
 def test_what_was_changed_takes_part(tmp_path, calls):
@@ -126,7 +129,7 @@ def test_layers_that_were_exchanged_run_in_their_new_order(tmp_path, calls):
     assert not calls
     layers[1], layers[2] = layers[2], layers[1]
     assert torch.equal(windows(model)[0], before[0])
-    assert len(calls) == 3
+    assert len(calls) == 4
 
 
 def test_gradients_go_through_the_models_own_code(tmp_path, calls):
@@ -137,6 +140,54 @@ def test_gradients_go_through_the_models_own_code(tmp_path, calls):
     CausalModel(model).forward(torch.tensor([[4]]), [3], cache, keep=1).sum().backward()
     assert not calls
     assert model.model.layers[0].mlp.down_proj.weight.grad is not None
+
+
+def read(model, prompts) -> WindowCache:
+    """What a lane caches of prompts."""
+    several, no_seeds = [SamplingParams(max_tokens=4)] * len(prompts), [0] * len(prompts)
+    batch = Batch.start(prompts, several, no_seeds, [[]] * len(prompts), 0, model.device)
+    lane = TargetLane(CausalModel(model), CpuLane("target", [0]), batch)
+    lane.prefill().result()
+    lane.lane.close()
+    return lane.cache
+
+
+@pytest.mark.parametrize(
+    ("rows", "length", "widths"),
+    [
+        (1, 1, []),
+        (1, 2, [1]),
+        (1, 65, [64]),
+        (1, 66, [32, 33]),
+        (1, 150, [49, 50, 50]),
+        (3, 60, [19, 20, 20]),
+        (40, 60, [1] * 59),
+        (65, 60, [59]),  # more rows than kernels are best with
+    ],
+)
+def test_prompts_are_read_in_windows_of_64_rows(rows, length, widths, tmp_path, monkeypatch):
+    """And what is cached of a token is to the bit what it is where the token is read by itself."""
+    model = load(CONFIGS["llama"], tmp_path)
+    prompts = [[(7 * i + row) % 96 for i in range(length)] for row in range(rows)]
+    seen = []
+    forward = CausalModel.forward
+
+    def noted(self, input_ids, starts, cache, keep):
+        seen.append(input_ids.shape[1])
+        return forward(self, input_ids, starts, cache, keep)
+
+    monkeypatch.setattr(CausalModel, "forward", noted)
+    cache = read(model, prompts)
+    assert seen == widths
+    if rows > 64:
+        return
+    causal, alone = CausalModel(model), WindowCache(cache.capacity)
+    with torch.inference_mode():
+        for i in range(length - 1):
+            forward(causal, torch.tensor([[prompts[0][i]]]), [i], alone, 1)
+        for mine, theirs in zip(cache.layers, alone.layers, strict=True):
+            assert torch.equal(mine.keys[0], theirs.keys[0])
+            assert torch.equal(mine.values[0], theirs.values[0])
 
 
 def test_every_strategy_gives_the_same_text(tmp_path, calls):

@@ -93,7 +93,7 @@ class StaticDraft:
 
         To read a token again is harmless, and so is one past a row's head: its place is written before it is looked at.
         """
-        self.model.forward(tokens, [start] * len(tokens), self.cache, keep=1)
+        self.model.read(tokens, start, self.cache)
 
     def read_again(self, message: Tensor, shape: Shape, view: int) -> None:
         """Cache the tokens that a message for this shape brings; the arguments are those of `steps`."""

@@ -54,8 +54,8 @@ class StaticRounds:
             self.try_draft(self._ready_draft)
         if drafting:
             self.catch_up(0, width)
-        prompts, starts = batch.state.tokens[:, :width], [0] * len(batch.state.tokens)
-        target_lane.run(lambda: batch.target.forward(prompts, starts, batch.cache, keep=1))
+        prompts = batch.state.tokens[:, :width]
+        target_lane.run(lambda: batch.target.read(prompts, 0, batch.cache))
 
     def _ready_draft(self) -> None:
         target_lane, draft_lane = self.batch.lanes

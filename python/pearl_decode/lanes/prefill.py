@@ -15,8 +15,6 @@ def prefill(model: CausalModel, lane: CpuLane, cache: WindowCache, batch: Batch)
     causality hides those entries until they are overwritten.
     """
     width = max(batch.committed) - 1
-    if width == 0:
-        return
-    starts = [0] * len(batch.committed)
-    with lane.forward():
-        model.forward(batch.gather(starts, width), starts, cache, keep=1)
+    if width > 0:
+        with lane.forward():
+            model.read(batch.gather([0] * len(batch.committed), width), 0, cache)
