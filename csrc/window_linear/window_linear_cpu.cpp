@@ -38,7 +38,7 @@ void tile(const LinearArgs& args, const LinearLayer& layer, const Part& part, in
           Float (*kept)[Rows]) {
   const auto* weight = static_cast<const typename Weight::Stored*>(layer.weight) + output * layer.weight_stride;
   // The same columns of a later tile's outputs.
-  const int64_t tile_bytes = Outputs * layer.weight_stride * sizeof(*weight);
+  const int64_t tile_bytes = std::max<int64_t>(1, Outputs * layer.weight_stride * sizeof(*weight));
   const int64_t ahead = (kAhead + tile_bytes - 1) / tile_bytes * tile_bytes;
   Float sums[Outputs][Rows] = {};
   if (!part.first) {

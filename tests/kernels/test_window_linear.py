@@ -41,9 +41,9 @@ def test_equals_float64(backend, dtype, shape):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("threads", [1, 2])
-def test_a_row_does_not_depend_on_the_rows_beside_it(dtype, threads):
-    x, layer = problem(29, 300, 577, dtype)
+@pytest.mark.parametrize(("threads", "inputs"), [(1, 577), (2, 577), (2, 2500)])
+def test_a_row_does_not_depend_on_the_rows_beside_it(dtype, threads, inputs):
+    x, layer = problem(29, 300, inputs, dtype)
     before = torch.get_num_threads()
     alone = torch.cat([window_linear(row, *layer) for row in x.split(1)])
     try:
@@ -64,6 +64,8 @@ def test_any_leading_shape_and_strides(backend):
     wide = torch.cat([weight, weight], dim=1)[:, :64]
     torch.testing.assert_close(window_linear(x, wide, bias, backend=backend), flat)
     assert window_linear(x[:0], weight, bias, backend=backend).shape == (0, 33)
+    one = weight[:1].expand(33, -1)
+    torch.testing.assert_close(window_linear(x, one, bias, backend=backend), x @ one.float().T + bias)
     zeros = window_linear(x[:, :0], weight[:, :0], bias, backend=backend)
     assert torch.equal(zeros, bias.expand(12, 33))
 
