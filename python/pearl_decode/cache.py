@@ -115,13 +115,16 @@ class WindowCache(Cache):
         self.offset, self.view = min(starts), self.capacity
         self.appends_later, self._index = appends_later, None if appends_later else _index_of(positions)
 
-    def buffers(self, layer_idx: int, states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """A layer's keys and values, for whoever appends to them in place of `update`.
+    def buffers(
+        self, layer_idx: int, hidden_states: torch.Tensor, kv_heads: int, head_dim: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """A layer's keys and values, for whoever appends to them in place of `update`. They are made at first.
 
-        states: (batch, kv_heads, any, head_dim), like which they are made at first
+        hidden_states: (batch, ...), of whose type and on whose device they are
         """
         layer = self._layer(layer_idx)
         if not layer.is_initialized:
+            states = hidden_states.new_empty(len(hidden_states), kv_heads, 0, head_dim)
             layer.lazy_initialization(states, states)
         return layer.keys, layer.values
 

@@ -102,9 +102,8 @@ def run_layer(parts: Parts, hidden_states: Tensor, named: dict[str, Any]) -> Ten
     few = hidden_states.numel() <= MOST_ROWS * weights.size and hidden_states.dtype is torch.float32
     if not few or not cache.appends_later or torch.is_grad_enabled() or not parts.unchanged:
         return None
-    states = hidden_states.new_empty(len(hidden_states), weights.kv_heads, 0, weights.head_dim)
     cos, sin = named["position_embeddings"]
-    buffers = cache.buffers(parts.index, states)
+    buffers = cache.buffers(parts.index, hidden_states, weights.kv_heads, weights.head_dim)
     return window_layer(hidden_states, weights, cos, sin, *buffers, lengths.reshape(-1), scale=parts.scale)
 
 

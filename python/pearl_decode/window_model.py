@@ -62,8 +62,8 @@ class WindowModel:
         hidden = self._base.embed_tokens(input_ids)
         cos, sin = self._angles_at(hidden, positions, cache.capacity)
         weights = [part.weights for part in parts]
-        states = hidden.new_empty(len(hidden), weights[0].kv_heads, 0, weights[0].head_dim)
-        caches = [cache.buffers(part.index, states) for part in parts]
+        heads = weights[0].kv_heads, weights[0].head_dim
+        caches = [cache.buffers(part.index, hidden, *heads) for part in parts]
         hidden = window_layers(hidden, weights, cos, sin, caches, mask.reshape(-1), scale=parts[0].scale)
         found: Tensor = self._head(self._base.norm(hidden[:, hidden.shape[1] - keep :].contiguous()))
         return found
