@@ -60,7 +60,7 @@ class Lesson:
 
     def probs(self, head: Head, rows: slice) -> torch.Tensor:
         """The target's probabilities (positions, ids) float32 of the ids of `head`."""
-        return head.logits(self.hidden[rows]).sub_(self.lse[rows, None]).exp_()
+        return probs_of(head.product(self.hidden[rows]), self.lse[rows])
 
 
 class Lessons:
@@ -134,6 +134,11 @@ class Lessons:
                 break
         sums[list(always)] = torch.inf
         return sums.topk(size).indices.sort().values.cpu()
+
+
+def probs_of(logits: torch.Tensor, lse: torch.Tensor) -> torch.Tensor:
+    """Probabilities (positions, ids) of logits, in the type of the logsumexp (positions,) of these and all others."""
+    return logits.to(lse.dtype).sub(lse[:, None]).exp()
 
 
 def hidden_states(model: Any, inputs: torch.Tensor, learn: torch.Tensor) -> torch.Tensor:

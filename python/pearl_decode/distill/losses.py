@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from pearl_decode.distill.lessons import Head, Lesson
+from pearl_decode.distill.lessons import Head, Lesson, probs_of
 
 LOGGER = logging.getLogger(__name__)
 
@@ -51,8 +51,7 @@ def sum_of(loss: Loss) -> SumOfLosses:
     def sum_of_losses(
         target_logits: torch.Tensor, target_lse: torch.Tensor, draft_logits: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        target_probs = target_logits.to(target_lse.dtype).sub(target_lse[:, None]).exp()
-        values, by_logits = loss(target_probs, draft_logits.to(target_lse.dtype))
+        values, by_logits = loss(probs_of(target_logits, target_lse), draft_logits.to(target_lse.dtype))
         return values.sum(), by_logits.to(draft_logits.dtype)
 
     return sum_of_losses
