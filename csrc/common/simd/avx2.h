@@ -10,6 +10,7 @@
 namespace pearl::PEARL_SIMD {
 
 constexpr int kLanes = 8;
+constexpr int kRegisters = 16;
 typedef float Float __attribute__((vector_size(32)));
 typedef int32_t Int __attribute__((vector_size(32)));
 typedef uint32_t Word __attribute__((vector_size(32)));

@@ -10,6 +10,7 @@
 namespace pearl::PEARL_SIMD {
 
 constexpr int kLanes = 16;
+constexpr int kRegisters = 32;
 typedef float Float __attribute__((vector_size(64)));
 typedef int32_t Int __attribute__((vector_size(64)));
 typedef uint32_t Word __attribute__((vector_size(64)));

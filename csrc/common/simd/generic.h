@@ -10,6 +10,7 @@ namespace pearl::PEARL_SIMD {
 
 // 128-bit vectors that every processor has; the compiler lowers them to SSE2, NEON and the like.
 constexpr int kLanes = 4;
+constexpr int kRegisters = 16;
 typedef float Float __attribute__((vector_size(16)));
 typedef int32_t Int __attribute__((vector_size(16)));
 typedef uint32_t Word __attribute__((vector_size(16)));

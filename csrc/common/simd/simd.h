@@ -6,6 +6,8 @@
 #include "common/simd/avx512.h"
 #elif defined(__AVX2__)
 #include "common/simd/avx2.h"
+#elif defined(__aarch64__)
+#include "common/simd/neon.h"
 #else
 #include "common/simd/generic.h"
 #endif
