@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <type_traits>
 
+#include "common/fetch.h"
 #include "common/parallel.h"
 #include "common/scratch.h"
 #include "common/stored.h"
@@ -15,12 +16,11 @@
 namespace pearl::PEARL_SIMD {
 namespace {
 
-constexpr int kBlock = 2 * kLanes;              // positions scored at once
-constexpr int kTile = 6;                        // queries; times 2 vectors as many sums as 16 registers hold
-constexpr int kVectors = kLanes >= 16 ? 4 : 2;  // of a value that are summed at once
-constexpr int kAhead = 8192;                    // bytes: the processor itself fetches ahead too late
-constexpr int64_t kMostQueries = 32;            // of a task: their scores are kept
-constexpr int64_t kTaskProducts = 64 << 10;     // less is not worth waking a thread for
+constexpr int kBlock = 2 * kLanes;                  // positions scored at once
+constexpr int kTile = 6;                            // queries; times 2 vectors as many sums as 16 registers hold
+constexpr int kVectors = kRegisters >= 32 ? 4 : 2;  // of a value that are summed at once
+constexpr int64_t kMostQueries = 32;                // of a task: their scores are kept
+constexpr int64_t kTaskProducts = 64 << 10;         // less is not worth waking a thread for
 
 struct Job {
   const AttentionArgs& args;
@@ -69,7 +69,7 @@ void transpose_keys(const typename Kept::Stored* key, int64_t stride, int64_t co
       Float rows[2][kLanes];
       for (int j = 0; j < kLanes; ++j) {
         const auto* p = key + (half + j) * stride + d;
-        __builtin_prefetch(reinterpret_cast<const char*>(p) + kAhead);
+        fetch(reinterpret_cast<const char*>(p) + kAhead);
         rows[0][j] = half + j < count ? Kept::load(p) : Float{};
       }
       int from = 0;
@@ -115,7 +115,7 @@ void sum_tile(const typename Kept::Stored* value, int64_t value_stride, int64_t 
   for (int64_t t = 0; t < count; ++t, value += value_stride) {
     Float vectors[Vectors];
     for (int v = 0; v < Vectors; ++v) {
-      __builtin_prefetch(reinterpret_cast<const char*>(value + v * kLanes) + kAhead);
+      fetch(reinterpret_cast<const char*>(value + v * kLanes) + kAhead);
       vectors[v] = Kept::load(value + v * kLanes);
     }
     for (int n = 0; n < Queries; ++n) {

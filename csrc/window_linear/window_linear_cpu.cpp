@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "common/fetch.h"
 #include "common/parallel.h"
 #include "common/stored.h"
 #include "cpu_level.h"
@@ -13,16 +14,15 @@
 namespace pearl::PEARL_SIMD {
 namespace {
 
-constexpr int kTileRows = kLanes >= 16 ? 10 : 6;  // with two outputs nearly as many sums as registers hold
-// Of int8 the instructions are the cost, and so there are more outputs to a row and one prefetch to a line of the cache;
-// where reading is, four rows of weights at a time are read more slowly than two.
-template <typename Weight>
-constexpr bool kSmall = sizeof(typename Weight::Stored) == 1;
-template <typename Weight>
-constexpr int kTileOutputs = kSmall<Weight> ? 4 : 2;
+constexpr int kTileRows = kRegisters >= 32 ? 10 : 6;  // with two outputs nearly as many sums as registers hold
+// Rows of weights read at once: as many as the sums leave registers for, and for a single row enough of them that one
+// multiply-add does not wait for the one before.
+template <int Rows>
+constexpr int kTileOutputs = Rows == 1                    ? std::max(4, kRegisters / kLanes)
+                             : 4 * Rows + 5 <= kRegisters ? 4
+                                                          : 2;
 constexpr int kBlockOutputs = 64;
 constexpr int64_t kPartBytes = 30 << 10;   // of a tile's rows
-constexpr int64_t kAhead = 8192;           // bytes at least: the processor itself fetches ahead too late
 constexpr int64_t kPieceBytes = 64 << 10;  // of weights: less is not worth waking a thread for
 
 // Columns [begin, end) of a tile's rows, whole vectors: of each row the first vector, then of each the second, and so on.
@@ -42,7 +42,7 @@ void tile(const LinearArgs& args, const LinearLayer& layer, const Part& part, in
   const int64_t ahead = (kAhead + tile_bytes - 1) / tile_bytes * tile_bytes;
   Float sums[Outputs][Rows] = {};
   if (!part.first) {
-#pragma GCC unroll 4
+#pragma GCC unroll 8
     for (int n = 0; n < Outputs; ++n) {
 #pragma GCC unroll 16
       for (int r = 0; r < Rows; ++r) sums[n][r] = kept[n][r];
@@ -60,17 +60,17 @@ void tile(const LinearArgs& args, const LinearLayer& layer, const Part& part, in
     x += Rows * kLanes;
     k += kLanes;
   };
-  constexpr int64_t kLine = kSmall<Weight> ? 64 : kLanes;
-  while (k + kLine <= part.end) {
+  constexpr int64_t kTogether = std::max<int64_t>(kLanes, kLine / sizeof(*weight));
+  while (k + kTogether <= part.end) {
     for (int n = 0; n < Outputs; ++n) {
-      __builtin_prefetch(reinterpret_cast<const char*>(weight + n * layer.weight_stride + k) + ahead);
+      fetch(reinterpret_cast<const char*>(weight + n * layer.weight_stride + k) + ahead);
     }
 #pragma GCC unroll 8
-    for (int64_t i = 0; i < kLine; i += kLanes) step();
+    for (int64_t i = 0; i < kTogether; i += kLanes) step();
   }
   while (k + kLanes <= part.end) step();
   if (!part.last) {
-#pragma GCC unroll 4
+#pragma GCC unroll 8
     for (int n = 0; n < Outputs; ++n) {
 #pragma GCC unroll 16
       for (int r = 0; r < Rows; ++r) kept[n][r] = sums[n][r];
@@ -80,7 +80,7 @@ void tile(const LinearArgs& args, const LinearLayer& layer, const Part& part, in
 #pragma GCC unroll 16
   for (int r = 0; r < Rows; ++r) {
     const float* rest = args.x + (row + r) * args.x_stride;
-#pragma GCC unroll 4
+#pragma GCC unroll 8
     for (int n = 0; n < Outputs; ++n) {
       float sum = reduce_add(sums[n][r]);
       for (int64_t i = k; i < args.inputs; ++i) sum += rest[i] * Weight::value(weight[n * layer.weight_stride + i]);
@@ -96,7 +96,7 @@ void rows_tile(const LinearArgs& args, const LinearLayer& layer, int rows, int64
   if constexpr (Rows > 1) {
     if (rows < Rows) return rows_tile<Weight, Rows - 1>(args, layer, rows, row, output, outputs);
   }
-  constexpr int kAtOnce = Rows <= 2 ? kTileOutputs<Weight> : 2;
+  constexpr int kAtOnce = kTileOutputs<Rows>;
   constexpr int64_t kMost = kPartBytes / (Rows * sizeof(Float));
   const float* x = args.x + row * args.x_stride;
   const int64_t vectors = args.inputs / kLanes, parts = std::max<int64_t>(1, (vectors + kMost - 1) / kMost);
