@@ -12,7 +12,7 @@ from tests.runtime.tiny import ARCHITECTURES, VOCAB, build
 
 @pytest.fixture(autouse=True, scope="package")
 def _one_torch_thread():
-    """Of the tests' own thread, lanes have theirs: over models this small more only wait for each other."""
+    """Over models this small more would only wait for each other."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

@@ -111,6 +111,13 @@ def test_lane_runs_work_in_order_on_its_own_cores_and_threads():
     lane.close()
 
 
+def test_lane_takes_no_more_threads_than_torch_was_given():
+    torch.set_num_threads(1)
+    lane = CpuLane("test", available_cores() * 2)
+    assert lane.run(torch.get_num_threads).result() == 1
+    lane.close()
+
+
 def test_lane_hands_an_exception_to_whoever_waits():
     lane = CpuLane("test", [0])
 

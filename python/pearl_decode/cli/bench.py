@@ -148,14 +148,10 @@ def _jobs(decoder: PearlDecoder, args: argparse.Namespace, prompts: Sequence[Any
 def _measure(
     decoder: PearlDecoder, args: argparse.Namespace, strategies: list[str], jobs: list[Job]
 ) -> tuple[Measurement, list[Point]]:
-    import torch
-
     from pearl_decode.bench.measure import measure
     from pearl_decode.bench.sweep import SPEEDS, sweep
     from pearl_decode.bench.systems import own_systems
-    from pearl_decode.lanes.cpu import available_cores
 
-    torch.set_num_threads(len(available_cores()))  # of this thread, where peers run: as many as our lanes have
     eos_ids = _eos_ids(decoder)
     # These choose their gamma as they go, unless one is asked for.
     gammas: dict[str, int | str] = {"auto": "auto", "lookup": "auto"} if args.own_gamma else {}

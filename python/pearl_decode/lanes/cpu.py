@@ -20,7 +20,7 @@ T = TypeVar("T")
 class CpuLane:
     """Runs work in order, one piece at a time, without holding up the caller.
 
-    cores:     the processors it may use, which is also its number of compute threads
+    cores:     the processors it may use. It computes with as many threads, but no more than torch has where it is made
     thread_of: a lane of the same cores whose thread it runs on too, for two lanes that never work at once: compute
                threads of two would get in each other's way, waiting awake for more work
     times:     of the forwards, by time.perf_counter
@@ -29,6 +29,7 @@ class CpuLane:
     def __init__(self, name: str, cores: Sequence[int], *, thread_of: CpuLane | None = None) -> None:
         self.name = name
         self.cores = tuple(cores)
+        self._threads = min(len(self.cores), torch.get_num_threads())
         self.times = Times()
         self._worker: ThreadPoolExecutor = (
             ThreadPoolExecutor(1, thread_name_prefix=f"pearl-{name}", initializer=self._settle)
@@ -40,7 +41,7 @@ class CpuLane:
         # Affinity and thread count belong to the calling thread; compute threads it starts inherit the cores.
         if hasattr(os, "sched_setaffinity"):
             os.sched_setaffinity(0, self.cores)
-        torch.set_num_threads(len(self.cores))
+        torch.set_num_threads(self._threads)
 
     def run(self, work: Callable[[], T]) -> Future[T]:
         """Queue work; the future is its event: wait on it, take its result or its exception."""
