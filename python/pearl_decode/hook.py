@@ -104,7 +104,6 @@ def _without_padding(input_ids: torch.Tensor, attention_mask: torch.Tensor | Non
 
 
 def _params(config: GenerationConfig, length: int) -> SamplingParams:
-    ends = config.eos_token_id
     sampled = bool(config.do_sample)
     return SamplingParams(
         temperature=_or(config.temperature, 1.0) if sampled else 0.0,
@@ -113,13 +112,18 @@ def _params(config: GenerationConfig, length: int) -> SamplingParams:
         min_p=_or(config.min_p, 0.0) if sampled else 0.0,
         seed=int(torch.randint(2**63 - 1, ())),
         max_tokens=config.max_length - length,
-        stop_token_ids=() if ends is None else tuple(ends) if isinstance(ends, list) else (ends,),
+        stop_token_ids=tuple(_ids(config.eos_token_id)),
         ignore_eos=True,  # the config's end tokens are the ones that count
     )
 
 
 def _or(value: Any, default: Any) -> Any:
     return default if value is None else value
+
+
+def _ids(value: Any) -> list[int]:
+    """Token ids in any form that a generation config has them: none, one, several, a tensor."""
+    return [] if value is None else torch.as_tensor(value).flatten().tolist()
 
 
 def _with_answers(prompts: torch.Tensor, answers: list[list[int]], config: GenerationConfig) -> torch.Tensor:

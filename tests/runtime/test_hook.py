@@ -52,6 +52,18 @@ def test_end_tokens_and_dict_outputs_are_as_in_plain_generate(llama, near_llama,
     assert plain.sequences.shape[1] < free.shape[1] or (plain.sequences == 0).any()
 
 
+@pytest.mark.parametrize("form", [int, lambda end: [end], torch.tensor, lambda end: torch.tensor([end])])
+def test_end_tokens_may_come_in_any_form_that_plain_generate_takes(llama, near_llama, prompts, form):
+    options = {"max_new_tokens": 20, "do_sample": False, "pad_token_id": 0}
+    inputs = _inputs(prompts[:1])
+    free = llama.generate(**inputs, **options)
+    options["eos_token_id"] = form(int(free[0, -8]))
+    plain = llama.generate(**inputs, **options)
+    ours = llama.generate(**inputs, **options, custom_generate=pearl_decode.generate, draft_model=near_llama)
+    assert torch.equal(ours, plain)
+    assert plain.shape[1] < free.shape[1]
+
+
 def test_streamer_gets_prompt_and_every_new_token(llama, near_llama, prompts):
     streamer = Recorder()
     output = llama.generate(
