@@ -127,7 +127,7 @@ def _ids(value: Any) -> list[int]:
 
 
 def _with_answers(prompts: torch.Tensor, answers: list[list[int]], config: GenerationConfig) -> torch.Tensor:
-    pad = _or(config.pad_token_id, 0)
+    pad = (*_ids(config.pad_token_id), *_ids(config.eos_token_id), 0)[0]  # generate pads with the first end token too
     widest = max(len(answer) for answer in answers)
     rows = [answer + [pad] * (widest - len(answer)) for answer in answers]
     return torch.cat([prompts, torch.tensor(rows, dtype=prompts.dtype, device=prompts.device)], dim=1)

@@ -52,6 +52,18 @@ def test_end_tokens_and_dict_outputs_are_as_in_plain_generate(llama, near_llama,
     assert plain.sequences.shape[1] < free.shape[1] or (plain.sequences == 0).any()
 
 
+@pytest.mark.parametrize("pad", [None, 7])
+def test_rows_that_end_early_are_padded_as_in_plain_generate(llama, near_llama, prompts, pad):
+    options = {"max_new_tokens": 20, "do_sample": False, "pad_token_id": pad}
+    inputs = _inputs(prompts[:2])
+    free = llama.generate(**inputs, **options)
+    options["eos_token_id"] = [int(free[1, -11]), 0]
+    plain = llama.generate(**inputs, **options)
+    ours = llama.generate(**inputs, **options, custom_generate=pearl_decode.generate, draft_model=near_llama)
+    assert torch.equal(ours, plain)
+    assert plain[1, -1] == (options["eos_token_id"][0] if pad is None else pad)
+
+
 @pytest.mark.parametrize("form", [int, lambda end: [end], torch.tensor, lambda end: torch.tensor([end])])
 def test_end_tokens_may_come_in_any_form_that_plain_generate_takes(llama, near_llama, prompts, form):
     options = {"max_new_tokens": 20, "do_sample": False, "pad_token_id": 0}
