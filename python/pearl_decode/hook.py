@@ -6,15 +6,31 @@ import inspect
 from typing import Any
 
 import torch
-from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel, StoppingCriteriaList
+from transformers import (
+    EosTokenCriteria,
+    GenerationConfig,
+    LogitsProcessorList,
+    MaxLengthCriteria,
+    MinPLogitsWarper,
+    PreTrainedModel,
+    StoppingCriteriaList,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
 from transformers.generation.utils import GenerateDecoderOnlyOutput
 
 from pearl_decode.decoder import PearlDecoder
 from pearl_decode.sampling import SamplingParams
 
-# What the generation config says of these reaches us in its own fields.
-KNOWN_PROCESSORS = {"TemperatureLogitsWarper", "TopKLogitsWarper", "TopPLogitsWarper", "MinPLogitsWarper"}
-KNOWN_CRITERIA = {"MaxLengthCriteria", "EosTokenCriteria"}
+# What generate itself makes of the generation config, and the field that says so in both.
+KNOWN_PROCESSORS: dict[type, str] = {
+    TemperatureLogitsWarper: "temperature",
+    TopKLogitsWarper: "top_k",
+    TopPLogitsWarper: "top_p",
+    MinPLogitsWarper: "min_p",
+}
+KNOWN_CRITERIA: dict[type, str] = {MaxLengthCriteria: "max_length", EosTokenCriteria: "eos_token_id"}
 
 
 def generate(
@@ -41,11 +57,12 @@ def generate(
     text reproducible.
     Returns what generate returns: (batch, length + new) int64 ids, prompts included, padded at the end; or a
     GenerateDecoderOnlyOutput with them where the config asks for a dict.
-    Raises ValueError for what this decoder would otherwise ignore: other logits processors or stopping criteria,
-    beams, scores, a missing draft_model.
+    Raises ValueError for what this decoder would otherwise ignore: logits processors and stopping criteria that
+    are not the config's, beams, scores, a missing draft_model.
     """
     if draft_model is None:
         raise ValueError("draft_model: expected the draft, a causal model of transformers, got None")
+    _refuse_modes(generation_config)
     _refuse_unknown(logits_processor, stopping_criteria, generation_config)
     if streamer is None:
         streamer = _callers_streamer()
@@ -70,19 +87,35 @@ def generate(
     return GenerateDecoderOnlyOutput(sequences=sequences) if generation_config.return_dict_in_generate else sequences
 
 
-def _refuse_unknown(processors: LogitsProcessorList, criteria: StoppingCriteriaList, config: GenerationConfig) -> None:
-    for name, items, known in (
-        ("logits_processor", processors, KNOWN_PROCESSORS),
-        ("stopping_criteria", criteria, KNOWN_CRITERIA),
-    ):
-        foreign = [type(item).__name__ for item in items if type(item).__name__ not in known]
-        if foreign:
-            raise ValueError(f"{name}: expected only {sorted(known)}, got {foreign}")
+def _refuse_modes(config: GenerationConfig) -> None:
     if config.num_beams not in (None, 1):
         raise ValueError(f"num_beams must be 1, got {config.num_beams}")
     for name in ("output_scores", "output_logits", "output_attentions", "output_hidden_states"):
         if getattr(config, name, None):
             raise ValueError(f"{name}: this decoder returns token ids only, got True")
+
+
+def _refuse_unknown(processors: LogitsProcessorList, criteria: StoppingCriteriaList, config: GenerationConfig) -> None:
+    """Refuse what is not as the config says: generate puts its caller's own beside, or in place of, what it made."""
+    for name, items, known in (
+        ("logits_processor", processors, KNOWN_PROCESSORS),
+        ("stopping_criteria", criteria, KNOWN_CRITERIA),
+    ):
+        foreign = [type(item).__name__ for item in items if type(item) not in known]
+        if foreign:
+            raise ValueError(f"{name}: expected only {sorted(kind.__name__ for kind in known)}, got {foreign}")
+        for item in items:
+            kind, field = type(item).__name__, known[type(item)]
+            expected, got = getattr(config, field), getattr(item, field)
+            if field == "eos_token_id":
+                expected, got = sorted(_ids(expected)), sorted(_ids(got))
+            if got != expected:
+                raise ValueError(f"{name}: expected {kind} with the config's {field}={expected}, got {got}")
+        kinds = [type(item).__name__ for item in items]
+        if len(set(kinds)) < len(kinds):
+            raise ValueError(f"{name}: expected one of each, got {kinds}")
+    if processors and not config.do_sample:
+        raise ValueError(f"logits_processor: expected none with do_sample=False, got {len(processors)}")
 
 
 def _callers_streamer() -> Any | None:

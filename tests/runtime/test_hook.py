@@ -6,6 +6,15 @@ from itertools import chain
 
 import pytest
 import torch
+from transformers import (
+    EosTokenCriteria,
+    LogitsProcessorList,
+    MaxLengthCriteria,
+    StoppingCriteriaList,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
 
 import pearl_decode
 
@@ -113,6 +122,53 @@ def test_what_would_be_ignored_is_refused(llama, near_llama, prompts, options, m
     call = {"draft_model": near_llama, "max_new_tokens": 5, "pad_token_id": 0} | options
     with pytest.raises(ValueError, match=message):
         llama.generate(**_inputs(prompts[:1]), custom_generate=pearl_decode.generate, **call)
+
+
+@pytest.mark.parametrize(
+    ("processor", "options", "message"),
+    [
+        (TopKLogitsWarper(1), {"do_sample": True}, "expected TopKLogitsWarper with the config's top_k=50, got 1"),
+        (TemperatureLogitsWarper(1e-3), {"do_sample": True}, "with the config's temperature=1.0, got 0.001"),
+        (TopPLogitsWarper(0.5), {"do_sample": True, "top_p": 0.5}, "expected one of each, got .*TopP.*TopK.*TopP"),
+        (TopKLogitsWarper(50), {"do_sample": False}, "expected none with do_sample=False, got 1"),
+        (type("TopKLogitsWarper", (TopKLogitsWarper,), {})(50), {"do_sample": True}, "expected only .*, got"),
+    ],
+)
+def test_callers_own_processors_are_refused_where_they_are_not_the_configs(
+    llama, near_llama, prompts, processor, options, message
+):
+    with pytest.raises(ValueError, match=f"logits_processor: .*{message}"):
+        llama.generate(
+            **_inputs(prompts[:1]), max_new_tokens=5, **options, logits_processor=LogitsProcessorList([processor]),
+            custom_generate=pearl_decode.generate, draft_model=near_llama,
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("criterion", "message"),
+    [
+        (MaxLengthCriteria(9), "expected MaxLengthCriteria with the config's max_length=11, got 9"),
+        (EosTokenCriteria([5]), "expected EosTokenCriteria with the config's eos_token_id=\\[3, 4\\], got \\[5\\]"),
+    ],
+)
+def test_callers_own_criteria_are_refused_where_they_are_not_the_configs(
+    llama, near_llama, prompts, criterion, message
+):
+    with pytest.raises(ValueError, match=f"stopping_criteria: {message}"):
+        llama.generate(
+            **_inputs(prompts[:1]), max_new_tokens=5, eos_token_id=[3, 4],
+            stopping_criteria=StoppingCriteriaList([criterion]),
+            custom_generate=pearl_decode.generate, draft_model=near_llama,
+        )  # fmt: skip
+
+
+def test_callers_own_criteria_may_say_what_the_config_says(llama, near_llama, prompts):
+    output = llama.generate(
+        **_inputs(prompts[:1]), max_new_tokens=5, do_sample=True, temperature=0.7, top_p=0.9, min_p=0.1,
+        eos_token_id=[3, 4], stopping_criteria=StoppingCriteriaList([MaxLengthCriteria(11), EosTokenCriteria([4, 3])]),
+        custom_generate=pearl_decode.generate, draft_model=near_llama,
+    )  # fmt: skip
+    assert output.shape[1] <= 11
 
 
 def test_streamer_takes_a_batch_of_one_only(llama, near_llama, prompts):
