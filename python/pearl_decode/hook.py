@@ -58,17 +58,18 @@ def generate(
     Returns what generate returns: (batch, length + new) int64 ids, prompts included, padded at the end; or a
     GenerateDecoderOnlyOutput with them where the config asks for a dict.
     Raises ValueError for what this decoder would otherwise ignore: logits processors and stopping criteria that
-    are not the config's, beams, scores, a missing draft_model.
+    are not the config's, position_ids that are not attention_mask's, inputs_embeds, beams, contrastive search, DoLa,
+    scores, a missing draft_model.
     """
     if draft_model is None:
         raise ValueError("draft_model: expected the draft, a causal model of transformers, got None")
-    _refuse_modes(generation_config)
+    _refuse_modes(generation_config, model_kwargs)
     _refuse_unknown(logits_processor, stopping_criteria, generation_config)
     if streamer is None:
         streamer = _callers_streamer()
     if streamer is not None and input_ids.shape[0] > 1:
         raise ValueError(f"streamer: expected a batch of 1, got {input_ids.shape[0]}")
-    prompts = _without_padding(input_ids, model_kwargs.get("attention_mask"))
+    prompts = _prompts(input_ids, model_kwargs.get("attention_mask"), model_kwargs.get("position_ids"))
     params = [_params(generation_config, input_ids.shape[1]) for _ in prompts]
     with PearlDecoder(
         model, draft_model, gamma=gamma, strategy=strategy, rule=rule, reproducible=rule is None, compile=compile
@@ -87,9 +88,14 @@ def generate(
     return GenerateDecoderOnlyOutput(sequences=sequences) if generation_config.return_dict_in_generate else sequences
 
 
-def _refuse_modes(config: GenerationConfig) -> None:
-    if config.num_beams not in (None, 1):
-        raise ValueError(f"num_beams must be 1, got {config.num_beams}")
+def _refuse_modes(config: GenerationConfig, model_kwargs: dict[str, Any]) -> None:
+    embeddings = model_kwargs.get("inputs_embeds")
+    if embeddings is not None:
+        raise ValueError(f"inputs_embeds: expected None, the prompts as input_ids, got {tuple(embeddings.shape)}")
+    for name, off in (("num_beams", 1), ("penalty_alpha", 0), ("dola_layers", None)):
+        value = getattr(config, name, None)
+        if value not in (None, off):
+            raise ValueError(f"{name} must be {off}, got {value!r}")
     for name in ("output_scores", "output_logits", "output_attentions", "output_hidden_states"):
         if getattr(config, name, None):
             raise ValueError(f"{name}: this decoder returns token ids only, got True")
@@ -129,11 +135,18 @@ def _callers_streamer() -> Any | None:
     return frame.f_locals.get("streamer") if frame is not None else None
 
 
-def _without_padding(input_ids: torch.Tensor, attention_mask: torch.Tensor | None) -> list[list[int]]:
-    if attention_mask is None:
-        rows: list[list[int]] = input_ids.tolist()
-        return rows
-    return [row[mask.bool()].tolist() for row, mask in zip(input_ids, attention_mask, strict=True)]
+def _prompts(
+    input_ids: torch.Tensor, attention_mask: torch.Tensor | None, position_ids: torch.Tensor | None
+) -> list[list[int]]:
+    """Each row without its padding; its positions are ours to count, so others than the mask gives are refused."""
+    kept = torch.ones_like(input_ids, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
+    if position_ids is not None:
+        expected = kept.cumsum(1) - 1
+        # Models with several positions to a token have them in front: (planes, batch, length).
+        fits = position_ids.shape[-2:] in (expected.shape, expected[:1].shape)
+        if not fits or ((position_ids != expected) & kept).any():
+            raise ValueError(f"position_ids: expected those that attention_mask gives, {expected}, got {position_ids}")
+    return [row[mask].tolist() for row, mask in zip(input_ids, kept, strict=True)]
 
 
 def _params(config: GenerationConfig, length: int) -> SamplingParams:

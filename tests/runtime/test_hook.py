@@ -115,6 +115,11 @@ def test_sampling_follows_torchs_seed(llama, near_llama, prompts):
         ({"repetition_penalty": 1.3}, "logits_processor: expected only .* got \\['RepetitionPenalty"),
         ({"max_time": 3.0}, "stopping_criteria: expected only .* got \\['MaxTimeCriteria"),
         ({"output_scores": True, "return_dict_in_generate": True}, "output_scores: this decoder returns token ids"),
+        ({"num_beams": 2}, "num_beams must be 1, got 2"),
+        ({"penalty_alpha": 0.6, "top_k": 4}, "penalty_alpha must be 0, got 0.6"),
+        ({"dola_layers": "low"}, "dola_layers must be None, got 'low'"),
+        ({"position_ids": torch.arange(5, 11)[None]}, "position_ids: expected .* got tensor\\(\\[\\[ 5,  6,"),
+        ({"inputs_embeds": torch.zeros(1, 6, 48)}, "inputs_embeds: expected None, .* got \\(1, 6, 48\\)"),
         ({"gamma": 0}, "gamma must be an integer >= 1 or 'auto', got 0"),
     ],
 )
@@ -122,6 +127,28 @@ def test_what_would_be_ignored_is_refused(llama, near_llama, prompts, options, m
     call = {"draft_model": near_llama, "max_new_tokens": 5, "pad_token_id": 0} | options
     with pytest.raises(ValueError, match=message):
         llama.generate(**_inputs(prompts[:1]), custom_generate=pearl_decode.generate, **call)
+
+
+def test_inputs_embeds_without_ids_are_refused_by_name(llama, near_llama):
+    with pytest.raises(ValueError, match="inputs_embeds: expected None"):
+        llama.generate(
+            inputs_embeds=torch.zeros(1, 6, 48), max_new_tokens=5,
+            custom_generate=pearl_decode.generate, draft_model=near_llama,
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize("planes", [(), (3,)])
+@pytest.mark.parametrize("at_padding", [0, 1])
+def test_positions_may_be_those_that_the_attention_mask_gives(llama, near_llama, prompts, at_padding, planes):
+    inputs = _inputs(prompts[:3])
+    mask = inputs["attention_mask"]
+    positions = (mask.cumsum(1) - 1).masked_fill(mask == 0, at_padding).expand(*planes, *mask.shape)
+    options = {"max_new_tokens": 10, "do_sample": False}
+    plain = llama.generate(**inputs, **options)
+    ours = llama.generate(
+        **inputs, **options, position_ids=positions, custom_generate=pearl_decode.generate, draft_model=near_llama
+    )
+    assert torch.equal(ours, plain)
 
 
 @pytest.mark.parametrize(
