@@ -9,6 +9,7 @@ import torch
 from transformers import (
     EosTokenCriteria,
     GenerationConfig,
+    GenerationMixin,
     LogitsProcessorList,
     MaxLengthCriteria,
     MinPLogitsWarper,
@@ -127,11 +128,13 @@ def _refuse_unknown(processors: LogitsProcessorList, criteria: StoppingCriteriaL
 def _callers_streamer() -> Any | None:
     """The streamer given to `model.generate`.
 
-    transformers (5.23) keeps it to itself on the custom_generate path: it is only to be found in the caller's frame.
+    transformers (5.24) keeps it to itself on the custom_generate path: it is only to be found in the frame of generate,
+    which has called us, or a function around us.
     """
+    code = inspect.unwrap(GenerationMixin.generate).__code__
     frame = inspect.currentframe()
-    for _ in range(2):  # this function, then ours: the next one out is model.generate
-        frame = frame.f_back if frame is not None else None
+    while frame is not None and frame.f_code is not code:
+        frame = frame.f_back
     return frame.f_locals.get("streamer") if frame is not None else None
 
 

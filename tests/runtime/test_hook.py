@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import chain
+from typing import Any
 
 import pytest
 import torch
@@ -94,6 +95,18 @@ def test_streamer_gets_prompt_and_every_new_token(llama, near_llama, prompts):
     assert streamer.put_ids[0] == prompts[0]
     assert list(chain.from_iterable(streamer.put_ids)) == output[0].tolist()
     assert len(streamer.put_ids) > 3
+    assert streamer.ended
+
+
+def test_streamer_is_found_from_a_function_around_ours(llama, near_llama, prompts):
+    def decode(*args: Any, **kwargs: Any) -> torch.Tensor:
+        return pearl_decode.generate(*args, draft_model=near_llama, **kwargs)
+
+    streamer = Recorder()
+    output = llama.generate(
+        **_inputs(prompts[:1]), max_new_tokens=15, do_sample=False, streamer=streamer, custom_generate=decode
+    )
+    assert list(chain.from_iterable(streamer.put_ids)) == output[0].tolist()
     assert streamer.ended
 
 
