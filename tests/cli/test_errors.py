@@ -49,6 +49,8 @@ def one_line(err: str) -> str:
         (("--draft-device", "npu?"), "got 'npu?'"),
         (("another prompt", "--compare"), "--compare measures one prompt, got 2"),
         (("--batch", "x.jsonl"), "--batch reads its prompts from the file"),
+        (("--top-k", "99999999999"), "top_k must be at most 2147483647, got 99999999999"),
+        (("--temperature", "1e308"), "temperature must be a number that float32 holds, got 1e+308"),
         (("--max-tokens", "600"), "must fit the target's context of 512 tokens"),
     ],
 )

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from pearl_decode import PearlDecoder, SamplingParams
+from tests.runtime.device import DynamicDecoder
 from tests.runtime.scripted import ScriptedModel, one_hot, scripted_pair, sequence_model
 from tests.runtime.tiny import VOCAB, build
 
@@ -106,6 +107,28 @@ def test_bad_prompt_in_a_list_is_an_error_result_and_the_others_go_on(llama, nea
 
 
 @pytest.mark.parametrize(
+    "values",
+    [
+        {"temperature": (2 - 2**-23) * 2.0**127},
+        {"temperature": 1e-5},
+        {"top_k": 2**31 - 1},
+        {"top_p": 2.0**-126},
+        {"min_p": 2.0**-126},
+        {"stop_token_ids": (2**63 - 1,)},
+        {"seed": 2**64 - 1},
+        {"seed": -(2**63)},
+    ],
+    ids=repr,
+)
+def test_the_widest_parameters_are_decoded(values):
+    params = SamplingParams(**({"temperature": 1.0, "max_tokens": 4} | values))
+    with DynamicDecoder(sequence_model(LINE, 64)) as decoder:
+        results = decoder.generate([PROMPT, PROMPT], [params, SamplingParams(max_tokens=4)])
+    assert [result.error for result in results] == [None, None]
+    assert results[1].token_ids == LINE[3:7]
+
+
+@pytest.mark.parametrize(
     ("values", "message"),
     [
         ({"temperature": -0.1}, "temperature must be a finite number >= 0, got -0.1"),
@@ -119,11 +142,28 @@ def test_bad_prompt_in_a_list_is_an_error_result_and_the_others_go_on(llama, nea
         ({"seed": 2**64}, "seed must be None or a 64-bit integer"),
         ({"stop": ("",)}, "stop must hold non-empty strings"),
         ({"stop_token_ids": (-3,)}, "stop_token_ids must be token ids >= 0, got -3"),
+        ({"temperature": math.inf}, "temperature must be a finite number >= 0, got inf"),
+        ({"temperature": 10**400}, "temperature must be a finite number >= 0, got 1000"),
+        ({"temperature": 1e308}, r"temperature must be a number that float32 holds, got 1e\+308"),
+        ({"top_p": 1e-50}, "top_p must be a number that float32 holds, got 1e-50"),
+        ({"top_k": 2**40}, "top_k must be at most 2147483647, got 1099511627776"),
+        ({"max_tokens": 2**31}, "max_tokens must be at most 2147483647, got 2147483648"),
+        ({"seed": True}, "seed must be None or a 64-bit integer, got True"),
+        ({"stop": 5}, "stop must be a string or a list of strings, got 5"),
+        ({"stop": {"a": 1}}, "stop must be a string or a list of strings, got {'a': 1}"),
+        ({"stop_token_ids": 5}, "stop_token_ids must be a list of token ids, got 5"),
+        ({"stop_token_ids": "12"}, "stop_token_ids must be a list of token ids, got '12'"),
+        ({"stop_token_ids": [2**70]}, "stop_token_ids must be at most 9223372036854775807, got 1180591620717411303424"),
+        ({"ignore_eos": "no"}, "ignore_eos must be true or false, got 'no'"),
     ],
 )
 def test_bad_sampling_params_name_the_field(values, message):
     with pytest.raises(ValueError, match=message):
         SamplingParams(**values)
+
+
+def test_no_stops_may_be_said_as_json_does():
+    assert SamplingParams(stop=None, stop_token_ids=None) == SamplingParams()
 
 
 def test_bad_plans_name_the_field():

@@ -40,7 +40,7 @@ def read_lines(name: str, defaults: SamplingParams) -> list[Line]:
         try:
             prompt, params = _parse(text, defaults)
             lines.append(Line(number, prompt, params))
-        except (ValueError, TypeError) as error:
+        except ValueError as error:
             note(f"pearl-decode: error: {name}:{number}: {bare(error)}")
             lines.append(Line(number, "", defaults, f"{name}:{number}: {bare(error)}"))
     if not lines:
@@ -61,13 +61,6 @@ def _parse(text: bytes, defaults: SamplingParams) -> tuple[str, SamplingParams]:
     unknown = sorted(sampling.keys() - set(_SAMPLING))
     if unknown:
         raise ValueError(f"unknown field {unknown[0]!r}; known are prompt, {', '.join(_SAMPLING)}")
-    for name, kinds, expected in (
-        ("ignore_eos", bool, "true or false"),
-        ("stop", (str, list), "a string or a list of strings"),
-        ("stop_token_ids", list, "a list of token ids"),
-    ):
-        if name in sampling and not isinstance(sampling[name], kinds):
-            raise ValueError(f"{name} must be {expected}, got {sampling[name]!r}")
     return value["prompt"], replace(defaults, **sampling)
 
 
