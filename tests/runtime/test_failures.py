@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
 from pearl_decode import PearlDecoder, SamplingParams
 from tests.runtime.device import DynamicDecoder
 from tests.runtime.scripted import ScriptedModel, one_hot, scripted_pair, sequence_model
+from tests.runtime.test_device_ends import Letters
 from tests.runtime.tiny import VOCAB, build
 
 LINE = [(7 * i) % 40 + 10 for i in range(120)]
@@ -104,6 +106,82 @@ def test_bad_prompt_in_a_list_is_an_error_result_and_the_others_go_on(llama, nea
     assert results[1].error == "prompt must hold at least one token, got none"
     assert results[2].error == f"prompt ids must be in [0, {VOCAB}), got {VOCAB}"
     assert "context of 160 tokens, got 155 + 6" in results[3].error
+
+
+@pytest.mark.parametrize(
+    ("bad", "got"),
+    [
+        ("\ud800 lone", r"text that is UTF-8, got '\ud800' at character 0"),
+        (None, "got None"),
+        (3, "got 3"),
+        (object(), "got <object objec"),
+        (b"abc", "got b'abc'"),
+        ({1: 2}, "got {1: 2}"),
+        ({1, 2}, "got {1, 2}"),
+        ([[1, 2]], "got [1, 2] for an id"),
+        ([1.5, 2.0], "got 1.5 for an id"),
+        (["1", "2"], "got '1' for an id"),
+        ([True], "got True for an id"),
+        (torch.tensor([True]), "got True for an id"),
+        (torch.tensor([1.0]), "got 1.0 for an id"),
+        (np.array([[1, 2]]), "got [1, 2] for an id"),
+    ],
+)
+def test_prompt_that_is_none_is_an_error_result_and_the_others_go_on(bad, got):
+    alphabet = sequence_model(list(range(26)), 26)
+    with DynamicDecoder(alphabet, tokenizer=Letters()) as decoder:
+        first, refused, last = decoder.generate(["ab", bad, [0, 1]], SamplingParams(max_tokens=2))
+        with pytest.raises(ValueError, match="prompt: expected"):
+            decoder.stream(bad)
+    assert (first.text, refused.finish_reason, last.text) == ("cd", "error", "cd")
+    assert refused.error.startswith("prompt: expected ")
+    assert got in refused.error
+
+
+def test_ids_are_integers_of_any_kind_and_prompts_any_iterable(llama):
+    kinds = [[np.int64(7)], [torch.tensor(7)], torch.tensor([7]), np.array([7], np.int32), range(7, 8), iter([7])]
+    with DynamicDecoder(llama) as decoder:
+        [expected] = decoder.generate([[7]], SamplingParams(max_tokens=4))
+        results = decoder.generate((prompt for prompt in kinds), SamplingParams(max_tokens=4))
+        results += decoder.generate(torch.tensor([[7], [7]]), SamplingParams(max_tokens=4))
+    assert [result.token_ids for result in results] == [expected.token_ids] * 8
+
+
+@pytest.mark.parametrize("prompts", [None, 5, b"ab", {"a": 1}, {"a"}])
+def test_what_is_no_list_of_prompts_is_named(prompts):
+    with DynamicDecoder(sequence_model([1, 2], 8)) as decoder:
+        with pytest.raises(ValueError, match="prompts: expected a string or a list of prompts, got"):
+            decoder.generate(prompts)
+        with pytest.raises(ValueError, match="prompts: expected a string or a list of prompts, got 'abc'"):
+            decoder.start("abc")
+
+
+@pytest.mark.parametrize(
+    ("params", "got"),
+    [
+        (5, "5"),
+        ([None, SamplingParams()], "None"),
+        ([{"max_tokens": 4}, SamplingParams()], "{'max_tokens': 4}"),
+        ({"max_tokens": 4}, "{'max_tokens': 4}"),
+        ([SamplingParams()], "1"),
+    ],
+)
+def test_what_is_no_sampling_params_is_named(params, got):
+    with DynamicDecoder(sequence_model([1, 2], 8)) as decoder:
+        with pytest.raises(ValueError, match=f"params must be .* one for each of 2 prompts, got {got}"):
+            decoder.generate([[1], [1]], params)
+        with pytest.raises(ValueError, match="params: one prompt takes one SamplingParams, got"):
+            decoder.stream([1], params)
+
+
+def test_stop_string_without_a_tokenizer_is_refused():
+    params = SamplingParams(stop=["a"], max_tokens=2)
+    with DynamicDecoder(sequence_model([1, 2, 3, 4], 8)) as decoder:
+        refused, good = decoder.generate([[1], [1]], [params, SamplingParams(max_tokens=2)])
+        with pytest.raises(ValueError, match=r"stop: a decoder without a tokenizer .* got \('a',\)"):
+            decoder.stream([1], params)
+    assert refused.error.startswith("stop: a decoder without a tokenizer")
+    assert good.token_ids == [2, 3]
 
 
 @pytest.mark.parametrize(
