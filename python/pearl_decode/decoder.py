@@ -15,7 +15,7 @@ from pearl_decode.device.runner import DeviceRunner
 from pearl_decode.engine import Plan, Update
 from pearl_decode.inputs import Prompt, check_text, one_params, params_of_each, prompt_list, token_ids
 from pearl_decode.lanes import CpuLane
-from pearl_decode.loading import load_pair
+from pearl_decode.loading import check_loaded, load_pair
 from pearl_decode.models import CausalModel
 from pearl_decode.request import Request
 from pearl_decode.result import GenerationResult
@@ -65,8 +65,14 @@ class PearlDecoder:
         compile: bool | None = None,
         lanes: tuple[CpuLane, CpuLane] | None = None,
     ) -> None:
-        if max_batch < 1:
+        if not isinstance(max_batch, int) or isinstance(max_batch, bool) or max_batch < 1:
             raise ValueError(f"max_batch must be an integer >= 1, got {max_batch!r}")
+        pair = isinstance(lanes, (tuple, list)) and len(lanes) == 2 and all(isinstance(lane, CpuLane) for lane in lanes)
+        if lanes is not None and not pair:
+            raise ValueError(f"lanes must be None or two of CpuLane, got {lanes!r}")
+        check_loaded("target", target)
+        if draft is not None:
+            check_loaded("draft", draft)
         self.target = CausalModel(target, "target")
         self.draft = CausalModel(draft, "draft") if draft is not None else None
         self.tokenizer = tokenizer

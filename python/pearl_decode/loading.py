@@ -39,6 +39,9 @@ def load_pair(
     device_map: Any | None = None,
 ) -> Pair:
     """As `PearlDecoder.from_pretrained` says of its arguments, and with its errors."""
+    for role, model in (("target", target), *([] if draft is None else [("draft", draft)])):
+        if not isinstance(model, (str, os.PathLike)):
+            check_loaded(role, model)
     if draft is None and draft_device is not None:
         raise ValueError(f"draft_device: expected None where there is no draft, got {draft_device!r}")
     for name, value, spec in (
@@ -76,6 +79,15 @@ def _load_draft(
     if dtype is None and device.type == "cpu" and uses_window_linear(model):
         store_in_int8(model)
     return model
+
+
+def check_loaded(role: str, model: Any) -> None:
+    """Raise ValueError for what is no model."""
+    if not isinstance(model, torch.nn.Module) or not hasattr(model, "config"):
+        raise ValueError(
+            f"{role}: expected a causal model of transformers, or for PearlDecoder.from_pretrained a path or hub id, "
+            f"got {model!r}"
+        )
 
 
 def _moved(draft: PreTrainedModel, device: torch.device) -> PreTrainedModel:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+import pearl_decode
 from pearl_decode import PearlDecoder, SamplingParams
 from tests.runtime.device import DynamicDecoder
 from tests.runtime.scripted import ScriptedModel, one_hot, scripted_pair, sequence_model
@@ -242,6 +243,37 @@ def test_bad_sampling_params_name_the_field(values, message):
 
 def test_no_stops_may_be_said_as_json_does():
     assert SamplingParams(stop=None, stop_token_ids=None) == SamplingParams()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"target": "path"}, "target: expected a causal model of transformers, or .*from_pretrained.*, got 'path'"),
+        ({"target": None}, "target: expected a causal model .*, got None"),
+        ({"target": torch.nn.Identity()}, r"target: expected a causal model .*, got Identity\(\)"),
+        ({"draft": "first-layers:1"}, "draft: expected a causal model .*, got 'first-layers:1'"),
+        ({"max_batch": 0}, "max_batch must be an integer >= 1, got 0"),
+        ({"max_batch": 1.5}, "max_batch must be an integer >= 1, got 1.5"),
+        ({"max_batch": "2"}, "max_batch must be an integer >= 1, got '2'"),
+        ({"max_batch": None}, "max_batch must be an integer >= 1, got None"),
+        ({"max_batch": True}, "max_batch must be an integer >= 1, got True"),
+        ({"lanes": 3}, "lanes must be None or two of CpuLane, got 3"),
+        ({"lanes": (3, 4)}, r"lanes must be None or two of CpuLane, got \(3, 4\)"),
+    ],
+)
+def test_bad_parts_of_a_decoder_are_named(options, message):
+    with pytest.raises(ValueError, match=message):
+        PearlDecoder(**({"target": sequence_model([1, 2], 8)} | options))
+
+
+def test_draft_of_the_hook_that_is_no_model_is_named(llama):
+    with pytest.raises(ValueError, match=r"draft: expected a causal model .*, got 'first-layers:1'"):
+        llama.generate(
+            torch.tensor([[1, 2]]),
+            custom_generate=pearl_decode.generate,
+            draft_model="first-layers:1",
+            max_new_tokens=2,
+        )
 
 
 def test_bad_plans_name_the_field():

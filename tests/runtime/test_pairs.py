@@ -93,6 +93,13 @@ def test_missing_models_are_named(tmp_path, target_dir):
         PearlDecoder.from_pretrained(target_dir, "first-layers:4")
 
 
+def test_what_is_neither_a_model_nor_its_name_is_refused(llama):
+    with pytest.raises(ValueError, match=r"target: expected a causal model .* a path or hub id, got None"):
+        PearlDecoder.from_pretrained(None)
+    with pytest.raises(ValueError, match=r"draft: expected a causal model .* a path or hub id, got 5"):
+        PearlDecoder.from_pretrained(llama, 5)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
