@@ -108,6 +108,7 @@ class PearlDecoder:
         also a directory that `pearl-decode distill` made, "smollm2-135m-draft" (the one made for the built-in target),
         or "first-layers:N", the target's own first N layers.
 
+        tokenizer:     None: the target's own; a directory of weights without one is taken with a warning, for token ids
         dtype:         of both models; None is what the checkpoint says, but on a CPU they compute in float32, and a
                        draft that is loaded here has its matrices rounded to 8 bits
         target_device: such as "cpu" or "cuda:1"; None: the GPU if there is one; "auto" spreads the target over all

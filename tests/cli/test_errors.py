@@ -108,6 +108,13 @@ def test_other_tokenizer_of_the_draft_exits_1(generate: Cli, tmp_path):
     assert "the first differing id is 259" in one_line(outcome.err)
 
 
+def test_target_without_a_tokenizer_exits_1(generate: Cli, tmp_path):
+    make_model().save_pretrained(tmp_path)
+    outcome = generate("a prompt", "--target", str(tmp_path))
+    assert outcome.status == 1
+    assert f"target: expected a tokenizer beside the model, there is none in {str(tmp_path)!r}" in outcome.err
+
+
 @pytest.mark.parametrize("arguments", [(), ("--no-stream",), ("--json",)])
 def test_target_with_nan_weights_exits_1(cli: Cli, tmp_path, arguments):
     model = make_model()

@@ -98,6 +98,8 @@ def load(args: argparse.Namespace) -> PearlDecoder:
             )
         except (ValueError, OSError) as error:
             raise CliError(error) from error
+    if decoder.tokenizer is None:
+        raise CliError(f"target: expected a tokenizer beside the model, there is none in {target!r}")
     if decoder.target.is_compiled:
         note("[models are compiled as they are first used, which may take minutes; --no-compile starts at once]")
     return decoder
