@@ -8,9 +8,10 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 from pearl_decode.cli.answers import encode, record
-from pearl_decode.cli.console import BAD_ARGUMENTS, FAILED, INTERRUPTED, CliError, note
+from pearl_decode.cli.console import BAD_ARGUMENTS, FAILED, INTERRUPTED, CliError, note, print_json
 from pearl_decode.cli.options import bare
 from pearl_decode.decoder import PearlDecoder
+from pearl_decode.inputs import check_text
 from pearl_decode.request import Request
 from pearl_decode.sampling import SamplingParams
 
@@ -55,12 +56,15 @@ def _parse(text: bytes, defaults: SamplingParams) -> tuple[str, SamplingParams]:
         raise ValueError("not UTF-8 text") from error
     except json.JSONDecodeError as error:
         raise ValueError(f"not valid JSON: {error.msg} at column {error.colno}") from error
+    except RecursionError as error:
+        raise ValueError("not valid JSON: nested too deeply") from error
     if not isinstance(value, dict) or not isinstance(value.get("prompt"), str):
         raise ValueError('expected an object with a string "prompt"')
     sampling = {name: value[name] for name in value if name != "prompt"}
     unknown = sorted(sampling.keys() - set(_SAMPLING))
     if unknown:
         raise ValueError(f"unknown field {unknown[0]!r}; known are prompt, {', '.join(_SAMPLING)}")
+    check_text(value["prompt"])
     return value["prompt"], replace(defaults, **sampling)
 
 
@@ -103,5 +107,5 @@ def _print_line(line: Line, answers: dict[int, Request]) -> bool:
         body |= {"seed": None, "stats": None}
     else:
         body = record(answers[line.number].result())
-    print(json.dumps(head | body, ensure_ascii=False), flush=True)
+    print_json(head | body)
     return body["finish_reason"] not in ("stop", "length")
