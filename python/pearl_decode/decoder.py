@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
 from typing import Any, overload
 
@@ -13,8 +13,9 @@ from transformers import PreTrainedModel
 from pearl_decode.costs import Costs
 from pearl_decode.device.runner import DeviceRunner
 from pearl_decode.engine import Plan, Update
+from pearl_decode.inputs import Prompt, check_text, one_params, params_of_each, prompt_list, token_ids
 from pearl_decode.lanes import CpuLane
-from pearl_decode.loading import load_pair
+from pearl_decode.loading import check_loaded, load_pair
 from pearl_decode.models import CausalModel
 from pearl_decode.request import Request
 from pearl_decode.result import GenerationResult
@@ -23,7 +24,6 @@ from pearl_decode.sampling import SamplingParams
 from pearl_decode.stats import DecodeStats
 from pearl_decode.stream import TextStream
 
-Prompt = str | Sequence[int]
 DEFAULT_RULE = "block"
 REPRODUCIBLE_RULES = ("coupled", "greedy")
 
@@ -65,8 +65,14 @@ class PearlDecoder:
         compile: bool | None = None,
         lanes: tuple[CpuLane, CpuLane] | None = None,
     ) -> None:
-        if max_batch < 1:
+        if not isinstance(max_batch, int) or isinstance(max_batch, bool) or max_batch < 1:
             raise ValueError(f"max_batch must be an integer >= 1, got {max_batch!r}")
+        pair = isinstance(lanes, (tuple, list)) and len(lanes) == 2 and all(isinstance(lane, CpuLane) for lane in lanes)
+        if lanes is not None and not pair:
+            raise ValueError(f"lanes must be None or two of CpuLane, got {lanes!r}")
+        check_loaded("target", target)
+        if draft is not None:
+            check_loaded("draft", draft)
         self.target = CausalModel(target, "target")
         self.draft = CausalModel(draft, "draft") if draft is not None else None
         self.tokenizer = tokenizer
@@ -102,6 +108,7 @@ class PearlDecoder:
         also a directory that `pearl-decode distill` made, "smollm2-135m-draft" (the one made for the built-in target),
         or "first-layers:N", the target's own first N layers.
 
+        tokenizer:     None: the target's own; a directory of weights without one is taken with a warning, for token ids
         dtype:         of both models; None is what the checkpoint says, but on a CPU they compute in float32, and a
                        draft that is loaded here has its matrices rounded to 8 bits
         target_device: such as "cpu" or "cuda:1"; None: the GPU if there is one; "auto" spreads the target over all
@@ -128,25 +135,25 @@ class PearlDecoder:
     @overload
     def generate(
         self,
-        prompts: Sequence[Prompt],
+        prompts: Iterable[Prompt],
         params: SamplingParams | Sequence[SamplingParams] | None = None,
         **plan: Any,
     ) -> list[GenerationResult]: ...
     def generate(
         self,
-        prompts: str | Sequence[Prompt],
+        prompts: str | Iterable[Prompt],
         params: SamplingParams | Sequence[SamplingParams] | None = None,
         **plan: Any,
     ) -> GenerationResult | list[GenerationResult]:
-        """Answer one prompt, or a list of them, each a string or a sequence of token ids.
+        """Answer one prompt, or a list of them, each a string or a sequence of token ids; a list is any iterable.
 
         params: for all of them, or one each
         plan:   strategy, gamma, rule, where they should differ from the decoder's
         Returns one result for a string, a list for a list, in its order. In a list, a bad prompt becomes a result with
-        finish_reason "error" and the others go on; a single bad prompt raises ValueError.
+        finish_reason "error" and the others go on; a single bad prompt raises ValueError, as do bad params.
         """
         if isinstance(prompts, str):
-            with self.stream(prompts, _one(params), **plan) as stream:
+            with self.stream(prompts, one_params(params), **plan) as stream:
                 for _ in stream:
                     pass
             if stream.result.error is not None:
@@ -159,7 +166,7 @@ class PearlDecoder:
 
     def start(
         self,
-        prompts: Sequence[Prompt],
+        prompts: Iterable[Prompt],
         params: SamplingParams | Sequence[SamplingParams] | None = None,
         **plan: Any,
     ) -> tuple[list[Request], Iterator[list[Update]]]:
@@ -168,7 +175,8 @@ class PearlDecoder:
         A bad prompt's request has its error at once and is in no round.
         """
         chosen = self._plan(plan)
-        each = _per_prompt(params, len(prompts))
+        prompts = prompt_list(prompts)
+        each = params_of_each(params, len(prompts))
         requests = [self._try_request(prompt, p, chosen) for prompt, p in zip(prompts, each, strict=True)]
         good = [request for request in requests if request.error is None]
         batches = [good[start : start + self.max_batch] for start in range(0, len(good), self.max_batch)]
@@ -177,7 +185,7 @@ class PearlDecoder:
     def stream(self, prompt: Prompt, params: SamplingParams | None = None, **plan: Any) -> TextStream:
         """Answer one prompt piece by piece. Raises ValueError for a bad prompt, before anything runs."""
         chosen = self._plan(plan)
-        request = self._request(prompt, params or SamplingParams(), chosen)
+        request = self._request(prompt, one_params(params), chosen)
         return TextStream(request, self.runner.engine([request], chosen))
 
     def close(self) -> None:
@@ -205,6 +213,8 @@ class PearlDecoder:
         return plan
 
     def _request(self, prompt: Prompt, params: SamplingParams, plan: Plan) -> Request:
+        if params.stop and self.tokenizer is None:
+            raise ValueError(f"stop: a decoder without a tokenizer has no text to find it in, got {params.stop!r}")
         request = self._new_request(self._encode(prompt), params, plan)
         self._check_prompt(request)
         return request
@@ -226,9 +236,10 @@ class PearlDecoder:
 
     def _encode(self, prompt: Prompt) -> list[int]:
         if not isinstance(prompt, str):
-            return [int(token) for token in prompt]
+            return token_ids(prompt)
         if self.tokenizer is None:
             raise ValueError("prompt: a decoder without a tokenizer takes token ids, got a string")
+        check_text(prompt)
         ids: list[int] = self.tokenizer(prompt)["input_ids"]
         return ids
 
@@ -245,20 +256,6 @@ class PearlDecoder:
                 f"prompt and max_tokens must fit the target's context of {context} tokens, "
                 f"got {len(ids)} + {wanted}; shorten the prompt or lower max_tokens"
             )
-
-
-def _one(params: SamplingParams | Sequence[SamplingParams] | None) -> SamplingParams | None:
-    if params is None or isinstance(params, SamplingParams):
-        return params
-    raise ValueError(f"params: one prompt takes one SamplingParams, got {len(params)}")
-
-
-def _per_prompt(params: SamplingParams | Sequence[SamplingParams] | None, count: int) -> Sequence[SamplingParams]:
-    if params is None or isinstance(params, SamplingParams):
-        return [params or SamplingParams()] * count
-    if len(params) != count:
-        raise ValueError(f"params must be one SamplingParams or one for each of {count} prompts, got {len(params)}")
-    return params
 
 
 def has_static_rounds(target: CausalModel) -> bool:

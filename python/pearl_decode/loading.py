@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,10 +14,12 @@ from transformers import PreTrainedModel
 from pearl_decode.drafts import draft_directory, load_draft
 from pearl_decode.layer import store_in_int8
 from pearl_decode.linear import uses_window_linear
-from pearl_decode.models import check_same_tokens, default_device, first_layers, load_model, load_tokenizer
+from pearl_decode.models import check_same_tokens, default_device, first_layers, load_model, load_tokenizer, resolve
 
+LOGGER = logging.getLogger(__name__)
 FIRST_LAYERS = "first-layers:"
 SPREAD = "auto"
+TOKENIZER_FILES = ("*token*", "*vocab*", "*.model", "tekken.json")
 Spec = str | os.PathLike[str] | PreTrainedModel
 
 
@@ -39,6 +43,9 @@ def load_pair(
     device_map: Any | None = None,
 ) -> Pair:
     """As `PearlDecoder.from_pretrained` says of its arguments, and with its errors."""
+    for role, model in (("target", target), *([] if draft is None else [("draft", draft)])):
+        if not isinstance(model, (str, os.PathLike)):
+            check_loaded(role, model)
     if draft is None and draft_device is not None:
         raise ValueError(f"draft_device: expected None where there is no draft, got {draft_device!r}")
     for name, value, spec in (
@@ -55,7 +62,7 @@ def load_pair(
     target_model = load_model("target", target, dtype, find_device("target_device", target_device), device_map)
     device = target_model.device if draft_device is None else find_device("draft_device", draft_device)
     if tokenizer is None and isinstance(target, (str, os.PathLike)):
-        tokenizer = load_tokenizer("target", target)
+        tokenizer = _own_tokenizer("target", target, "prompts are token ids, and answers have no text")
     draft_model = None if draft is None else _load_draft(draft, target_model, tokenizer, dtype, device)
     return Pair(target_model, draft_model, tokenizer)
 
@@ -71,11 +78,31 @@ def _load_draft(
         model = _moved(load_draft(directory, target), device)
     else:
         model = load_model("draft", draft, dtype, device)
-        if tokenizer is not None:
-            check_same_tokens(tokenizer, load_tokenizer("draft", draft))
+        own = _own_tokenizer("draft", draft, "its ids are taken for the target's") if tokenizer is not None else None
+        if own is not None:
+            check_same_tokens(tokenizer, own)
     if dtype is None and device.type == "cpu" and uses_window_linear(model):
         store_in_int8(model)
     return model
+
+
+def check_loaded(role: str, model: Any) -> None:
+    """Raise ValueError for what is no model."""
+    if not isinstance(model, torch.nn.Module) or not hasattr(model, "config"):
+        raise ValueError(
+            f"{role}: expected a causal model of transformers, or for PearlDecoder.from_pretrained a path or hub id, "
+            f"got {model!r}"
+        )
+
+
+def _own_tokenizer(role: str, spec: str | os.PathLike[str], otherwise: str) -> Any | None:
+    """The tokenizer that belongs to a model; None, and a warning, for a directory that was saved without one."""
+    directory = Path(resolve(role, spec))
+    # transformers does not say so: for some models it makes up an empty tokenizer.
+    if directory.is_dir() and not any(found for pattern in TOKENIZER_FILES for found in directory.glob(pattern)):
+        LOGGER.warning("%s: no tokenizer in %s: %s", role, directory, otherwise)
+        return None
+    return load_tokenizer(role, spec)
 
 
 def _moved(draft: PreTrainedModel, device: torch.device) -> PreTrainedModel:

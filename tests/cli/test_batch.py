@@ -67,6 +67,13 @@ def test_broken_line_is_an_error_with_its_number_and_stops_no_other(generate: Cl
         ({"prompt": "a", "stop_token_ids": 5}, "stop_token_ids must be a list of token ids, got 5"),
         ({"prompt": "a", "ignore_eos": "yes"}, "ignore_eos must be true or false, got 'yes'"),
         ({"prompt": "a", "max_tokens": 600}, "must fit the target's context"),
+        ({"prompt": "\ud83d cut"}, "prompt: expected text that is UTF-8, got '\\ud83d' at character 0"),
+        ({"prompt": "a", "top_k": 2**40}, "top_k must be at most 2147483647"),
+        ({"prompt": "a", "temperature": 1e308}, "temperature must be a number that float32 holds"),
+        ('{"prompt": "a", "temperature": 1' + 400 * "0" + "}", "temperature must be a finite number"),
+        ({"prompt": "a", "stop_token_ids": [2**70]}, "stop_token_ids must be at most"),
+        ({"prompt": "a", "stop": {"b": 1}}, "stop must be a string or a list of strings, got {'b': 1}"),
+        ("[" * 100_000, "not valid JSON: nested too deeply"),
     ],
 )
 def test_bad_line_says_what_was_expected(generate: Cli, batch_file, line: object, message: str):
@@ -93,3 +100,16 @@ def test_file_without_lines_exits_2(generate: Cli, tmp_path: Path, content: str 
     outcome = generate("--batch", str(path))
     assert outcome.status == 2
     assert message in outcome.err
+
+
+def test_null_is_no_stop(generate: Cli, batch_file):
+    first, again = generate("--batch", batch_file({"prompt": "a", "stop": None}, {"prompt": "a"})).json_lines()
+    assert first["token_ids"] == again["token_ids"] != []
+
+
+@pytest.mark.parametrize("raw", [(), ("--raw",)])
+def test_line_with_half_a_character_stops_no_other(generate: Cli, batch_file, raw):
+    path = batch_file({"prompt": "good"}, {"prompt": "\ud83d"}, {"prompt": "good"})
+    first, bad, last = generate(*raw, "--batch", path).json_lines()
+    assert first["text"] == last["text"] != ""
+    assert bad["error"].startswith(f"{path}:2: prompt: expected text that is UTF-8")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import signal
 import subprocess
@@ -49,6 +50,10 @@ def one_line(err: str) -> str:
         (("--draft-device", "npu?"), "got 'npu?'"),
         (("another prompt", "--compare"), "--compare measures one prompt, got 2"),
         (("--batch", "x.jsonl"), "--batch reads its prompts from the file"),
+        (("--top-k", "99999999999"), "top_k must be at most 2147483647, got 99999999999"),
+        (("--temperature", "1e308"), "temperature must be a number that float32 holds, got 1e+308"),
+        (("half \udcff",), "prompt: expected text that is UTF-8, got '\\udcff' at character 5"),
+        (("half \udcff", "--raw"), "prompt: expected text that is UTF-8, got '\\udcff' at character 5"),
         (("--max-tokens", "600"), "must fit the target's context of 512 tokens"),
     ],
 )
@@ -104,6 +109,45 @@ def test_other_tokenizer_of_the_draft_exits_1(generate: Cli, tmp_path):
     outcome = generate("a prompt", "--draft", save(tmp_path / "draft", make_model(), tokenizer))
     assert outcome.status == 1
     assert "the first differing id is 259" in one_line(outcome.err)
+
+
+def test_target_without_a_tokenizer_exits_1(generate: Cli, tmp_path):
+    make_model().save_pretrained(tmp_path)
+    outcome = generate("a prompt", "--target", str(tmp_path))
+    assert outcome.status == 1
+    assert f"target: expected a tokenizer beside the model, there is none in {str(tmp_path)!r}" in outcome.err
+
+
+def run_apart(*arguments: str | bytes, stdin: bytes = b"", **variables: str) -> subprocess.CompletedProcess[bytes]:
+    """In a process of its own, whose streams have an encoding."""
+    command = [sys.executable, "-m", "pearl_decode", *arguments]
+    environment = os.environ | {"PYTHONUTF8": "1"} | variables
+    return subprocess.run(command, input=stdin, capture_output=True, env=environment, timeout=120, check=False)
+
+
+def test_standard_input_that_is_not_utf8_exits_2(target: str):
+    done = run_apart("generate", "--target", target, "--strategy", "autoregressive", stdin=b"ab\xff\n")
+    assert (done.returncode, done.stdout) == (2, b"")
+    assert "prompt: expected text that is UTF-8, got '\\udcff' at character 2" in one_line(done.stderr.decode())
+
+
+def test_message_that_is_not_utf8_does_not_end_a_chat(target: str):
+    arguments = ("chat", "--target", target, "--draft", "none", "--max-tokens", "8")
+    done = run_apart(*arguments, stdin=b"ab\xff\nab\n")
+    assert done.returncode == 0
+    assert "prompt: expected text that is UTF-8, got '\\udcff'" in one_line(done.stderr.decode())
+    assert done.stdout == run_apart(*arguments, stdin=b"ab\n").stdout != b""
+
+
+def test_characters_that_the_output_lacks_cost_nothing_else(target: str):
+    arguments = ("generate", "--target", target, "--strategy", "autoregressive", "--max-tokens", "60", "a prompt")
+    whole = run_apart(*arguments).stdout.decode()
+    plain, escaped = (
+        run_apart(*arguments, *form, PYTHONUTF8="0", PYTHONIOENCODING="ascii").stdout for form in ((), ("--json",))
+    )
+    assert not whole.isascii()
+    assert plain == whole.encode("ascii", "replace")
+    assert json.loads(escaped)["text"] + "\n" == whole
 
 
 @pytest.mark.parametrize("arguments", [(), ("--no-stream",), ("--json",)])

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
+import pearl_decode
 from pearl_decode import PearlDecoder, SamplingParams
+from tests.runtime.device import DynamicDecoder
 from tests.runtime.scripted import ScriptedModel, one_hot, scripted_pair, sequence_model
+from tests.runtime.test_device_ends import Letters
 from tests.runtime.tiny import VOCAB, build
 
 LINE = [(7 * i) % 40 + 10 for i in range(120)]
@@ -106,6 +110,104 @@ def test_bad_prompt_in_a_list_is_an_error_result_and_the_others_go_on(llama, nea
 
 
 @pytest.mark.parametrize(
+    ("bad", "got"),
+    [
+        ("\ud800 lone", r"text that is UTF-8, got '\ud800' at character 0"),
+        (None, "got None"),
+        (3, "got 3"),
+        (object(), "got <object objec"),
+        (b"abc", "got b'abc'"),
+        ({1: 2}, "got {1: 2}"),
+        ({1, 2}, "got {1, 2}"),
+        ([[1, 2]], "got [1, 2] for an id"),
+        ([1.5, 2.0], "got 1.5 for an id"),
+        (["1", "2"], "got '1' for an id"),
+        ([True], "got True for an id"),
+        (torch.tensor([True]), "got True for an id"),
+        (torch.tensor([1.0]), "got 1.0 for an id"),
+        (np.array([[1, 2]]), "got [1, 2] for an id"),
+    ],
+)
+def test_prompt_that_is_none_is_an_error_result_and_the_others_go_on(bad, got):
+    alphabet = sequence_model(list(range(26)), 26)
+    with DynamicDecoder(alphabet, tokenizer=Letters()) as decoder:
+        first, refused, last = decoder.generate(["ab", bad, [0, 1]], SamplingParams(max_tokens=2))
+        with pytest.raises(ValueError, match="prompt: expected"):
+            decoder.stream(bad)
+    assert (first.text, refused.finish_reason, last.text) == ("cd", "error", "cd")
+    assert refused.error.startswith("prompt: expected ")
+    assert got in refused.error
+
+
+def test_ids_are_integers_of_any_kind_and_prompts_any_iterable(llama):
+    kinds = [[np.int64(7)], [torch.tensor(7)], torch.tensor([7]), np.array([7], np.int32), range(7, 8), iter([7])]
+    with DynamicDecoder(llama) as decoder:
+        [expected] = decoder.generate([[7]], SamplingParams(max_tokens=4))
+        results = decoder.generate((prompt for prompt in kinds), SamplingParams(max_tokens=4))
+        results += decoder.generate(torch.tensor([[7], [7]]), SamplingParams(max_tokens=4))
+    assert [result.token_ids for result in results] == [expected.token_ids] * 8
+
+
+@pytest.mark.parametrize("prompts", [None, 5, b"ab", {"a": 1}, {"a"}])
+def test_what_is_no_list_of_prompts_is_named(prompts):
+    with DynamicDecoder(sequence_model([1, 2], 8)) as decoder:
+        with pytest.raises(ValueError, match="prompts: expected a string or a list of prompts, got"):
+            decoder.generate(prompts)
+        with pytest.raises(ValueError, match="prompts: expected a string or a list of prompts, got 'abc'"):
+            decoder.start("abc")
+
+
+@pytest.mark.parametrize(
+    ("params", "got"),
+    [
+        (5, "5"),
+        ([None, SamplingParams()], "None"),
+        ([{"max_tokens": 4}, SamplingParams()], "{'max_tokens': 4}"),
+        ({"max_tokens": 4}, "{'max_tokens': 4}"),
+        ([SamplingParams()], "1"),
+    ],
+)
+def test_what_is_no_sampling_params_is_named(params, got):
+    with DynamicDecoder(sequence_model([1, 2], 8)) as decoder:
+        with pytest.raises(ValueError, match=f"params must be .* one for each of 2 prompts, got {got}"):
+            decoder.generate([[1], [1]], params)
+        with pytest.raises(ValueError, match="params: one prompt takes one SamplingParams, got"):
+            decoder.stream([1], params)
+
+
+def test_stop_string_without_a_tokenizer_is_refused():
+    params = SamplingParams(stop=["a"], max_tokens=2)
+    with DynamicDecoder(sequence_model([1, 2, 3, 4], 8)) as decoder:
+        refused, good = decoder.generate([[1], [1]], [params, SamplingParams(max_tokens=2)])
+        with pytest.raises(ValueError, match=r"stop: a decoder without a tokenizer .* got \('a',\)"):
+            decoder.stream([1], params)
+    assert refused.error.startswith("stop: a decoder without a tokenizer")
+    assert good.token_ids == [2, 3]
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"temperature": (2 - 2**-23) * 2.0**127},
+        {"temperature": 1e-5},
+        {"top_k": 2**31 - 1},
+        {"top_p": 2.0**-126},
+        {"min_p": 2.0**-126},
+        {"stop_token_ids": (2**63 - 1,)},
+        {"seed": 2**64 - 1},
+        {"seed": -(2**63)},
+    ],
+    ids=repr,
+)
+def test_the_widest_parameters_are_decoded(values):
+    params = SamplingParams(**({"temperature": 1.0, "max_tokens": 4} | values))
+    with DynamicDecoder(sequence_model(LINE, 64)) as decoder:
+        results = decoder.generate([PROMPT, PROMPT], [params, SamplingParams(max_tokens=4)])
+    assert [result.error for result in results] == [None, None]
+    assert results[1].token_ids == LINE[3:7]
+
+
+@pytest.mark.parametrize(
     ("values", "message"),
     [
         ({"temperature": -0.1}, "temperature must be a finite number >= 0, got -0.1"),
@@ -119,11 +221,59 @@ def test_bad_prompt_in_a_list_is_an_error_result_and_the_others_go_on(llama, nea
         ({"seed": 2**64}, "seed must be None or a 64-bit integer"),
         ({"stop": ("",)}, "stop must hold non-empty strings"),
         ({"stop_token_ids": (-3,)}, "stop_token_ids must be token ids >= 0, got -3"),
+        ({"temperature": math.inf}, "temperature must be a finite number >= 0, got inf"),
+        ({"temperature": 10**400}, "temperature must be a finite number >= 0, got 1000"),
+        ({"temperature": 1e308}, r"temperature must be a number that float32 holds, got 1e\+308"),
+        ({"top_p": 1e-50}, "top_p must be a number that float32 holds, got 1e-50"),
+        ({"top_k": 2**40}, "top_k must be at most 2147483647, got 1099511627776"),
+        ({"max_tokens": 2**31}, "max_tokens must be at most 2147483647, got 2147483648"),
+        ({"seed": True}, "seed must be None or a 64-bit integer, got True"),
+        ({"stop": 5}, "stop must be a string or a list of strings, got 5"),
+        ({"stop": {"a": 1}}, "stop must be a string or a list of strings, got {'a': 1}"),
+        ({"stop_token_ids": 5}, "stop_token_ids must be a list of token ids, got 5"),
+        ({"stop_token_ids": "12"}, "stop_token_ids must be a list of token ids, got '12'"),
+        ({"stop_token_ids": [2**70]}, "stop_token_ids must be at most 9223372036854775807, got 1180591620717411303424"),
+        ({"ignore_eos": "no"}, "ignore_eos must be true or false, got 'no'"),
     ],
 )
 def test_bad_sampling_params_name_the_field(values, message):
     with pytest.raises(ValueError, match=message):
         SamplingParams(**values)
+
+
+def test_no_stops_may_be_said_as_json_does():
+    assert SamplingParams(stop=None, stop_token_ids=None) == SamplingParams()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"target": "path"}, "target: expected a causal model of transformers, or .*from_pretrained.*, got 'path'"),
+        ({"target": None}, "target: expected a causal model .*, got None"),
+        ({"target": torch.nn.Identity()}, r"target: expected a causal model .*, got Identity\(\)"),
+        ({"draft": "first-layers:1"}, "draft: expected a causal model .*, got 'first-layers:1'"),
+        ({"max_batch": 0}, "max_batch must be an integer >= 1, got 0"),
+        ({"max_batch": 1.5}, "max_batch must be an integer >= 1, got 1.5"),
+        ({"max_batch": "2"}, "max_batch must be an integer >= 1, got '2'"),
+        ({"max_batch": None}, "max_batch must be an integer >= 1, got None"),
+        ({"max_batch": True}, "max_batch must be an integer >= 1, got True"),
+        ({"lanes": 3}, "lanes must be None or two of CpuLane, got 3"),
+        ({"lanes": (3, 4)}, r"lanes must be None or two of CpuLane, got \(3, 4\)"),
+    ],
+)
+def test_bad_parts_of_a_decoder_are_named(options, message):
+    with pytest.raises(ValueError, match=message):
+        PearlDecoder(**({"target": sequence_model([1, 2], 8)} | options))
+
+
+def test_draft_of_the_hook_that_is_no_model_is_named(llama):
+    with pytest.raises(ValueError, match=r"draft: expected a causal model .*, got 'first-layers:1'"):
+        llama.generate(
+            torch.tensor([[1, 2]]),
+            custom_generate=pearl_decode.generate,
+            draft_model="first-layers:1",
+            max_new_tokens=2,
+        )
 
 
 def test_bad_plans_name_the_field():

@@ -93,6 +93,40 @@ def test_missing_models_are_named(tmp_path, target_dir):
         PearlDecoder.from_pretrained(target_dir, "first-layers:4")
 
 
+def test_what_is_neither_a_model_nor_its_name_is_refused(llama):
+    with pytest.raises(ValueError, match=r"target: expected a causal model .* a path or hub id, got None"):
+        PearlDecoder.from_pretrained(None)
+    with pytest.raises(ValueError, match=r"draft: expected a causal model .* a path or hub id, got 5"):
+        PearlDecoder.from_pretrained(llama, 5)
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2"])  # for the second transformers makes an empty tokenizer up
+def test_weights_saved_without_a_tokenizer_decode_ids(name, tmp_path, caplog, greedy_reference):
+    build(name).save_pretrained(tmp_path)
+    with PearlDecoder.from_pretrained(tmp_path, "first-layers:2") as decoder:
+        [result] = decoder.generate([[1, 2, 3]], SamplingParams(max_tokens=6))
+    assert decoder.tokenizer is None
+    assert result.token_ids == greedy_reference(build(name), [1, 2, 3], 6)
+    [record] = caplog.records
+    assert record.getMessage().startswith(f"target: no tokenizer in {tmp_path}: prompts are token ids")
+
+
+def test_draft_saved_without_a_tokenizer_is_taken_with_a_warning(target_dir, tmp_path, caplog):
+    LlamaForCausalLM(LlamaConfig(**(SIZES | {"vocab_size": 128}))).save_pretrained(tmp_path)
+    with PearlDecoder.from_pretrained(target_dir, tmp_path) as decoder:
+        assert decoder.generate("w1 w2", SamplingParams(max_tokens=4)).error is None
+    assert [record.getMessage() for record in caplog.records] == [
+        f"draft: no tokenizer in {tmp_path}: its ids are taken for the target's"
+    ]
+
+
+def test_broken_tokenizer_is_an_error(target_dir, tmp_path):
+    LlamaForCausalLM(LlamaConfig(**SIZES)).save_pretrained(tmp_path)
+    (tmp_path / "tokenizer.json").write_text("{")
+    with pytest.raises(ValueError, match="target: cannot load a tokenizer from"):
+        PearlDecoder.from_pretrained(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

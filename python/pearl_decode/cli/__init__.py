@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from typing import NoReturn, TextIO
 
 from pearl_decode.cli import bench, chat, distill, doctor, generate
-from pearl_decode.cli.console import BAD_ARGUMENTS, INTERRUPTED, CliError, note
+from pearl_decode.cli.console import BAD_ARGUMENTS, INTERRUPTED, CliError, note, take_any_text
 
 __all__ = ["main"]
 
@@ -43,6 +43,7 @@ def build_parser() -> Parser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status; argv as sys.argv[1:]."""
+    take_any_text()
     try:
         args = build_parser().parse_args(argv)
     except SystemExit as exit_:  # argparse has printed its help or its error

@@ -8,9 +8,10 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 from pearl_decode.cli.answers import encode, record
-from pearl_decode.cli.console import BAD_ARGUMENTS, FAILED, INTERRUPTED, CliError, note
+from pearl_decode.cli.console import BAD_ARGUMENTS, FAILED, INTERRUPTED, CliError, note, print_json
 from pearl_decode.cli.options import bare
 from pearl_decode.decoder import PearlDecoder
+from pearl_decode.inputs import check_text
 from pearl_decode.request import Request
 from pearl_decode.sampling import SamplingParams
 
@@ -40,7 +41,7 @@ def read_lines(name: str, defaults: SamplingParams) -> list[Line]:
         try:
             prompt, params = _parse(text, defaults)
             lines.append(Line(number, prompt, params))
-        except (ValueError, TypeError) as error:
+        except ValueError as error:
             note(f"pearl-decode: error: {name}:{number}: {bare(error)}")
             lines.append(Line(number, "", defaults, f"{name}:{number}: {bare(error)}"))
     if not lines:
@@ -55,19 +56,15 @@ def _parse(text: bytes, defaults: SamplingParams) -> tuple[str, SamplingParams]:
         raise ValueError("not UTF-8 text") from error
     except json.JSONDecodeError as error:
         raise ValueError(f"not valid JSON: {error.msg} at column {error.colno}") from error
+    except RecursionError as error:
+        raise ValueError("not valid JSON: nested too deeply") from error
     if not isinstance(value, dict) or not isinstance(value.get("prompt"), str):
         raise ValueError('expected an object with a string "prompt"')
     sampling = {name: value[name] for name in value if name != "prompt"}
     unknown = sorted(sampling.keys() - set(_SAMPLING))
     if unknown:
         raise ValueError(f"unknown field {unknown[0]!r}; known are prompt, {', '.join(_SAMPLING)}")
-    for name, kinds, expected in (
-        ("ignore_eos", bool, "true or false"),
-        ("stop", (str, list), "a string or a list of strings"),
-        ("stop_token_ids", list, "a list of token ids"),
-    ):
-        if name in sampling and not isinstance(sampling[name], kinds):
-            raise ValueError(f"{name} must be {expected}, got {sampling[name]!r}")
+    check_text(value["prompt"])
     return value["prompt"], replace(defaults, **sampling)
 
 
@@ -110,5 +107,5 @@ def _print_line(line: Line, answers: dict[int, Request]) -> bool:
         body |= {"seed": None, "stats": None}
     else:
         body = record(answers[line.number].result())
-    print(json.dumps(head | body, ensure_ascii=False), flush=True)
+    print_json(head | body)
     return body["finish_reason"] not in ("stop", "length")

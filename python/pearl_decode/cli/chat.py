@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from pearl_decode.cli import options, pair
 from pearl_decode.cli.console import CliError, note
+from pearl_decode.inputs import check_text
 
 if TYPE_CHECKING:
     from pearl_decode.decoder import PearlDecoder
@@ -158,6 +159,7 @@ class Chat:
             text = "\n".join(message["content"] for message in messages) + "\n"
         else:
             text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        check_text(text)
         ids: list[int] = tokenizer(text, add_special_tokens=not tokenizer.chat_template)["input_ids"]
         return ids
 

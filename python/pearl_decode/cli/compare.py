@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from statistics import median
 
 from pearl_decode.cli.answers import encode, summary
-from pearl_decode.cli.console import BAD_ARGUMENTS, CliError, note, progress, table
+from pearl_decode.cli.console import BAD_ARGUMENTS, CliError, note, print_json, progress, table
 from pearl_decode.cli.options import bare
 from pearl_decode.decoder import PearlDecoder
 from pearl_decode.lanes.cpu import available_cores
@@ -43,7 +42,7 @@ def run_compare(decoder: PearlDecoder, args: argparse.Namespace, prompt: str, pa
     rows = summarise(runs)
     same = same_text(runs, params, args.rule)
     if args.json:
-        print(json.dumps(_as_json(args, prompt, text, rows, same), ensure_ascii=False))
+        print_json(_as_json(args, prompt, text, rows, same))
     else:
         _print_table(args, params, decoder, rows, same)
     return 0

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
+import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 FAILED, BAD_ARGUMENTS, INTERRUPTED = 1, 2, 130
 FILE_WIDTH = 120  # of a table that is not shown on a terminal
@@ -20,6 +22,24 @@ class CliError(Exception):
 
 def note(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
+
+
+def take_any_text() -> None:
+    """Let no character end a command: input keeps what is not UTF-8, to be refused; output has ? for what it lacks."""
+    for stream, errors in ((sys.stdin, "surrogateescape"), (sys.stdout, "replace")):
+        if isinstance(stream, io.TextIOWrapper):
+            with suppress(io.UnsupportedOperation):  # of a stream that was read from before
+                stream.reconfigure(errors=errors)
+
+
+def print_json(value: object) -> None:
+    """Print one object on a line, escaped where stdout's encoding lacks a character of it."""
+    text = json.dumps(value, ensure_ascii=False)
+    try:
+        text.encode(sys.stdout.encoding or "utf-8")
+    except UnicodeEncodeError:
+        text = json.dumps(value)
+    print(text, flush=True)
 
 
 @contextmanager

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from typing import TYPE_CHECKING, Any
 
 from pearl_decode.builtin import BUILTIN_TARGET, BuiltinModelError, ensure_builtin
 from pearl_decode.cli import options
-from pearl_decode.cli.console import BAD_ARGUMENTS, FAILED, INTERRUPTED, CliError, note, progress
+from pearl_decode.cli.console import BAD_ARGUMENTS, FAILED, INTERRUPTED, CliError, note, print_json, progress
+from pearl_decode.inputs import check_text
 
 if TYPE_CHECKING:
     from pearl_decode import GenerationResult, PearlDecoder, SamplingParams
@@ -46,14 +46,18 @@ def run(args: argparse.Namespace) -> int:
 
 def read_prompts(prompts: list[str]) -> list[str]:
     """The prompts of the command line, or the one on standard input."""
-    if prompts and prompts != ["-"]:
-        return prompts
     if not prompts and sys.stdin.isatty():
         raise CliError("no prompt: give one as an argument, on standard input, or with --batch", BAD_ARGUMENTS)
-    text = sys.stdin.read().strip("\n")
-    if not text:
-        raise CliError("no prompt: standard input is empty", BAD_ARGUMENTS)
-    return [text]
+    if not prompts or prompts == ["-"]:
+        prompts = [sys.stdin.read().strip("\n")]
+        if not prompts[0]:
+            raise CliError("no prompt: standard input is empty", BAD_ARGUMENTS)
+    try:
+        for prompt in prompts:
+            check_text(prompt)
+    except ValueError as error:
+        raise CliError(error, BAD_ARGUMENTS) from error
+    return prompts
 
 
 def load(args: argparse.Namespace) -> PearlDecoder:
@@ -98,6 +102,8 @@ def load(args: argparse.Namespace) -> PearlDecoder:
             )
         except (ValueError, OSError) as error:
             raise CliError(error) from error
+    if decoder.tokenizer is None:
+        raise CliError(f"target: expected a tokenizer beside the model, there is none in {target!r}")
     if decoder.target.is_compiled:
         note("[models are compiled as they are first used, which may take minutes; --no-compile starts at once]")
     return decoder
@@ -133,7 +139,7 @@ def answer_whole(decoder: PearlDecoder, args: argparse.Namespace, prompts: list[
     status = 0
     for number, (prompt, result) in enumerate(zip(prompts, results, strict=True), start=1):
         if args.json:
-            print(json.dumps({"prompt": prompt, **record(result)}, ensure_ascii=False), flush=True)
+            print_json({"prompt": prompt, **record(result)})
         else:
             if len(prompts) > 1:
                 print(f"--- {number}: {prompt}")
