@@ -294,10 +294,25 @@ def resolve(role: str, spec: str | os.PathLike[str]) -> str:
 
 
 def first_layers(model: PreTrainedModel, count: int) -> PreTrainedModel:
-    """A draft made of the target's own first `count` decoder layers; weights are shared, not copied."""
+    """A draft made of the target's own first `count` decoder layers; weights are shared, not copied.
+
+    Raises ValueError for a count that leaves no layer out, or a target that is no model without its last layers.
+    """
     total = model.config.get_text_config().num_hidden_layers
     if not 1 <= count < total:
         raise ValueError(f"draft: first-layers:N needs N from 1 to {total - 1} for this target, got {count}")
+    try:
+        draft = _cut_short(model, count)
+    except (AttributeError, KeyError, RuntimeError, ValueError) as error:
+        raise ValueError(f"draft: first-layers:N cannot be made of a {type(model).__name__}: {error}") from error
+    draft.generation_config = model.generation_config
+    draft.set_attn_implementation(model.config._attn_implementation)
+    run_windows_like(draft, model)
+    draft.eval()  # type: ignore[no-untyped-call]
+    return draft
+
+
+def _cut_short(model: PreTrainedModel, count: int) -> PreTrainedModel:
     config = copy.deepcopy(model.config)
     text_config = config.get_text_config()
     text_config.num_hidden_layers = count
@@ -309,10 +324,6 @@ def first_layers(model: PreTrainedModel, count: int) -> PreTrainedModel:
     draft.load_state_dict({name: shared[name] for name in draft.state_dict()}, assign=True)
     draft.tie_weights()
     adopt_buffers(draft, model)
-    draft.generation_config = model.generation_config
-    draft.set_attn_implementation(model.config._attn_implementation)
-    run_windows_like(draft, model)
-    draft.eval()  # type: ignore[no-untyped-call]
     return draft
 
 
