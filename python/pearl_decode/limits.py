@@ -1,14 +1,17 @@
-"""What a model says of itself before it runs: whether it can decode windows."""
+"""What a model's config says of it before it runs: whether it can decode windows, and how long its texts may be."""
 
 from __future__ import annotations
 
 import inspect
+import logging
+from collections.abc import Iterator
 from typing import Any
 
 from transformers import PreTrainedModel
 
 from pearl_decode.attention import ATTENTION_NAME
 
+LOGGER = logging.getLogger(__name__)
 ATTENTION_TYPES = {"full_attention", "sliding_attention", "chunked_attention"}
 CACHE_ARGUMENTS = ("cache", "past_key_values")  # transformers names it so from 5.24 on, and so before
 
@@ -40,3 +43,30 @@ def check_decodes_windows(role: str, model: PreTrainedModel) -> None:
             f"{role}: attention must be 'sdpa' or 'eager', got {config._attn_implementation!r}; "
             "load it with attn_implementation='sdpa'"
         )
+
+
+def longest_text(role: str, config: Any) -> int | None:
+    """How many positions a text may have, prompt and answer together; None where the config sets no limit.
+
+    Those up to which frequencies stay as they are: rows of a batch differ in length, and windows run past their ends.
+    Of "longrope" that is the original length, which a warning says of a target; of "dynamic" what the config allows.
+    """
+    longest: int | None = getattr(config, "max_position_embeddings", None)
+    for rope in _ropes(config):
+        original = rope.get("original_max_position_embeddings")
+        if longest is None or original is None:
+            continue
+        if rope["rope_type"] == "longrope" and original < longest:
+            if role == "target":
+                LOGGER.warning("target: texts are of %d tokens at most, not %d: longrope turns longer ones otherwise, "
+                               "from their first token on", original, longest)  # fmt: skip
+            longest = original
+    return longest
+
+
+def _ropes(config: Any) -> Iterator[dict[str, Any]]:
+    """The parameters of each rotary embedding: a model has one, or one for each type of its layers."""
+    parameters = getattr(config, "rope_parameters", None) or {}
+    for rope in (parameters, *parameters.values()):
+        if isinstance(rope, dict) and "rope_type" in rope:
+            yield rope

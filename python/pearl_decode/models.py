@@ -18,7 +18,7 @@ from pearl_decode import builtin
 from pearl_decode.attention import ATTENTION_NAME, use_window_attention
 from pearl_decode.cache import WindowCache, starts_on
 from pearl_decode.layer import use_window_layers
-from pearl_decode.limits import CACHE_ARGUMENTS, check_decodes_windows
+from pearl_decode.limits import CACHE_ARGUMENTS, check_decodes_windows, longest_text
 from pearl_decode.linear import MOST_ROWS, multiplies_by_kernels, use_window_linear, uses_window_linear
 from pearl_decode.masks import ragged_masks
 from pearl_decode.window_model import WindowModel
@@ -46,7 +46,7 @@ class CausalModel:
         self._cache_argument = next(name for name in CACHE_ARGUMENTS if name in parameters)
         self._keeps_rows = "logits_to_keep" in parameters
         self.vocab_size: int = text_config.vocab_size
-        self.context: int | None = getattr(text_config, "max_position_embeddings", None)
+        self.context = longest_text(role, text_config)
         self.d2t: torch.Tensor | None = getattr(model, "d2t", None)
         self._known_ids: int = self._input_size()
         self._compiled: Any = None
@@ -328,12 +328,13 @@ def _cut_short(model: PreTrainedModel, count: int) -> PreTrainedModel:
 
 
 def adopt_buffers(draft: PreTrainedModel, model: PreTrainedModel) -> None:
-    """Take the buffers no state dict carries (rotary frequencies) from the target."""
-    buffers = dict(model.named_buffers())
+    """Take the buffers no state dict carries (rotary frequencies) from the target: copies, as transformers may write
+    other frequencies into them, and both models run at once."""
+    buffers = dict(model.named_buffers(remove_duplicate=False))
     for name, buffer in draft.named_buffers():
         if buffer.is_meta:
             owner, _, leaf = name.rpartition(".")
-            setattr(draft.get_submodule(owner), leaf, buffers[name])
+            setattr(draft.get_submodule(owner), leaf, buffers[name].clone())
 
 
 def check_same_tokens(target: Any, draft: Any) -> None:

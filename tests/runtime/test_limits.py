@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import logging
+from functools import partial
+
 import pytest
+import torch
 from transformers import (
     FalconConfig,
     FalconForCausalLM,
@@ -18,13 +22,79 @@ from transformers import (
     LlamaForCausalLM,
     MambaConfig,
     MambaForCausalLM,
+    Phi3Config,
+    Phi3ForCausalLM,
 )
 
-from pearl_decode import PearlDecoder
-from pearl_decode.models import CausalModel
-from tests.runtime.tiny import SIZES, VOCAB
+from pearl_decode import PearlDecoder, SamplingParams
+from pearl_decode.models import CausalModel, first_layers
+from tests.runtime.tiny import SIZES, VOCAB, enlarged
 
+LIMIT = 64
+LONGROPE = {
+    "rope_theta": 1e4, "rope_type": "longrope", "factor": 4.0, "original_max_position_embeddings": LIMIT,
+    "short_factor": [1.0] * 8, "long_factor": [1.5 + i for i in range(8)],
+}  # fmt: skip
+DYNAMIC = {"rope_theta": 1e4, "rope_type": "dynamic", "factor": 4.0}
 GPT_SIZES = {"vocab_size": VOCAB, "hidden_size": 48, "bos_token_id": None, "eos_token_id": None}
+
+
+def _config(kind, rope, longest=4 * LIMIT):
+    if kind is Phi3Config:  # it keeps the original length beside
+        kind = partial(kind, original_max_position_embeddings=LIMIT)
+    own = {"hidden_size": 64, "head_dim": 16, "max_position_embeddings": longest, "rope_parameters": dict(rope)}
+    return kind(**(SIZES | own))
+
+
+def _longrope_phi3():
+    return enlarged(lambda: Phi3ForCausalLM(_config(Phi3Config, LONGROPE)))
+
+
+def _longrope_llama():
+    return enlarged(lambda: LlamaForCausalLM(_config(LlamaConfig, LONGROPE)))
+
+
+def _dynamic_llama():
+    return enlarged(lambda: LlamaForCausalLM(_config(LlamaConfig, DYNAMIC, LIMIT)))
+
+
+def _prompts(*lengths):
+    generator = torch.Generator().manual_seed(3)
+    return [torch.randint(1, VOCAB, (length,), generator=generator).tolist() for length in lengths]
+
+
+@pytest.mark.parametrize("build", [_longrope_phi3, _longrope_llama, _dynamic_llama])
+@pytest.mark.parametrize("strategy", ["autoregressive", "pearl"])
+def test_frequencies_that_change_with_the_length_end_the_context(runtime, build, strategy, greedy_reference):
+    """Texts that end with the last position they hold for are exact, beside shorter ones and with windows that run
+    past it; a longer text is refused."""
+    model, prompts = build(), _prompts(LIMIT - 9, 5, LIMIT - 30)
+    params = [SamplingParams(max_tokens=count) for count in (9, 30, 30)]
+    wanted = [greedy_reference(model, prompt, p.max_tokens) for prompt, p in zip(prompts, params, strict=True)]
+    with PearlDecoder(model, first_layers(model, 2), strategy=strategy, gamma=7) as decoder:
+        results = decoder.generate(prompts, params)
+        [longer] = decoder.generate([prompts[0]], SamplingParams(max_tokens=10))
+    assert [r.token_ids for r in results] == wanted
+    assert f"must fit the target's context of {LIMIT} tokens, got {LIMIT - 9} + 10" in longer.error
+
+
+def test_a_context_that_is_shorter_than_the_config_says_is_said_once(caplog):
+    model = _longrope_llama()
+    with caplog.at_level(logging.WARNING, "pearl_decode"), PearlDecoder(model, first_layers(model, 2)):
+        pass
+    assert [record.getMessage() for record in caplog.records] == [
+        f"target: texts are of {LIMIT} tokens at most, not {4 * LIMIT}: longrope turns longer ones otherwise, from "
+        "their first token on"
+    ]
+
+
+def test_a_draft_of_the_targets_layers_has_frequencies_of_its_own():
+    """transformers writes them in place, and both run at once."""
+    model = _longrope_llama()
+    shared = {buffer.data_ptr() for buffer in model.buffers()} & {
+        buffer.data_ptr() for buffer in first_layers(model, 2).buffers()
+    }
+    assert not shared
 
 
 def _gpt_neo():
