@@ -61,6 +61,9 @@ def longest_text(role: str, config: Any) -> int | None:
                 LOGGER.warning("target: texts are of %d tokens at most, not %d: longrope turns longer ones otherwise, "
                                "from their first token on", original, longest)  # fmt: skip
             longest = original
+        elif rope["rope_type"] == "yarn":
+            # Qwen says to lengthen its models by a config whose max_position_embeddings stays the original.
+            longest = max(longest, int(original * (rope.get("factor") or 1)))
     return longest
 
 

@@ -36,6 +36,7 @@ LONGROPE = {
     "short_factor": [1.0] * 8, "long_factor": [1.5 + i for i in range(8)],
 }  # fmt: skip
 DYNAMIC = {"rope_theta": 1e4, "rope_type": "dynamic", "factor": 4.0}
+YARN = {"rope_theta": 1e4, "rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": LIMIT}
 GPT_SIZES = {"vocab_size": VOCAB, "hidden_size": 48, "bos_token_id": None, "eos_token_id": None}
 
 
@@ -86,6 +87,16 @@ def test_a_context_that_is_shorter_than_the_config_says_is_said_once(caplog):
         f"target: texts are of {LIMIT} tokens at most, not {4 * LIMIT}: longrope turns longer ones otherwise, from "
         "their first token on"
     ]
+
+
+def test_yarn_lengthens_a_context_that_is_the_original_one(runtime, greedy_reference):
+    model = enlarged(lambda: LlamaForCausalLM(_config(LlamaConfig, YARN, LIMIT)))
+    prompts = _prompts(LIMIT + 9, 5)
+    assert CausalModel(model).context == 4 * LIMIT
+    assert CausalModel(LlamaForCausalLM(_config(LlamaConfig, YARN, 5 * LIMIT))).context == 5 * LIMIT
+    with PearlDecoder(model, first_layers(model, 2), strategy="sequential", gamma=4) as decoder:
+        results = decoder.generate(prompts, SamplingParams(max_tokens=30))
+    assert [r.token_ids for r in results] == [greedy_reference(model, prompt, 30) for prompt in prompts]
 
 
 def test_a_draft_of_the_targets_layers_has_frequencies_of_its_own():
