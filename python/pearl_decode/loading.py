@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 
 from pearl_decode.drafts import draft_directory, load_draft
 from pearl_decode.layer import store_in_int8
+from pearl_decode.limits import check_decodes_windows
 from pearl_decode.linear import uses_window_linear
 from pearl_decode.models import check_same_tokens, default_device, first_layers, load_model, load_tokenizer, resolve
 
@@ -60,6 +61,7 @@ def load_pair(
     if target_device == SPREAD:
         target_device, device_map = None, SPREAD
     target_model = load_model("target", target, dtype, find_device("target_device", target_device), device_map)
+    check_decodes_windows("target", target_model)  # before a draft is made of it
     device = target_model.device if draft_device is None else find_device("draft_device", draft_device)
     if tokenizer is None and isinstance(target, (str, os.PathLike)):
         tokenizer = _own_tokenizer("target", target, "prompts are token ids, and answers have no text")

@@ -6,6 +6,7 @@ import warnings
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -28,23 +29,35 @@ class NoRoomError(MemoryError):
 
 def cache_bytes(model: CausalModel, batch: int, capacity: int) -> int:
     """Of the keys and values of `batch` rows of `capacity` positions, by the model's config; 0 if that has no heads."""
-    config = model.config.get_text_config()
-    heads: int = getattr(config, "num_attention_heads", None) or 0
-    if not heads:
-        return 0
-    kv_heads: int = getattr(config, "num_key_value_heads", None) or heads
-    head_dim: int = getattr(config, "head_dim", None) or config.hidden_size // heads
-    layers: int = config.num_hidden_layers
-    return 2 * layers * kv_heads * head_dim * batch * capacity * int(model.model.dtype.itemsize)
+    return sum(_bytes_by_layer(model, batch, capacity))
 
 
 def cache_bytes_by_device(model: CausalModel, batch: int, capacity: int) -> dict[torch.device, int]:
     """The same on each device: a layer's keys and values are made where the layer is."""
-    total = cache_bytes(model, batch, capacity)
-    if not total:
-        return {}
-    layers = layer_devices(model.model)
-    return {device: total * count // len(layers) for device, count in Counter(layers).items()}
+    needed: Counter[torch.device] = Counter()
+    if any(layers := _bytes_by_layer(model, batch, capacity)):
+        for device, size_bytes in zip(layer_devices(model.model), layers, strict=True):
+            needed[device] += size_bytes
+    return dict(needed)
+
+
+def _bytes_by_layer(model: CausalModel, batch: int, capacity: int) -> list[int]:
+    config = model.config.get_text_config()
+    numbers = [_numbers_per_position(layer) for layer in getattr(config, "per_layer_config", ())]
+    # The last layers of some models keep nothing: they look at what others keep.
+    own = len(numbers) - (getattr(config, "num_kv_shared_layers", None) or 0)
+    size_bytes = batch * capacity * int(model.model.dtype.itemsize)
+    return [count * size_bytes if index < own else 0 for index, count in enumerate(numbers)]
+
+
+def _numbers_per_position(layer: Any) -> int:
+    """Of a layer's keys and values, by the config of this layer."""
+    heads: int = getattr(layer, "num_attention_heads", None) or 0
+    if not heads:
+        return 0
+    kv_heads: int = getattr(layer, "num_key_value_heads", None) or heads
+    head_dim: int = getattr(layer, "head_dim", None) or layer.hidden_size // heads
+    return 2 * kv_heads * head_dim
 
 
 def free_bytes(device: torch.device) -> int | None:

@@ -18,14 +18,13 @@ from pearl_decode import builtin
 from pearl_decode.attention import ATTENTION_NAME, use_window_attention
 from pearl_decode.cache import WindowCache, starts_on
 from pearl_decode.layer import use_window_layers
+from pearl_decode.limits import CACHE_ARGUMENTS, check_decodes_windows, longest_text
 from pearl_decode.linear import MOST_ROWS, multiplies_by_kernels, use_window_linear, uses_window_linear
 from pearl_decode.masks import ragged_masks
 from pearl_decode.window_model import WindowModel
 from pearl_kernels import kernels_alone
 
 LOGGER = logging.getLogger(__name__)
-ATTENTION_TYPES = {"full_attention", "sliding_attention", "chunked_attention"}
-CACHE_ARGUMENTS = ("cache", "past_key_values")  # transformers names it so from 5.24 on, and so before
 MOST_WINDOW = 64  # new tokens per row; for longer texts torch's own attention is made
 WHOLE = "window_model"  # attribute of a model that is run by its WindowModel
 MOST_COMPILED = 256  # shapes, of all models together, before torch refuses to compile more
@@ -41,31 +40,15 @@ class CausalModel:
     def __init__(self, model: PreTrainedModel, role: str = "model") -> None:
         self.model: Any = model.eval()  # type: ignore[no-untyped-call]
         self.config: Any = model.config
+        check_decodes_windows(role, model)
         text_config = self.config.get_text_config()
         parameters = inspect.signature(model.forward).parameters
-        cache_arguments = [name for name in CACHE_ARGUMENTS if name in parameters]
-        if "position_ids" not in parameters or not cache_arguments:
-            raise ValueError(
-                f"{role}: {type(model).__name__}.forward must take position_ids and {' or '.join(CACHE_ARGUMENTS)}, "
-                f"got {sorted(parameters)}"
-            )
-        self._cache_argument = cache_arguments[0]
-        foreign = set(getattr(text_config, "layer_types", None) or ()) - ATTENTION_TYPES
-        if foreign:
-            raise ValueError(
-                f"{role}: every layer must be one of {sorted(ATTENTION_TYPES)}, got {sorted(foreign)}: "
-                "a recurrent state cannot be rolled back"
-            )
-        if self.config._attn_implementation not in ("eager", "sdpa", ATTENTION_NAME):
-            raise ValueError(
-                f"{role}: attention must be 'sdpa' or 'eager', got {self.config._attn_implementation!r}; "
-                "load it with attn_implementation='sdpa'"
-            )
+        self._cache_argument = next(name for name in CACHE_ARGUMENTS if name in parameters)
+        self._keeps_rows = "logits_to_keep" in parameters
         self.vocab_size: int = text_config.vocab_size
-        self.context: int | None = getattr(text_config, "max_position_embeddings", None)
+        self.context = longest_text(role, text_config)
         self.d2t: torch.Tensor | None = getattr(model, "d2t", None)
         self._known_ids: int = self._input_size()
-        self._keeps_rows = "logits_to_keep" in parameters
         self._compiled: Any = None
         self._appends_later = True
         self._multiplies_by_kernels = multiplies_by_kernels(model)
@@ -311,10 +294,25 @@ def resolve(role: str, spec: str | os.PathLike[str]) -> str:
 
 
 def first_layers(model: PreTrainedModel, count: int) -> PreTrainedModel:
-    """A draft made of the target's own first `count` decoder layers; weights are shared, not copied."""
+    """A draft made of the target's own first `count` decoder layers; weights are shared, not copied.
+
+    Raises ValueError for a count that leaves no layer out, or a target that is no model without its last layers.
+    """
     total = model.config.get_text_config().num_hidden_layers
     if not 1 <= count < total:
         raise ValueError(f"draft: first-layers:N needs N from 1 to {total - 1} for this target, got {count}")
+    try:
+        draft = _cut_short(model, count)
+    except (AttributeError, KeyError, RuntimeError, ValueError) as error:
+        raise ValueError(f"draft: first-layers:N cannot be made of a {type(model).__name__}: {error}") from error
+    draft.generation_config = model.generation_config
+    draft.set_attn_implementation(model.config._attn_implementation)
+    run_windows_like(draft, model)
+    draft.eval()  # type: ignore[no-untyped-call]
+    return draft
+
+
+def _cut_short(model: PreTrainedModel, count: int) -> PreTrainedModel:
     config = copy.deepcopy(model.config)
     text_config = config.get_text_config()
     text_config.num_hidden_layers = count
@@ -326,20 +324,17 @@ def first_layers(model: PreTrainedModel, count: int) -> PreTrainedModel:
     draft.load_state_dict({name: shared[name] for name in draft.state_dict()}, assign=True)
     draft.tie_weights()
     adopt_buffers(draft, model)
-    draft.generation_config = model.generation_config
-    draft.set_attn_implementation(model.config._attn_implementation)
-    run_windows_like(draft, model)
-    draft.eval()  # type: ignore[no-untyped-call]
     return draft
 
 
 def adopt_buffers(draft: PreTrainedModel, model: PreTrainedModel) -> None:
-    """Take the buffers no state dict carries (rotary frequencies) from the target."""
-    buffers = dict(model.named_buffers())
+    """Take the buffers no state dict carries (rotary frequencies) from the target: copies, as transformers may write
+    other frequencies into them, and both models run at once."""
+    buffers = dict(model.named_buffers(remove_duplicate=False))
     for name, buffer in draft.named_buffers():
         if buffer.is_meta:
             owner, _, leaf = name.rpartition(".")
-            setattr(draft.get_submodule(owner), leaf, buffers[name])
+            setattr(draft.get_submodule(owner), leaf, buffers[name].clone())
 
 
 def check_same_tokens(target: Any, draft: Any) -> None:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections import Counter
+from functools import partial
 
 import pytest
 import torch
+from transformers import Gemma4ForCausalLM, Gemma4TextConfig
 
 from pearl_decode import PearlDecoder, SamplingParams, memory
 from pearl_decode.models import CausalModel
 from pearl_decode.placement import layer_devices
 from tests.runtime.scripted import sequence_model
-from tests.runtime.tiny import build
+from tests.runtime.tiny import ARCHITECTURES, SIZES, VOCAB, build, enlarged
 
 CPU = torch.device("cpu")
 # Of one position of the tiny llama: 2 (keys and values) x 4 layers x 2 heads x 12 x 4 bytes.
@@ -52,14 +54,38 @@ def test_a_draft_whose_cache_does_not_fit_is_left_out(runtime, llama, near_llama
         assert again.stats.draft_forwards > 0
 
 
-def test_what_a_cache_takes_is_what_it_is_said_to(runtime, llama, prompts):
-    with PearlDecoder(llama, strategy="autoregressive") as alone:
-        engine = alone.runner.engine([alone.start(prompts[:1], SamplingParams(max_tokens=9))[0][0]], alone.plan)
+def _gemma4(shared=0):
+    """Layers of 2 heads of 12 numbers, and of 1 head of 20; the last `shared` look at those before."""
+    kinds = ["sliding_attention", "full_attention"] * 2
+    own = {"layer_types": kinds, "sliding_window": 8, "global_head_dim": 20}
+    heads = {"attention_k_eq_v": True, "num_global_key_value_heads": 1}
+    inputs = {"hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": VOCAB}
+    return Gemma4ForCausalLM(Gemma4TextConfig(**SIZES, **own, **heads, **inputs, num_kv_shared_layers=shared))
+
+
+@pytest.mark.parametrize(
+    ("make", "bytes_of"),
+    [(ARCHITECTURES["llama"], [192] * 4), (_gemma4, [192, 160] * 2), (partial(_gemma4, shared=2), [192, 160])],
+)
+def test_what_a_cache_takes_is_what_it_is_said_to(runtime, make, bytes_of, prompts, greedy_reference):
+    model = enlarged(make)
+    with PearlDecoder(model, strategy="autoregressive") as alone:
+        requests, _ = alone.start(prompts[:1], SamplingParams(max_tokens=9))
+        engine = alone.runner.engine(requests, alone.plan)
         list(engine.run())
         cache = engine.round.target.cache if runtime == "dynamic" else engine.kept.rounds[-1].batch.cache
-        taken = sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
-    assert taken == memory.cache_bytes(alone.target, 1, cache.capacity) == POSITION_BYTES * cache.capacity
+        taken = [layer.keys.nbytes + layer.values.nbytes for layer in cache.layers]
+    assert requests[0].token_ids == greedy_reference(model, prompts[0], 9)
+    assert taken == [size * cache.capacity for size in bytes_of]
+    assert memory.cache_bytes(alone.target, 1, cache.capacity) == sum(taken)
     assert memory.cache_bytes(CausalModel(sequence_model([1], 4)), 1, 10) == 0
+
+
+def test_layers_that_differ_count_where_they_are(monkeypatch):
+    model = _gemma4()
+    monkeypatch.setattr(model, "hf_device_map", {"model": 0, "model.layers.1": 1, "lm_head": 0}, raising=False)
+    gpus = [torch.device("cuda", i) for i in range(2)]
+    assert memory.cache_bytes_by_device(CausalModel(model), 1, 1) == {gpus[0]: 2 * 192 + 160, gpus[1]: 160}
 
 
 def test_each_device_of_a_spread_target_needs_room_for_its_own_layers(llama, monkeypatch):

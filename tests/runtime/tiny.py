@@ -64,9 +64,14 @@ ARCHITECTURES = {"llama": _llama, "qwen3": _qwen3, "gemma3": _gemma3, "gpt2": _g
 
 
 def build(name: str, seed: int = 0):
-    """A model with weights large enough that its greedy text does not settle on one token."""
+    """One of the architectures, `enlarged`."""
+    return enlarged(ARCHITECTURES[name], seed)
+
+
+def enlarged(make, seed: int = 0):
+    """What `make` returns, with weights large enough that its greedy text does not settle on one token."""
     torch.manual_seed(seed)
-    model = ARCHITECTURES[name]().eval()
+    model = make().eval()
     with torch.no_grad():
         for weight in model.parameters():
             if weight.ndim > 1:
