@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from pearl_decode.cache import WindowCache
-from pearl_decode.linear import MOST_ROWS, WindowLinear
+from pearl_decode.linear import WindowLinear
 from pearl_decode.norm import WindowNorm
 from pearl_kernels import LayerWeights, Linear, window_layer
 
@@ -78,7 +78,7 @@ class Parts:
 
 
 class WindowDecoderLayer(nn.Module):
-    """In front of a model's own class of layers, whose forward it takes over where a window has few rows."""
+    """In front of a model's own class of layers, whose forward it takes over over a window of float32 rows."""
 
     parts: Parts
 
@@ -93,14 +93,15 @@ class WindowDecoderLayer(nn.Module):
 def run_layer(parts: Parts, hidden_states: Tensor, named: dict[str, Any]) -> Tensor | None:
     """What a layer that is called with these arguments gives; None where it has to be run as it is written.
 
-    That is so unless a window of few rows is read over a `WindowCache` that left its entries to attention.
+    That is so unless a window of float32 rows is read over a `WindowCache` that left its entries to attention.
     """
     lengths, cache = named.get("attention_mask"), named.get("cache", named.get("past_key_values"))
     if not isinstance(cache, WindowCache) or not isinstance(lengths, Tensor) or lengths.dtype is not torch.int64:
         return None
     weights = parts.weights
-    few = hidden_states.numel() <= MOST_ROWS * weights.size and hidden_states.dtype is torch.float32
-    if not few or not cache.appends_later or torch.is_grad_enabled() or not parts.unchanged:
+    if hidden_states.dtype is not torch.float32 or torch.is_grad_enabled():
+        return None
+    if not cache.appends_later or not parts.unchanged:
         return None
     cos, sin = named["position_embeddings"]
     buffers = cache.buffers(parts.index, hidden_states, weights.kv_heads, weights.head_dim)

@@ -20,8 +20,6 @@ from transformers import PreTrainedModel
 from pearl_decode.norm import use_window_norm
 from pearl_kernels import Linear, quantized, window_linear, window_linears
 
-MOST_ROWS = 64  # of a window: enough for arithmetic to be the cost, so that longer texts are read in several
-
 
 class WindowLinear(nn.Linear):
     """An nn.Linear that takes float32 rows whatever its weights are stored in.
@@ -53,8 +51,7 @@ class WindowLinear(nn.Linear):
             rows, products = joined.ready
             if rows is input and self in products:
                 return products.pop(self)
-        few = input.numel() <= MOST_ROWS * self.in_features
-        if not few or input.dtype is not torch.float32 or input.device.type != "cpu" or torch.is_grad_enabled():
+        if input.dtype is not torch.float32 or input.device.type != "cpu" or torch.is_grad_enabled():
             return linear(input, self.operands.widened(input.dtype), self.bias)
         if joined is None or joined.layers[0] is not self:
             return window_linear(input, *self.operands)

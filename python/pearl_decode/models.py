@@ -19,13 +19,14 @@ from pearl_decode.attention import ATTENTION_NAME, use_window_attention
 from pearl_decode.cache import WindowCache, starts_on
 from pearl_decode.layer import use_window_layers
 from pearl_decode.limits import CACHE_ARGUMENTS, check_decodes_windows, longest_text
-from pearl_decode.linear import MOST_ROWS, multiplies_by_kernels, use_window_linear, uses_window_linear
+from pearl_decode.linear import multiplies_by_kernels, use_window_linear, uses_window_linear
 from pearl_decode.masks import ragged_masks
 from pearl_decode.window_model import WindowModel
 from pearl_kernels import kernels_alone
 
 LOGGER = logging.getLogger(__name__)
 MOST_WINDOW = 64  # new tokens per row; for longer texts torch's own attention is made
+MOST_ROWS = 64  # of a window of a prompt on a CPU: enough for arithmetic to be the cost
 WHOLE = "window_model"  # attribute of a model that is run by its WindowModel
 MOST_COMPILED = 256  # shapes, of all models together, before torch refuses to compile more
 
@@ -75,11 +76,11 @@ class CausalModel:
     def read(self, input_ids: torch.Tensor, start: int, cache: WindowCache) -> None:
         """Cache tokens (batch, width) int64, at least one of every row, from position `start` on.
 
-        Where kernels multiply, long texts are read in windows of as many rows as they are best with.
+        Where kernels multiply, long texts are read in windows of so many rows that arithmetic is the cost.
         """
         batch, width = input_ids.shape
-        by_kernels = self.reads_lengths and self._multiplies_by_kernels and batch <= MOST_ROWS
-        windows = -(-width // (MOST_ROWS // batch)) if by_kernels else 1
+        by_kernels = self.reads_lengths and self._multiplies_by_kernels
+        windows = -(-width // max(1, MOST_ROWS // batch)) if by_kernels else 1
         for begin, end in pairwise(width * i // windows for i in range(windows + 1)):
             self.forward(input_ids[:, begin:end], [start + begin] * batch, cache, keep=0)
 
@@ -90,8 +91,7 @@ class CausalModel:
         and their keys and values are written there.
         """
         if self.reads_lengths and (input_ids.shape[1] <= MOST_WINDOW or min(starts) != max(starts)):
-            by_kernels = self._multiplies_by_kernels and input_ids.numel() <= MOST_ROWS
-            with kernels_alone() if by_kernels else nullcontext():
+            with kernels_alone() if self._multiplies_by_kernels else nullcontext():
                 return self._window_logits(input_ids, starts, cache, keep)
         ragged = cache.place(starts, input_ids.shape[1], input_ids.device)
         if ragged is not None:

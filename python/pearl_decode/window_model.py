@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from pearl_decode.cache import WindowCache
 from pearl_decode.layer import WindowDecoderLayer
-from pearl_decode.linear import MOST_ROWS, WideEmbedding, WindowLinear
+from pearl_decode.linear import WideEmbedding, WindowLinear
 from pearl_decode.norm import WindowNorm
 from pearl_kernels import window_layers
 
@@ -51,10 +51,8 @@ class WindowModel:
         input_ids, positions: (batch, width) int64
         mask: (batch, 1, 1, 1) int64, each row's first position; a mask of any other kind is not for us
         """
-        few = (
-            input_ids.numel() <= MOST_ROWS and isinstance(mask, Tensor) and mask.dtype is torch.int64 and mask.ndim == 4
-        )
-        if not few or torch.is_grad_enabled() or torch.compiler.is_compiling() or self._is_watched():
+        ours = isinstance(mask, Tensor) and mask.dtype is torch.int64 and mask.ndim == 4
+        if not ours or torch.is_grad_enabled() or torch.compiler.is_compiling() or self._is_watched():
             return None
         if not cache.appends_later or not self._is_unchanged():
             return None

@@ -75,7 +75,7 @@ def _threads_of_torch(model, width):
 def test_torch_keeps_out_of_the_way_where_kernels_multiply_all(directory):
     ours = load_model("target", directory, None)
     assert _threads_of_torch(ours, 5) == [1]
-    assert _threads_of_torch(ours, 33) == [3], "torch multiplies so many rows"
+    assert _threads_of_torch(ours, 33) == [1]
     ours.model.expert = torch.nn.Parameter(torch.zeros(2, 2))  # a matrix that no kernel multiplies
     assert _threads_of_torch(ours, 5) == [3]
 
