@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import random
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -17,8 +18,9 @@ from pearl_decode.cache import WindowCache
 from pearl_decode.distill.attention import GROUPED
 from pearl_decode.distill.prompts import Prompt
 from pearl_decode.models import CausalModel
-from pearl_kernels import SamplingTensors, sample
+from pearl_kernels import SamplingTensors, Status, sample
 
+LOGGER = logging.getLogger(__name__)
 TEMPERATURES = (0.0, 0.7, 1.0)
 SHARD = 8  # batches whose prompts are sorted by length together
 
@@ -89,14 +91,15 @@ def write_answers(
     An answer depends on its job alone (up to rounding), not on the batch it is in.
     """
     done = {(answer.key, answer.round): answer for answer in read_answers(path)}
-    for answer in done.values():
-        report(answer)
+    for job in jobs:
+        if (job.prompt.key, job.round) in done:
+            report(done[job.prompt.key, job.round])
     missing = [job for job in jobs if (job.prompt.key, job.round) not in done]
     with path.open("a", encoding="utf-8") as file, sdpa_replaced(target.model, GROUPED), torch.inference_mode():
         for rows in _batches(missing, batch):
             if deadline is not None and time.monotonic() > deadline:
                 break
-            for answer in answer_batch(target, rows, max_tokens, eos_ids):
+            for answer in _answer_in_parts(target, rows, max_tokens, eos_ids):
                 file.write(json.dumps(asdict(answer), separators=(",", ":")) + "\n")
                 file.flush()
                 done[answer.key, answer.round] = answer
@@ -113,8 +116,30 @@ def _batches(jobs: Sequence[Job], batch: int) -> Iterable[Sequence[Job]]:
         yield from parts
 
 
+def _answer_in_parts(
+    target: CausalModel, jobs: Sequence[Job], max_tokens: int, eos_ids: Sequence[int]
+) -> Iterable[Answer]:
+    """As `answer_batch`; where memory ends, what has no answer yet is answered in two halves."""
+    answered = set()
+    try:
+        for answer in answer_batch(target, jobs, max_tokens, eos_ids):
+            answered.add((answer.key, answer.round))
+            yield answer
+        return
+    except torch.OutOfMemoryError:
+        left = [job for job in jobs if (job.prompt.key, job.round) not in answered]
+        if len(left) < 2:
+            raise
+    LOGGER.warning("%d answers at once do not fit into memory: %d, then the others", len(left), len(left) // 2)
+    for part in (left[: len(left) // 2], left[len(left) // 2 :]):
+        yield from _answer_in_parts(target, part, max_tokens, eos_ids)
+
+
 def answer_batch(target: CausalModel, jobs: Sequence[Job], max_tokens: int, eos_ids: Sequence[int]) -> Iterable[Answer]:
-    """Decode one batch, shorter prompts padded on the left; rows leave it as they end."""
+    """Decode one batch, shorter prompts padded on the left; rows leave it as they end.
+
+    Raises RuntimeError where the target's logits are nothing to draw from.
+    """
     device, ends = target.device, set(eos_ids)
     lengths = [len(job.prompt.token_ids) for job in jobs]
     width = max(lengths)
@@ -127,9 +152,13 @@ def answer_batch(target: CausalModel, jobs: Sequence[Job], max_tokens: int, eos_
     params = _params(rows, device)
     for start in range(width, width + max_tokens):
         logits = _forward(target, inputs, cache, seen, pads, start)
-        tokens = sample(logits, params, start - pads).tokens
-        keep = []
-        for row, token in enumerate(tokens.tolist()):
+        drawn, keep = sample(logits, params, start - pads), []
+        for row, (token, bad) in enumerate(zip(drawn.tokens.tolist(), drawn.status.tolist(), strict=True)):
+            if bad:
+                key, count = rows[row].prompt.key, len(texts[row])
+                raise RuntimeError(
+                    f"target: after {count} tokens of an answer to {key!r} its logits are {Status(bad)!r}"
+                )
             texts[row].append(token)
             if token in ends or len(texts[row]) == max_tokens:
                 job = rows[row]
@@ -138,7 +167,7 @@ def answer_batch(target: CausalModel, jobs: Sequence[Job], max_tokens: int, eos_
                 keep.append(row)
         if not keep:
             return
-        inputs = tokens[:, None]
+        inputs = drawn.tokens[:, None]
         if len(keep) < len(rows):
             index = torch.tensor(keep, device=device)
             cache.keep(keep)
