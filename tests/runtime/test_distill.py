@@ -5,18 +5,19 @@ from __future__ import annotations
 import errno
 import json
 import time
+import weakref
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from pearl_decode import PearlDecoder, SamplingParams
-from pearl_decode.distill import distill
+from pearl_decode.distill import answers, distill, lessons
 from pearl_decode.distill.answers import plan_jobs, read_answers, write_answers
 from pearl_decode.distill.lessons import Head, Lesson, Lessons
 from pearl_decode.distill.losses import LOSSES, forward_kl, fused, mean_loss, sum_of, total_variation
 from pearl_decode.distill.prompts import Prompt, read_prompts, read_text
-from pearl_decode.distill.report import Bars
+from pearl_decode.distill.report import Bars, Silent
 from pearl_decode.distill.samples import Sample, make_batches, prompt_samples, split, tensors
 from pearl_decode.distill.train import Progress
 from pearl_decode.drafts import load_draft, new_draft, own_parameters
@@ -182,6 +183,74 @@ def test_answers_are_resumed_past_a_line_cut_off(target, tmp_path):
     assert sorted(again, key=key) == sorted(whole, key=key) == sorted(seen, key=key)
     assert sorted(read_answers(tmp_path / "part.jsonl"), key=key) == sorted(whole, key=key)
     assert {answer.temperature for answer in whole} == {0.0, 0.7, 1.0}
+
+
+def test_only_answers_that_were_asked_for_are_reported(target, tmp_path):
+    jobs = plan_jobs([Prompt(str(i), [3, 4 + i]) for i in range(4)], 1, seed=3)
+    causal, options = CausalModel(target, "target"), {"max_tokens": 4, "batch": 4, "eos_ids": [0]}
+    write_answers(causal, jobs, tmp_path / "a.jsonl", **options)
+    seen = []
+    assert len(write_answers(causal, jobs[:3], tmp_path / "a.jsonl", **options, report=seen.append)) == 4
+    assert {answer.key for answer in seen} == {job.prompt.key for job in jobs[:3]}
+
+
+def test_a_batch_that_does_not_fit_into_memory_is_answered_in_parts(target, tmp_path, monkeypatch, caplog):
+    jobs = plan_jobs([Prompt(str(i), [3] * (i + 1)) for i in range(7)], 1, seed=3)
+    causal, options = CausalModel(target, "target"), {"max_tokens": 8, "batch": 7, "eos_ids": [0]}
+    whole = write_answers(causal, jobs, tmp_path / "whole.jsonl", **options)
+    forward = answers._forward
+
+    def small(target, inputs, *rest):
+        if len(inputs) > 2:
+            raise torch.OutOfMemoryError("out of memory")
+        return forward(target, inputs, *rest)
+
+    monkeypatch.setattr(answers, "_forward", small)
+    parts = write_answers(causal, jobs, tmp_path / "parts.jsonl", **options)
+    assert sorted(parts, key=lambda answer: answer.key) == sorted(whole, key=lambda answer: answer.key)
+    assert "7 answers at once do not fit into memory: 3, then the others" in caplog.text
+    monkeypatch.setattr(answers, "_forward", lambda *_: small(target, [0] * 3))
+    with pytest.raises(torch.OutOfMemoryError):
+        write_answers(causal, jobs, tmp_path / "none.jsonl", **options)
+
+
+def test_logits_that_are_no_numbers_are_no_answer(tmp_path):
+    target = make_model()
+    target.get_output_embeddings().weight.data[5] = torch.nan
+    jobs = plan_jobs([Prompt("a", [3, 4])], 1, seed=3)
+    with pytest.raises(
+        RuntimeError, match=r"target: after 0 tokens of an answer to 'a' its logits are .*TARGET_INVALID"
+    ):
+        write_answers(CausalModel(target), jobs, tmp_path / "a.jsonl", max_tokens=4, batch=4, eos_ids=[0])
+    assert not read_answers(tmp_path / "a.jsonl")
+
+
+def test_logits_of_a_lesson_are_never_there_all_at_once(target, monkeypatch):
+    monkeypatch.setattr(lessons, "ON_CPU", 8 * lessons.Head.of(target).weight.shape[0])
+    logits, made = lessons.Head.logits, []
+
+    def watched(self, hidden):
+        assert not [part for part in made if part() is not None]
+        found = logits(self, hidden)
+        made.append(weakref.ref(found))
+        return found
+
+    monkeypatch.setattr(lessons.Head, "logits", watched)
+    kept = Lessons(target, [Sample(list(range(3, 40)), 1)], 64)
+    assert kept[0] is kept[0]
+    assert len(made) == 5
+
+
+def test_attention_does_without_cudnns_while_it_distills(target, prompts_file, tokenizer, tmp_path):
+    class Watching(Silent):
+        def answering(self, total):
+            enabled.append(torch.backends.cuda.cudnn_sdp_enabled())
+            return super().answering(total)
+
+    enabled: list[bool] = []
+    distill(target, prompts_file, tmp_path / "draft", tokenizer=tokenizer, report=Watching(), **SMALL)
+    assert enabled == [False]
+    assert torch.backends.cuda.cudnn_sdp_enabled()
 
 
 def test_greedy_answers_are_the_decoders(target, tmp_path):

@@ -58,6 +58,10 @@ class Lesson:
     lse: torch.Tensor
     best: torch.Tensor
 
+    @property
+    def nbytes(self) -> int:
+        return sum(tensor.nbytes for tensor in (self.inputs, self.learn, self.hidden, self.lse, self.best))
+
     def probs(self, head: Head, rows: slice) -> torch.Tensor:
         """The target's probabilities (positions, ids) float32 of the ids of `head`."""
         return probs_of(head.product(self.hidden[rows]), self.lse[rows])
@@ -71,7 +75,7 @@ class Lessons:
         self._head = Head.of(target)
         self._batches = make_batches(samples, size)
         self._left = cache_bytes
-        self._kept: dict[int, tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = {}
+        self._kept: dict[int, Lesson] = {}
 
     @property
     def vocab(self) -> int:
@@ -82,17 +86,21 @@ class Lessons:
 
     @torch.no_grad()
     def __getitem__(self, index: int) -> Lesson:
-        inputs, learn = tensors(self._batches[index], self.target.device)
-        said = self._kept.get(index)
-        if said is None:
+        lesson = self._kept.get(index)
+        if lesson is None:
+            inputs, learn = tensors(self._batches[index], self.target.device)
             hidden = hidden_states(self.target, inputs, learn)
-            parts = [self._head.logits(hidden[rows]) for rows in self._head.parts(len(hidden))]
-            said = hidden, torch.cat([p.logsumexp(-1) for p in parts]), torch.cat([p.argmax(-1) for p in parts])
-            size = hidden.numel() * hidden.element_size()
-            if size <= self._left:
-                self._left -= size
-                self._kept[index] = said
-        return Lesson(inputs, learn, *said)
+            lse, best = zip(*(self._said(hidden[rows]) for rows in self._head.parts(len(hidden))), strict=True)
+            lesson = Lesson(inputs, learn, hidden, torch.cat(lse), torch.cat(best))
+            if lesson.nbytes <= self._left:
+                self._left -= lesson.nbytes
+                self._kept[index] = lesson
+        return lesson
+
+    def _said(self, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The logsumexp of the logits of hidden (positions, hidden), and the likeliest ids."""
+        logits = self._head.logits(hidden)
+        return logits.logsumexp(-1), logits.argmax(-1)
 
     def __iter__(self) -> Iterator[Lesson]:
         return map(self.__getitem__, range(len(self)))

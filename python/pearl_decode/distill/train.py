@@ -21,6 +21,7 @@ from pearl_decode.drafts import own_parameters, write_whole
 WARM_UP = 0.03  # share of the run
 FINAL_RATE = 0.05  # of the learning rate, at the end
 EVERY_S = 60.0  # between measurements, and between checkpoints
+NEWS_S = 0.2  # between reports: for the loss the device is waited for
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,7 @@ class Trainer:
         Writes a checkpoint every `every_s` seconds, at the end, and when interrupted.
         """
         begin = last = time.monotonic()
-        first_tokens, quality = self.tokens, self.measure()
+        first_tokens, quality, news = self.tokens, self.measure(), -math.inf
         try:
             while (done := self._done(time.monotonic() - begin, limit_s)) < 1:
                 loss = self._one_step(done)
@@ -108,8 +109,11 @@ class Trainer:
                     last = now
                     self.save(checkpoint)
                     quality = self.measure()
-                speed = (self.tokens - first_tokens) / max(now - begin, 1e-9)
-                report(Progress(self.step, self.tokens, done, loss, speed, quality.acceptance, quality.agreement))
+                if now - news > NEWS_S:
+                    speed = (self.tokens - first_tokens) / max(now - begin, 1e-9)
+                    by_now = quality.acceptance, quality.agreement
+                    report(Progress(self.step, self.tokens, done, float(loss), speed, *by_now))
+                    news = time.monotonic()
         finally:
             self.elapsed_s += time.monotonic() - begin
             self.save(checkpoint)
@@ -119,7 +123,8 @@ class Trainer:
         by_time = 0.0 if limit_s is None else elapsed_s / max(limit_s, 1e-9)
         return max(self.tokens / self.recipe.tokens, by_time)
 
-    def _one_step(self, done: float) -> float:
+    def _one_step(self, done: float) -> torch.Tensor:
+        """One batch; the loss, on the device."""
         rate = self.recipe.learning_rate * min(1.0, (done + 1e-3) / WARM_UP)
         rate *= FINAL_RATE + (1 - FINAL_RATE) * 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
         for group in self._optimizer.param_groups:
@@ -135,7 +140,7 @@ class Trainer:
         self._optimizer.step()
         self.step += 1
         self.tokens += len(lesson.hidden)
-        return float(loss.detach())
+        return loss.detach()
 
     def _batch_index(self) -> int:
         """The order is a function of seed and pass, so that a step number says all about the place in the data."""
@@ -175,7 +180,8 @@ class Trainer:
     def load(self, path: Path) -> None:
         """Go on from a checkpoint. Raises ValueError if it is not one of this draft."""
         try:
-            state = torch.load(path, map_location=self.device, weights_only=True)
+            # Each tensor goes where its parameter is, but the optimizer's counts, which it reads on the CPU.
+            state = torch.load(path, map_location="cpu", weights_only=True)
             with torch.no_grad():
                 for name, weight in self._own.items():
                     weight.copy_(state["weights"][name])
