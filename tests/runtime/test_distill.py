@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from pearl_decode import PearlDecoder, SamplingParams
-from pearl_decode.distill import answers, distill, lessons
+from pearl_decode.distill import answers, attention, distill, lessons
 from pearl_decode.distill.answers import plan_jobs, read_answers, write_answers
 from pearl_decode.distill.lessons import Head, Lesson, Lessons
 from pearl_decode.distill.losses import LOSSES, forward_kl, fused, mean_loss, sum_of, total_variation
@@ -212,6 +212,23 @@ def test_a_batch_that_does_not_fit_into_memory_is_answered_in_parts(target, tmp_
     monkeypatch.setattr(answers, "_forward", lambda *_: small(target, [0] * 3))
     with pytest.raises(torch.OutOfMemoryError):
         write_answers(causal, jobs, tmp_path / "none.jsonl", **options)
+
+
+def test_padding_that_sees_nothing_spoils_no_answer(target, tmp_path, monkeypatch):
+    """Some kernels of a GPU make NaN of rows of which all is masked."""
+    jobs = plan_jobs([Prompt(str(i), [3] * (2 * i + 1)) for i in range(4)], 1, seed=3)
+    causal, options = CausalModel(target, "target"), {"max_tokens": 6, "batch": 4, "eos_ids": [0]}
+    whole = write_answers(causal, jobs, tmp_path / "whole.jsonl", **options)
+    forward, seen = attention.sdpa_attention_forward, []
+
+    def strict(module, query, key, value, mask, **kwargs):
+        found, weights = forward(module, query, key, value, mask, **kwargs)
+        seen.append(mask)
+        return found.masked_fill(~mask.any(-1).transpose(1, 2)[..., None], torch.nan), weights
+
+    monkeypatch.setattr(attention, "sdpa_attention_forward", strict)
+    assert write_answers(causal, jobs, tmp_path / "strict.jsonl", **options) == whole
+    assert seen
 
 
 def test_logits_that_are_no_numbers_are_no_answer(tmp_path):

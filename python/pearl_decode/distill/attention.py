@@ -37,5 +37,13 @@ def _attention(
     return rows.reshape(batch, 1, heads, value.shape[-1]), None
 
 
+def _mask(*args: Any, **options: Any) -> torch.Tensor | None:
+    """transformers' mask, but padding sees all and not nothing: of nothing some kernels make NaN, which spreads."""
+    mask: torch.Tensor | None = sdpa_mask(*args, **options)  # (batch, 1, width, view)
+    if mask is None or mask.shape[2] == 1:  # a token by itself is no padding
+        return mask
+    return mask | ~mask.any(-1, keepdim=True)
+
+
 AttentionInterface.register(GROUPED, _attention)
-AttentionMaskInterface.register(GROUPED, sdpa_mask)
+AttentionMaskInterface.register(GROUPED, _mask)
