@@ -19,7 +19,7 @@ from pearl_decode.distill.losses import LOSSES, forward_kl, fused, mean_loss, su
 from pearl_decode.distill.prompts import Prompt, read_prompts, read_text
 from pearl_decode.distill.report import Bars, Silent
 from pearl_decode.distill.samples import Sample, make_batches, prompt_samples, split, tensors
-from pearl_decode.distill.train import Progress
+from pearl_decode.distill.train import Progress, Recipe, Trainer
 from pearl_decode.drafts import load_draft, new_draft, own_parameters
 from pearl_decode.models import CausalModel
 from tests.cli.conftest import make_model, make_tokenizer
@@ -256,6 +256,29 @@ def test_logits_of_a_lesson_are_never_there_all_at_once(target, monkeypatch):
     kept = Lessons(target, [Sample(list(range(3, 40)), 1)], 64)
     assert kept[0] is kept[0]
     assert len(made) == 5
+
+
+@pytest.fixture
+def trainer(target):
+    part = Lessons(target, [Sample(list(range(3, 20)), 4)], 256)
+    return Trainer(target, new_draft(target, [0, 1], None), part, part, Recipe(64, 1e-3, "mix", 0, compile=False))
+
+
+def test_a_loss_is_read_only_where_it_is_shown(trainer, tmp_path, monkeypatch):
+    monkeypatch.setattr("pearl_decode.distill.train.NEWS_S", 1e9)
+    assert isinstance(trainer._one_step(0.5), torch.Tensor)
+    news = []
+    trainer.run(tmp_path / "checkpoint.pt", None, news.append)
+    assert trainer.step == 5
+    assert [type(progress.loss) for progress in news] == [float]
+
+
+def test_a_resumed_optimizer_counts_on_the_host(trainer, tmp_path):
+    trainer._one_step(0.5)
+    trainer.save(tmp_path / "checkpoint.pt")
+    trainer.device = torch.device("meta")  # any other than the host
+    trainer.load(tmp_path / "checkpoint.pt")
+    assert {state["step"].device.type for state in trainer._optimizer.state.values()} == {"cpu"}
 
 
 def test_attention_does_without_cudnns_while_it_distills(target, prompts_file, tokenizer, tmp_path):
