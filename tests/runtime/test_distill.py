@@ -369,6 +369,18 @@ def test_a_loss_that_torch_cannot_compile_runs_as_it_is(caplog):
     assert "the loss runs as it is, torch cannot compile it here" in caplog.text
 
 
+def test_a_loss_that_would_be_compiled_too_often_runs_as_it_is(caplog):
+    torch._dynamo.reset()
+    head, loss = Head(torch.randn(300, 16), None), sum_of(LOSSES["kl"])
+    said, hidden = lesson(torch.randn(7, 16), head), torch.randn(7, 16)
+    with torch._dynamo.config.patch(recompile_limit=1):
+        compiled = fused(loss)
+        for dtype in (torch.float32, torch.bfloat16):
+            logits = head.product(said.hidden).to(dtype), said.lse, head.product(hidden).to(dtype)
+            torch.testing.assert_close(compiled(*logits)[0], loss(*logits)[0])
+    assert "the loss runs as it is, torch cannot compile it here" in caplog.text
+
+
 def test_vocabulary_is_what_the_target_finds_likely_and_the_ends(target):
     samples = [Sample([5, 9, 7, 3, 8], 2), Sample([4, 6, 2], 1)]
     lessons = Lessons(target, samples, 64)

@@ -68,7 +68,7 @@ def fused(losses: SumOfLosses) -> SumOfLosses:
         nonlocal run
         try:
             return run(*logits)
-        except torch._dynamo.exc.TorchDynamoException as error:
+        except (torch._dynamo.exc.TorchDynamoException, torch._dynamo.exc.FailOnRecompileLimitHit) as error:
             LOGGER.warning("the loss runs as it is, torch cannot compile it here: %s", error)
             run = losses
             return run(*logits)
