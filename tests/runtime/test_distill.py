@@ -208,10 +208,28 @@ def test_a_batch_that_does_not_fit_into_memory_is_answered_in_parts(target, tmp_
     monkeypatch.setattr(answers, "_forward", small)
     parts = write_answers(causal, jobs, tmp_path / "parts.jsonl", **options)
     assert sorted(parts, key=lambda answer: answer.key) == sorted(whole, key=lambda answer: answer.key)
-    assert "7 answers at once do not fit into memory: 3, then the others" in caplog.text
+    assert "7 answers at once do not fit into memory: 7 are left, in two halves" in caplog.text
     monkeypatch.setattr(answers, "_forward", lambda *_: small(target, [0] * 3))
     with pytest.raises(torch.OutOfMemoryError):
         write_answers(causal, jobs, tmp_path / "none.jsonl", **options)
+
+
+def test_the_last_of_a_batch_is_answered_by_itself_where_memory_ended(target, tmp_path, monkeypatch):
+    jobs = plan_jobs([Prompt(str(i), [3] * (i + 1)) for i in range(3)], 1, seed=3)
+    causal, options = CausalModel(target, "target"), {"max_tokens": 40, "batch": 3, "eos_ids": range(0, 259, 8)}
+    whole = write_answers(causal, jobs, tmp_path / "whole.jsonl", **options)
+    forward, widest = answers._forward, 0
+
+    def small(target, inputs, *rest):
+        nonlocal widest
+        widest = max(widest, len(inputs))
+        if len(inputs) == 1 < widest:
+            widest = 0
+            raise torch.OutOfMemoryError("out of memory")
+        return forward(target, inputs, *rest)
+
+    monkeypatch.setattr(answers, "_forward", small)
+    assert write_answers(causal, jobs, tmp_path / "again.jsonl", **options) == whole
 
 
 def test_padding_that_sees_nothing_spoils_no_answer(target, tmp_path, monkeypatch):
@@ -235,9 +253,7 @@ def test_logits_that_are_no_numbers_are_no_answer(tmp_path):
     target = make_model()
     target.get_output_embeddings().weight.data[5] = torch.nan
     jobs = plan_jobs([Prompt("a", [3, 4])], 1, seed=3)
-    with pytest.raises(
-        RuntimeError, match=r"target: after 0 tokens of an answer to 'a' its logits are .*TARGET_INVALID"
-    ):
+    with pytest.raises(ValueError, match=r"target: after 0 tokens of an answer to 'a' its logits are .*TARGET_INVALID"):
         write_answers(CausalModel(target), jobs, tmp_path / "a.jsonl", max_tokens=4, batch=4, eos_ids=[0])
     assert not read_answers(tmp_path / "a.jsonl")
 

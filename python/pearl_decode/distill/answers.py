@@ -127,18 +127,19 @@ def _answer_in_parts(
             yield answer
         return
     except torch.OutOfMemoryError:
-        left = [job for job in jobs if (job.prompt.key, job.round) not in answered]
-        if len(left) < 2:
+        if len(jobs) < 2:
             raise
-    LOGGER.warning("%d answers at once do not fit into memory: %d, then the others", len(left), len(left) // 2)
-    for part in (left[: len(left) // 2], left[len(left) // 2 :]):
+    left = [job for job in jobs if (job.prompt.key, job.round) not in answered]
+    half = len(left) // 2
+    LOGGER.warning("%d answers at once do not fit into memory: %d are left, in two halves", len(jobs), len(left))
+    for part in filter(None, (left[:half], left[half:])):
         yield from _answer_in_parts(target, part, max_tokens, eos_ids)
 
 
 def answer_batch(target: CausalModel, jobs: Sequence[Job], max_tokens: int, eos_ids: Sequence[int]) -> Iterable[Answer]:
     """Decode one batch, shorter prompts padded on the left; rows leave it as they end.
 
-    Raises RuntimeError where the target's logits are nothing to draw from.
+    Raises ValueError where the target's logits are nothing to draw from.
     """
     device, ends = target.device, set(eos_ids)
     lengths = [len(job.prompt.token_ids) for job in jobs]
@@ -156,9 +157,7 @@ def answer_batch(target: CausalModel, jobs: Sequence[Job], max_tokens: int, eos_
         for row, (token, bad) in enumerate(zip(drawn.tokens.tolist(), drawn.status.tolist(), strict=True)):
             if bad:
                 key, count = rows[row].prompt.key, len(texts[row])
-                raise RuntimeError(
-                    f"target: after {count} tokens of an answer to {key!r} its logits are {Status(bad)!r}"
-                )
+                raise ValueError(f"target: after {count} tokens of an answer to {key!r} its logits are {Status(bad)!r}")
             texts[row].append(token)
             if token in ends or len(texts[row]) == max_tokens:
                 job = rows[row]
