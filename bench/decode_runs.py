@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 from transformers.generation.streamers import BaseStreamer
 
 from pearl_decode import PearlDecoder, SamplingParams
+from pearl_decode.attention import planless_sdpa
 from pearl_decode.bench.peer_models import with_full_vocabulary
 from pearl_decode.stats import DecodeStats
 
@@ -108,6 +109,7 @@ def run_own(decoder: PearlDecoder, prompts: Sequence[list[int]], tokens: int, st
     )
 
 
+@planless_sdpa()  # it has a new shape at every forward
 def run_assisted(target: PreTrainedModel, draft: PreTrainedModel, prompt: list[int], tokens: int, gamma: int) -> Run:
     """transformers' assisted generation with the same draft, always gamma tokens drafted, of one prompt.
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
@@ -143,6 +144,16 @@ def sdpa_replaced(model: PreTrainedModel, name: str = "sdpa") -> Iterator[None]:
         yield
     finally:
         model.set_attn_implementation(before)
+
+
+@contextmanager
+def planless_sdpa() -> Iterator[None]:
+    """Within: torch attends without cuDNN, which plans for every new shape anew, for tens of milliseconds.
+
+    In all threads: it is for what has the process to itself, as a benchmark has.
+    """
+    with sdpa_kernel([SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]):
+        yield
 
 
 AttentionInterface.register(ATTENTION_NAME, attention_forward)

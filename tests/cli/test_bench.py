@@ -130,6 +130,17 @@ def test_systems_take_turns_on_each_prompt_after_a_warm_up():
     assert log == list("xy" + "xy" + "yx" + "yx" + "xy")
 
 
+def test_no_system_attends_with_cudnn_while_it_is_measured():
+    def decode(prompts: Sequence[list[int]], max_tokens: int) -> Output:
+        enabled.append(torch.backends.cuda.cudnn_sdp_enabled())
+        return Output([[5] for _ in prompts])
+
+    enabled: list[bool] = []
+    assert not run_all([System("x", decode)]).errors
+    assert not any(enabled)
+    assert torch.backends.cuda.cudnn_sdp_enabled()
+
+
 @pytest.mark.parametrize("fails_at", [0, 2])
 def test_a_system_that_fails_is_out_and_the_others_go_on(fails_at: int):
     done = run_all([fixed("autoregressive", [5, EOS]), fixed("peer", [5, EOS], fails_at=fails_at)])

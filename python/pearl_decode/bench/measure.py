@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 import torch
 
+from pearl_decode.attention import planless_sdpa
 from pearl_decode.bench.systems import System
 from pearl_decode.stats import DecodeStats
 
@@ -53,6 +54,7 @@ def counted(token_ids: Sequence[int], eos_ids: Sequence[int], max_tokens: int) -
     return list(token_ids[: next(ends, max_tokens)])
 
 
+@planless_sdpa()  # peers have a new shape at every token
 def measure(
     systems: Sequence[System],
     jobs: Sequence[Job],

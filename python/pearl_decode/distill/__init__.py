@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import PreTrainedModel
 
+from pearl_decode.attention import planless_sdpa
 from pearl_decode.distill.answers import Answer, plan_jobs, write_answers
 from pearl_decode.distill.card import model_card
 from pearl_decode.distill.lessons import Lessons
@@ -77,8 +77,7 @@ class Settings:
             raise ValueError(f"loss must be one of {sorted(LOSSES)}, got {self.loss!r}")
 
 
-# Without cuDNN's, which plans for every new shape anew, for tens of milliseconds: answers have one at every token.
-@sdpa_kernel([SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH])
+@planless_sdpa()  # answers have a new shape at every token
 def distill(
     target: str | os.PathLike[str] | PreTrainedModel,
     prompts: str | os.PathLike[str] | None,
