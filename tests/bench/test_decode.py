@@ -144,6 +144,18 @@ def test_bad_arguments_say_what_was_expected(bench_decode, capsys, arguments, me
     assert message in capsys.readouterr().err
 
 
+def test_transformers_and_auto_have_a_turn_that_does_not_count(monkeypatch):
+    monkeypatch.syspath_prepend(BENCH)
+    cell, ran = importlib.import_module("decode_cell"), []
+    outcome = cell.Outcome()
+    plans = {"autoregressive": None, "auto": None, "assisted": 1}
+    systems = [cell.System(name, 1, lambda name=name: ran.append(name), turns) for name, turns in plans.items()]
+    samples = cell._take_turns(systems, 2, outcome)
+    assert ran == ["auto", "assisted", "autoregressive", "auto", "assisted", "auto", "autoregressive"]
+    assert [len(runs) for runs in samples.values()] == [2, 2, 1]
+    assert not outcome.errors
+
+
 def _texts(rows: int, length: int) -> list[list[int]]:
     starts = torch.arange(rows)[:, None] * (VOCAB // rows)
     return ((starts + 7 * torch.arange(length)) % VOCAB).tolist()
