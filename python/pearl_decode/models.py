@@ -133,7 +133,7 @@ class CausalModel:
         try:
             with torch._dynamo.config.patch(recompile_limit=MOST_COMPILED):
                 return self._logits(self._compiled, input_ids, positions, mask, cache, keep)
-        except torch._dynamo.exc.TorchDynamoException as error:
+        except (torch._dynamo.exc.TorchDynamoException, torch._dynamo.exc.FailOnRecompileLimitHit) as error:
             LOGGER.warning("%s runs as it is, torch cannot compile it here: %s", type(self.model).__name__, error)
             self._compiled = None
             return self.forward_at(input_ids, starts, cache, view, keep)  # as all later ones, which may be captured
