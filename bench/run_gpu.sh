@@ -20,10 +20,6 @@ failed=0
 
 total=${TOTAL_S:-530}
 
-# cuDNN plans its attention for every new shape anew, for tens of milliseconds: what decodes with torch's attention, as our
-# peers do, would be measured at that.
-export TORCH_CUDNN_SDPA_DEPRIORITIZED=1
-
 # chosen NAME: whether STEPS, where it is set, has this step
 chosen() { [[ -z ${STEPS:-} || " $STEPS " == *" $1 "* ]]; }
 
