@@ -78,7 +78,7 @@ class Parts:
 
 
 class WindowDecoderLayer(nn.Module):
-    """In front of a model's own class of layers, whose forward it takes over over a window of float32 rows."""
+    """In front of a model's own class of layers, whose forward it takes over for windows of float32 rows."""
 
     parts: Parts
 

@@ -15,7 +15,7 @@ _OFFSETS = (0.0, 1.0)
 
 
 class WindowNorm(nn.Module):
-    """In front of a model's own class of norms, whose forward it takes over of float32 rows on a CPU."""
+    """In front of a model's own class of norms, whose forward it takes over for float32 rows on a CPU."""
 
     norm_eps: float
     norm_offset: float
