@@ -21,6 +21,7 @@ from pearl_decode.layer import use_window_layers
 from pearl_decode.limits import CACHE_ARGUMENTS, check_decodes_windows, longest_text
 from pearl_decode.linear import multiplies_by_kernels, use_window_linear, uses_window_linear
 from pearl_decode.masks import ragged_masks
+from pearl_decode.placement import is_spread
 from pearl_decode.window_model import WindowModel
 from pearl_kernels import kernels_alone
 
@@ -45,7 +46,11 @@ class CausalModel:
         text_config = self.config.get_text_config()
         parameters = inspect.signature(model.forward).parameters
         self._cache_argument = next(name for name in CACHE_ARGUMENTS if name in parameters)
-        self._keeps_rows = "logits_to_keep" in parameters
+        kept = parameters.get("logits_to_keep")
+        self._keeps_rows = kept is not None
+        # The head of a model that is spread may be on another device than the indices.
+        self._keeps_by_index = kept is not None and "Tensor" in str(kept.annotation) and not is_spread(model)
+        self._shares_cache = bool(getattr(text_config, "num_kv_shared_layers", None))
         self.vocab_size: int = text_config.vocab_size
         self.context = longest_text(role, text_config)
         self.d2t: torch.Tensor | None = getattr(model, "d2t", None)
@@ -180,10 +185,24 @@ class CausalModel:
         found = None if whole is None else whole.logits(input_ids, positions, mask, cache, keep)
         if found is not None:
             return found
-        named = {self._cache_argument: cache, **({"logits_to_keep": max(keep, 1)} if self._keeps_rows else {})}
+        named: dict[str, Any] = {self._cache_argument: cache}
+        if self._keeps_rows:
+            named["logits_to_keep"] = self._last(keep, input_ids)
         output = run(input_ids=input_ids, attention_mask=mask, position_ids=positions, use_cache=True, **named)
         logits: torch.Tensor = output.logits
         return logits[:, logits.shape[1] - keep :]
+
+    def _last(self, keep: int, input_ids: torch.Tensor) -> int | torch.Tensor:
+        """The last `keep` columns, which may be none, as models take them.
+
+        By their indices if they are not all: a slice is not dense, so torch would multiply the head with each row by
+        itself, on a CPU after a copy of the head for each.
+        """
+        width = input_ids.shape[1]
+        # Where no logits are wanted, and layers look at what others cache, a number lets the model skip those layers.
+        if keep == width or not self._keeps_by_index or (keep == 0 and self._shares_cache):
+            return max(keep, 1)
+        return torch.arange(width - keep, width, device=input_ids.device)
 
 
 def default_device() -> torch.device:
