@@ -161,7 +161,7 @@ def _params(config: GenerationConfig, length: int) -> SamplingParams:
         min_p=_or(config.min_p, 0.0) if sampled else 0.0,
         seed=int(torch.randint(2**63 - 1, ())),
         max_tokens=config.max_length - length,
-        stop_token_ids=tuple(_ids(config.eos_token_id)),
+        stop_token_ids=tuple(token for token in _ids(config.eos_token_id) if token >= 0),  # -1 is how some say none
         ignore_eos=True,  # the config's end tokens are the ones that count
     )
 

@@ -62,6 +62,13 @@ def test_end_tokens_and_dict_outputs_are_as_in_plain_generate(llama, near_llama,
     assert plain.sequences.shape[1] < free.shape[1] or (plain.sequences == 0).any()
 
 
+def test_minus_one_is_no_end_token_as_in_plain_generate(llama, near_llama, prompts):
+    options = {"max_new_tokens": 8, "do_sample": False, "pad_token_id": 0, "eos_token_id": -1}
+    plain = llama.generate(**_inputs(prompts), **options)
+    options |= {"custom_generate": pearl_decode.generate, "draft_model": near_llama}
+    assert torch.equal(llama.generate(**_inputs(prompts), **options), plain)
+
+
 @pytest.mark.parametrize("pad", [None, 7])
 def test_rows_that_end_early_are_padded_as_in_plain_generate(llama, near_llama, prompts, pad):
     options = {"max_new_tokens": 20, "do_sample": False, "pad_token_id": pad}
