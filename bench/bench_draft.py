@@ -176,8 +176,7 @@ def step_ms(models: dict[str, CausalModel], repeats: int = 40) -> dict[str, floa
 
 def read_tasks(path: Path, limit: int | None, tokenizer: Any) -> dict[str, list[Prompt]]:
     tasks: dict[str, list[Prompt]] = defaultdict(list)
-    for line in path.read_text(encoding="utf-8").splitlines():
-        entry = json.loads(line)
+    for entry in map(json.loads, filter(str.strip, path.read_text(encoding="utf-8").split("\n"))):
         if limit is None or len(tasks[entry["task"]]) < limit:
             tasks[entry["task"]].append(Prompt(str(entry["id"]), encode_prompt(tokenizer, entry["prompt"])))
     return dict(tasks)

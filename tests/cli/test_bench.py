@@ -85,6 +85,12 @@ def test_limit_keeps_the_first_of_each_task(prompts: str):
     assert kept == [BenchPrompt(task, f"{task} {number}") for task in "ab" for number in range(2)]
 
 
+def test_prompts_may_hold_separators_of_lines(tmp_path: Path):
+    path = tmp_path / "prompts.jsonl"
+    path.write_text('{"prompt": "a\u2028b\x85c"}\r\n{"prompt": "d"}\n', encoding="utf-8", newline="")
+    assert [prompt.prompt for prompt in read_prompts(path)] == ["a\u2028b\x85c", "d"]
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -92,6 +98,7 @@ def test_limit_keeps_the_first_of_each_task(prompts: str):
         ('{"prompt": "a"}\n{"prompt"', ":2: not valid JSON"),
         ('{"text": "a"}', ':1: expected an object with a string "prompt"'),
         ('{"prompt": "a", "task": 3}', ':1: "task" must be a string, got 3'),
+        ('{"prompt": "cut \\ud83d"}', ":1: prompt: expected text that is UTF-8, got '\\ud83d'"),
     ],
 )
 def test_broken_prompts_are_named_by_line(bench: Cli, tmp_path: Path, content: str, message: str):

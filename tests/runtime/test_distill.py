@@ -353,6 +353,7 @@ def test_batches_learn_each_token_once_and_no_padding():
         ('{"prompt": "a"}\n\n{"prompt": ""}\n', r"p.jsonl:3: expected an object with a non-empty string"),
         ('["a"]\n', r"p.jsonl:1: expected an object"),
         ('{"id": 1, "prompt": "a"}\n{"id": 1, "prompt": "b"}\n', r"p.jsonl:2: the id '1' was used before"),
+        ('{"prompt": "b \\ud83d"}\n', r"p.jsonl:1: prompt: expected text that is UTF-8, got '\\ud83d'"),
         ("\n", "the file is empty"),
     ],
 )
@@ -361,6 +362,12 @@ def test_bad_prompt_files_name_the_line(tokenizer, tmp_path, content, message):
     path.write_text(content)
     with pytest.raises(ValueError, match=message):
         read_prompts(path, tokenizer, 100)
+
+
+def test_prompts_may_hold_separators_of_lines(tokenizer, tmp_path):
+    path = tmp_path / "p.jsonl"
+    path.write_text('{"prompt": "a\u2028b\x85c"}\r\n\n{"prompt": "d"}', encoding="utf-8", newline="")
+    assert [prompt.key for prompt in read_prompts(path, tokenizer, 100)] == ["1", "3"]
 
 
 def test_one_prompt_leaves_none_to_measure_on(target, tmp_path):

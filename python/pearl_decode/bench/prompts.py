@@ -7,6 +7,8 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from pearl_decode.inputs import check_text
+
 SHIPPED = Path(__file__).parent.parent / "data" / "prompts.jsonl"
 NO_TASK = "all"
 
@@ -26,7 +28,8 @@ def read_prompts(path: str | os.PathLike[str] = SHIPPED, limit: int | None = Non
     Raises ValueError naming file and line, what was expected and what came.
     """
     try:
-        lines = Path(path).expanduser().read_text(encoding="utf-8").splitlines()
+        # Not splitlines: a JSON string may hold separators of lines and paragraphs as they are.
+        lines = Path(path).expanduser().read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"prompts: cannot read {os.fspath(path)!r}: {error}") from error
     kept: list[BenchPrompt] = []
@@ -51,6 +54,7 @@ def _parse(line: str) -> BenchPrompt:
         raise ValueError(f"not valid JSON: {error.msg} at column {error.colno}") from error
     if not isinstance(value, dict) or not isinstance(value.get("prompt"), str) or not value["prompt"]:
         raise ValueError('expected an object with a string "prompt"')
+    check_text(value["prompt"])
     task = value.get("task", NO_TASK)
     if not isinstance(task, str) or not task:
         raise ValueError(f'"task" must be a string, got {task!r}')

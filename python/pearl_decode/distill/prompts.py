@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pearl_decode.inputs import check_text
 from pearl_decode.text import encode_prompt
 
 
@@ -36,6 +37,10 @@ def read_prompts(path: str | os.PathLike[str], tokenizer: Any, longest: int) -> 
         text = entry.get("prompt") if isinstance(entry, dict) else None
         if not isinstance(text, str) or not text.strip():
             raise ValueError(f'prompts: {place}: expected an object with a non-empty string "prompt", got {line[:80]}')
+        try:
+            check_text(text)
+        except ValueError as error:
+            raise ValueError(f"prompts: {place}: {error}") from error
         key = str(entry.get("id", number))
         if key in prompts:
             raise ValueError(f"prompts: {place}: the id {key!r} was used before")
@@ -69,4 +74,5 @@ def _lines(path: str | os.PathLike[str]) -> list[tuple[int, str]]:
         raise ValueError(f"prompts: cannot read {path}: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise ValueError(f"prompts: {path}: not UTF-8 text: {error.reason} at byte {error.start}") from error
-    return [(number, line) for number, line in enumerate(text.splitlines(), start=1) if line.strip()]
+    # Not splitlines: a JSON string may hold separators of lines and paragraphs as they are.
+    return [(number, line) for number, line in enumerate(text.split("\n"), start=1) if line.strip()]
