@@ -11,7 +11,7 @@ from torch import Tensor
 from pearl_kernels import checks
 from pearl_kernels.dispatch import choose, define
 
-MAX_HEAD_DIM = 256
+MAX_HEAD_DIM = 512
 _MOST_GOOD = 4096
 _ARGUMENTS = "Tensor seq_lens, float scale, int? window, float? softcap, str? backend"
 
@@ -56,7 +56,8 @@ def window_attention(
     `cpu` neither do they on the capacity, on the number of threads (torch.get_num_threads()) or on the width: a query's
     are those that it would have alone, once the entries before it are in the cache, be that now or before. In `triton`
     they depend on the capacity only above 32768, and whether entries were appended now or before is the same; the
-    number of queries per key head (width * group) may change the last bits where it changes the tile: 16, 32 or 64.
+    number of queries per key head (width * group) may change the last bits where it changes the tile: 16, 32 or 64, at
+    most 32 of heads above 128, and 16 above 256.
     Raises ValueError naming the argument, what was expected and what came.
     Source: Dao et al. 2023, FlashDecoding; Gemma 2 (arXiv 2408.00118) for the softcap.
     """
@@ -141,10 +142,14 @@ def _append_and_attend(
 ) -> Tensor:
     if q.shape[0] == 0:
         return _fake(q)
-    unfit = ("flash",) if q.dtype is torch.float32 or q.shape[-1] % 8 else ()
-    run = choose("window_attention", q.device, backend, unfit)
+    run = choose("window_attention", q.device, backend, () if flash_takes(q) else ("flash",))
     out: Tensor = run(q, k_cache, v_cache, k_new, v_new, seq_lens.contiguous(), scale, window, softcap)
     return out
+
+
+def flash_takes(q: Tensor) -> bool:
+    """Whether flash-attn has a kernel for these queries."""
+    return q.dtype is not torch.float32 and q.shape[-1] % 8 == 0 and q.shape[-1] <= 256
 
 
 def _attend(q: Tensor, k_cache: Tensor, v_cache: Tensor, *rest: Any) -> Tensor:

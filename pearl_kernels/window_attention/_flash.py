@@ -6,6 +6,8 @@ import torch
 from flash_attn import flash_attn_with_kvcache
 from torch import Tensor
 
+from pearl_kernels.window_attention import flash_takes
+
 
 @torch.no_grad()
 def window_attention(
@@ -19,14 +21,15 @@ def window_attention(
     window: int | None,
     softcap: float | None,
 ) -> Tensor:
-    """`pearl_kernels.window_attention`, of bfloat16 and float16 and of head sizes that are multiples of 8.
+    """`pearl_kernels.window_attention`, of bfloat16 and float16, head sizes that are multiples of 8, up to 256.
 
     flash-attn counts from the end: its last query looks at the last entry, be that appended by this call or before.
     """
-    if q.dtype is torch.float32 or q.shape[-1] % 8:
+    if not flash_takes(q):
+        got = f"{str(q.dtype).removeprefix('torch.')} with head_dim {q.shape[-1]}"
         raise ValueError(
-            "window_attention: q must be bfloat16 or float16 with a head_dim that is a multiple of 8 for the flash "
-            f"backend, got {str(q.dtype).removeprefix('torch.')} with head_dim {q.shape[-1]}; use backend='triton'"
+            "window_attention: for the flash backend q must be bfloat16 or float16 with a head_dim that is a multiple "
+            f"of 8 and at most 256, got {got}; use backend='triton'"
         )
     held = seq_lens if k_new is not None else seq_lens + q.shape[1]
     found: Tensor = flash_attn_with_kvcache(

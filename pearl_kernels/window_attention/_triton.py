@@ -25,13 +25,14 @@ class Launch(NamedTuple):
 
 
 def launch_of(queries: int, head_dim: int, dtype: torch.dtype) -> Launch:
-    """queries: width * group. Keys and values of all stages fit into 100 KiB of shared memory."""
+    """queries: width * group. What a tile keeps fits into registers, its stages into 100 KiB of shared memory."""
     block_d = max(16, triton.next_power_of_2(head_dim))
-    block_m = min(64, max(16, triton.next_power_of_2(queries)))
-    block_n = {16: 128, 32: 128, 64: 128, 128: 64, 256: 32}[block_d]
+    most_m = {256: 32, 512: 16}.get(block_d, 64)
+    block_m = min(most_m, max(16, triton.next_power_of_2(queries)))
+    block_n = {16: 128, 32: 128, 64: 128, 128: 64, 256: 32, 512: 16}[block_d]
     if dtype is torch.float32:
         block_n = max(16, block_n // 4)
-    warps = 8 if block_d * block_m > 64 * 128 else 4
+    warps = 8 if block_d * block_m >= 64 * 128 else 4
     return Launch(block_m, block_n, block_d, warps, stages=1 if dtype is torch.float32 else 2)
 
 

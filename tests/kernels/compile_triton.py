@@ -6,10 +6,14 @@
 from __future__ import annotations
 
 import importlib
+import re
+import subprocess
 import sys
+import tempfile
 from typing import Any
 
 import torch
+import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, compile
 
@@ -24,6 +28,7 @@ sample_rows = importlib.import_module("pearl_kernels.sample._triton").sample_row
 
 TARGETS = {"sm_90": GPUTarget("cuda", 90, 32), "sm_80": GPUTarget("cuda", 80, 32)}
 SHARED_BYTES = 99 << 10  # of a block on the smallest of today's GPUs
+STACK_BYTES = 32  # a few numbers; of a tile that is too large it is hundreds
 TILES = tiles_of(151936, 1)
 LOW_BITS = {"fp32": 0, "bf16": 16, "fp16": 12}
 
@@ -124,7 +129,7 @@ def check_order(name: str, ptx: str) -> None:
 def compile_attention(dtype: str, *, plain: bool) -> None:
     """plain: one query of a model with neither window nor softcap nor anything to append."""
     precise = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[dtype]
-    for head_dim in (64, 256) if plain else (128,):
+    for head_dim in (64, 256) if plain else (128, 512):
         tile = launch_of(16 if plain else 64, head_dim, precise)
         constants = {"BLOCK_M": tile.block_m, "BLOCK_N": tile.block_n, "BLOCK_D": tile.block_d, "BLOCK_NEW": 32}
         for kernel in (attend_parts, join_parts):
@@ -151,7 +156,18 @@ def compile_attention(dtype: str, *, plain: bool) -> None:
                 source = ASTSource(kernel, signature, values, aligned(signature))
                 compiled = compile(source, target=target, options=options)
                 assert compiled.metadata.shared <= SHARED_BYTES, (head_dim, target, compiled.metadata.shared)
+                assert stack_bytes(compiled.asm["cubin"]) <= STACK_BYTES, (kernel.__name__, head_dim, tile, target)
         print("attention", head_dim)
+
+
+def stack_bytes(cubin: bytes) -> int:
+    """Of each thread: what does not fit into registers."""
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        command = [triton.knobs.nvidia.cuobjdump.path, "--dump-resource-usage", file.name]
+        report = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    return max(int(count) for count in re.findall(r"STACK:(\d+)", report))
 
 
 def main(dtype: str, variant: str, chip: str = "", names: str = "") -> None:

@@ -29,7 +29,7 @@ def test_every_kernel_compiles(dtype: str, variant: str, chip: str, kernels: str
 
 
 @pytest.mark.parametrize(
-    ("dtype", "variant", "head_dims"), [("bf16", "attention", [128]), ("fp32", "attention-plain", [64, 256])]
+    ("dtype", "variant", "head_dims"), [("bf16", "attention", [128, 512]), ("fp32", "attention-plain", [64, 256])]
 )
 def test_attention_compiles_for_two_generations_of_gpus(
     dtype: str, variant: str, head_dims: list[int], tmp_path: Path

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,7 +39,7 @@ class Case:
     window: int | None = None
     softcap: float | None = None
 
-    def run(self, backend: str, *, append: bool = True) -> Tensor:
+    def run(self, backend: str | None, *, append: bool = True) -> Tensor:
         new = (self.k_new, self.v_new) if append else (None, None)
         return pearl_kernels.window_attention(
             self.q, self.k_cache, self.v_cache, *new, self.seq_lens,
@@ -104,7 +105,7 @@ def test_any_group_of_query_heads(heads: int, kv_heads: int, backend: str) -> No
     close(case.run(backend), case.judged())
 
 
-@pytest.mark.parametrize("dim", [12, 64, 80, 96, 128, 256])
+@pytest.mark.parametrize("dim", [12, 64, 80, 96, 128, 256, 512])
 def test_any_head_size(dim: int, backend: str) -> None:
     case = case_of([19, 3], dim=dim, capacity=24, scale=dim**-0.5)
     close(case.run(backend), case.judged())
@@ -220,7 +221,7 @@ def test_compiles_whole_and_updates_the_cache(backend: str) -> None:
     [
         ({"q": torch.zeros(2, 3, 4)}, r"q must be \(batch, width, heads, head_dim\)"),
         ({"q": torch.zeros(2, 3, 5, 16)}, "q must have a multiple of k_cache's kv_heads=2 heads, got 5"),
-        ({"q": torch.zeros(2, 3, 4, 264)}, "q must have a head_dim of at most 256, got 264"),
+        ({"q": torch.zeros(2, 3, 4, 520)}, "q must have a head_dim of at most 512, got 520"),
         ({"v_cache": torch.zeros(2, 2, 79, 16)}, r"v_cache must be .*capacity=80.*got \(2, 2, 79, 16\)"),
         ({"k_new": None}, "k_new and v_new must both be given or both be None"),
         ({"v_new": torch.zeros(2, 3, 2, 16).half()}, r"v_new must be .*float32 on cpu, got .*float16"),
@@ -237,6 +238,24 @@ def test_bad_arguments_are_named(changes: dict[str, Any], message: str) -> None:
         setattr(case, name, value)
     with pytest.raises(ValueError, match=f"^window_attention: {message}"):
         case.run("reference")
+
+
+@pytest.mark.parametrize(
+    ("dtype", "dim", "taken"),
+    [(torch.bfloat16, 256, True), (torch.float16, 8, True), (torch.bfloat16, 512, False), (torch.bfloat16, 100, False),
+     (torch.float32, 64, False)],
+)  # fmt: skip
+def test_flash_is_left_out_where_it_has_no_kernel(
+    dtype: torch.dtype, dim: int, taken: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def choose(op: str, device: torch.device, backend: str | None, unfit: tuple[str, ...] = ()) -> Any:
+        chosen.append(unfit)
+        return reference.window_attention
+
+    chosen: list[tuple[str, ...]] = []
+    monkeypatch.setattr(sys.modules["pearl_kernels.window_attention"], "choose", choose)
+    case_of([3], dim=dim, dtype=dtype).run(None)
+    assert chosen == [() if taken else ("flash",)]
 
 
 def test_backends_that_do_not_have_it_say_so() -> None:

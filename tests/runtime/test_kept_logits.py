@@ -16,7 +16,7 @@ ROWS, WIDTH = 3, 6
 
 def _gemma4():
     kinds = ["sliding_attention", "full_attention"] * 2
-    own = {"layer_types": kinds, "sliding_window": 8, "global_head_dim": 12, "num_kv_shared_layers": 2}
+    own = {"layer_types": kinds, "sliding_window": 8, "num_kv_shared_layers": 2}
     inputs = {"vocab_size_per_layer_input": VOCAB, "hidden_size_per_layer_input": 8}
     return Gemma4ForCausalLM(Gemma4TextConfig(**SIZES, **own, **inputs))
 
