@@ -30,6 +30,11 @@ def check_decodes_windows(role: str, model: PreTrainedModel) -> None:
         raise ValueError(
             f"{role}: positions must be taken from position_ids, got alibi=True in {type(text_config).__name__}"
         )
+    whole: Any = model
+    if any(getattr(module, "is_decoder", None) is False for module in whole.get_decoder().modules()):
+        raise ValueError(
+            f"{role}: tokens must look at those before them alone, got is_decoder=False in {type(text_config).__name__}"
+        )
     # GPT-Neo's name for them: it masks by tables of its own, as if all rows were as long as the longest.
     kinds = getattr(text_config, "layer_types", None) or getattr(text_config, "attention_layers", None)
     foreign = set(kinds or ()) - ATTENTION_TYPES

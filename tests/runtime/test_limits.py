@@ -8,6 +8,8 @@ from functools import partial
 import pytest
 import torch
 from transformers import (
+    BertConfig,
+    BertLMHeadModel,
     FalconConfig,
     FalconForCausalLM,
     Gemma3nForCausalLM,
@@ -121,9 +123,22 @@ def _mamba():
     return MambaForCausalLM(MambaConfig(vocab_size=VOCAB, hidden_size=32, num_hidden_layers=4))
 
 
+def _bert(is_decoder=False):
+    sizes = {"hidden_size": 48, "intermediate_size": 96, "num_hidden_layers": 4, "num_attention_heads": 4}
+    return BertLMHeadModel(BertConfig(vocab_size=VOCAB, **sizes, is_decoder=is_decoder))
+
+
+def test_an_encoder_that_is_made_a_decoder_is_a_target(runtime, greedy_reference):
+    model, prompts = enlarged(partial(_bert, is_decoder=True)), _prompts(20, 5)
+    with PearlDecoder(model, model, gamma=3, strategy="sequential") as decoder:
+        results = decoder.generate(prompts, SamplingParams(max_tokens=12))
+    assert [r.token_ids for r in results] == [greedy_reference(model, prompt, 12) for prompt in prompts]
+
+
 @pytest.mark.parametrize(
     ("build", "message"),
     [
+        (_bert, "target: tokens must look at those before them alone, got is_decoder=False in BertConfig"),
         (_mamba, r"target: MambaForCausalLM.forward must take position_ids and cache or past_key_values, got \["),
         (_gpt_neo, r"target: every layer must be one of .*, got \['global', 'local'\]"),
         (_falcon, "target: positions must be taken from position_ids, got alibi=True in FalconConfig"),
