@@ -5,6 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 from transformers import (
+    DeepseekV3Config,
+    DeepseekV3ForCausalLM,
+    DiffLlamaConfig,
+    DiffLlamaForCausalLM,
     Gemma2Config,
     Gemma2ForCausalLM,
     LlamaConfig,
@@ -17,9 +21,10 @@ from pearl_decode import attention
 from pearl_decode import cache as cache_module
 from pearl_decode.attention import ATTENTION_NAME, use_window_attention
 from pearl_decode.cache import WindowCache
+from pearl_decode.device import runner
 from pearl_decode.linear import use_window_linear
 from pearl_decode.models import CausalModel
-from tests.runtime.tiny import SIZES, VOCAB
+from tests.runtime.tiny import SIZES, VOCAB, enlarged
 
 STARTS = [21, 9, 14]
 WIDTH = 4
@@ -198,3 +203,35 @@ def test_arguments_that_change_the_scores_are_refused() -> None:
         attention.attention_forward(
             torch.nn.Module(), q, kv, kv, torch.zeros(1, 1, 1, 1, dtype=torch.int64), s_aux=torch.zeros(2)
         )
+
+
+def _deepseek_v3():
+    """Whose values have other heads than its keys."""
+    own = {"num_key_value_heads": 4, "head_dim": 8, "q_lora_rank": 16, "kv_lora_rank": 16, "qk_rope_head_dim": 8}
+    heads = {"qk_nope_head_dim": 8, "v_head_dim": 12, "first_k_dense_replace": 4}
+    return DeepseekV3ForCausalLM(DeepseekV3Config(**(SIZES | own | heads)))
+
+
+def _diffllama():
+    """Which takes apart what its attention gives."""
+    return DiffLlamaForCausalLM(DiffLlamaConfig(**SIZES))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("make", "refusal"),
+    [(_llama, None), (_deepseek_v3, "v_cache must be "), (_diffllama, "its logits would be others")],
+)
+def test_a_runner_for_gpus_replaces_attention_where_one_trial_gives_the_same(
+    make, refusal: str | None, dtype: torch.dtype, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trials, attempt = [], runner.try_window_attention
+    monkeypatch.setattr(runner, "try_window_attention", lambda model: trials.append(model) or attempt(model))
+    model = enlarged(make).to(dtype)
+    for _ in range(2):
+        model.set_attn_implementation("sdpa")
+        assert runner._read_lengths("target", CausalModel(model)) is (refusal is None)
+        assert model.config._attn_implementation == ("sdpa" if refusal else ATTENTION_NAME)
+    assert trials == [model]
+    assert len(caplog.messages) == (2 if refusal else 0)
+    assert all("longest row's length" in message and refusal in message for message in caplog.messages)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+from weakref import WeakKeyDictionary
 
 import torch
+from transformers import PreTrainedModel
 
 from pearl_decode.attention import use_window_attention
 from pearl_decode.costs import Costs
@@ -14,12 +16,14 @@ from pearl_decode.device.shape import COMPILED_WIDTHS, WIDTHS
 from pearl_decode.engine import Plan
 from pearl_decode.lanes.cuda import HIGH, NORMAL, CudaLane
 from pearl_decode.lanes.queue import DeviceLane, InlineLane
-from pearl_decode.models import CausalModel
+from pearl_decode.models import CausalModel, try_window_attention
 from pearl_decode.placement import is_spread
 from pearl_decode.request import Request
 from pearl_decode.runner import check_devices
 
 LOGGER = logging.getLogger(__name__)
+# What a trial of our attention said against each model, or None: transformers' hook makes a runner for every call.
+_REFUSALS: WeakKeyDictionary[PreTrainedModel, str | None] = WeakKeyDictionary()
 # Graphs of inductor's own would copy what ours reads and writes in place.
 NO_GRAPHS = {"triton.cudagraphs": False}
 
@@ -95,9 +99,11 @@ def _read_lengths(role: str, model: CausalModel) -> bool:
     """
     if model.config._attn_implementation != "sdpa":
         return False
-    try:
+    if model.model not in _REFUSALS:
+        _REFUSALS[model.model] = try_window_attention(model.model)
+    elif _REFUSALS[model.model] is None:
         use_window_attention(model.model)
-    except ValueError as error:
-        LOGGER.warning("%s: attention looks at the longest row's length for all rows: %s", role, error)
-        return False
-    return True
+    refusal = _REFUSALS[model.model]
+    if refusal is not None:
+        LOGGER.warning("%s: attention looks at the longest row's length for all rows: %s", role, refusal)
+    return refusal is None
