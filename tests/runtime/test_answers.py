@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from transformers import DogeConfig, DogeForCausalLM
 
 from pearl_decode import PearlDecoder, SamplingParams
 from pearl_decode.distill import answers, attention
@@ -11,6 +12,7 @@ from pearl_decode.distill.answers import plan_jobs, read_answers, write_answers
 from pearl_decode.distill.prompts import Prompt
 from pearl_decode.models import CausalModel
 from tests.cli.conftest import make_model
+from tests.runtime.tiny import SIZES, enlarged
 
 
 @pytest.fixture(scope="module")
@@ -121,3 +123,11 @@ def test_greedy_answers_are_the_decoders(target, tmp_path):
             params = SamplingParams(temperature=answer.temperature, max_tokens=10)
             if answer.temperature == 0:
                 assert decoder.generate([answer.prompt_ids], params)[0].token_ids == answer.answer_ids
+
+
+def test_a_model_with_a_mask_for_each_head_answers_too(tmp_path, greedy_reference):
+    target = enlarged(lambda: DogeForCausalLM(DogeConfig(**SIZES)))
+    jobs = plan_jobs([Prompt(str(i), list(range(3, 5 + 3 * i))) for i in range(3)], 1, 0)
+    for answer in write_answers(CausalModel(target), jobs, tmp_path / "a.jsonl", max_tokens=10, batch=3, eos_ids=[]):
+        if answer.temperature == 0:
+            assert answer.answer_ids == greedy_reference(target, answer.prompt_ids, 10)

@@ -29,7 +29,8 @@ def _attention(
     """
     batch, heads, width, dim = query.shape
     kv_heads = key.shape[1]
-    if width > 1 or kv_heads == heads or options.get("position_bias") is not None:
+    by_head = attention_mask is not None and attention_mask.shape[1] > 1
+    if width > 1 or kv_heads == heads or by_head or options.get("position_bias") is not None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **options)
     group = query.reshape(batch, kv_heads, heads // kv_heads, dim)
     mask = None if attention_mask is None else attention_mask.expand(batch, 1, group.shape[2], key.shape[2])
