@@ -61,9 +61,9 @@ class Agreement:
 
     def __call__(self, model: Any, args: Any, kwargs: dict[str, Any], output: Any) -> None:
         """What torch calls after each forward of the model: changes the output's logits in place."""
-        logits: Tensor = output.logits  # (batch, keep, vocab)
-        keep, last = logits.shape[1], self._guess.shape[1] - 1
-        tokens, positions = kwargs["input_ids"][:, -keep:], kwargs["position_ids"][:, -keep:]
+        logits: Tensor = output.logits  # (batch, keep, vocab), of the last tokens, which may be none
+        first, last = kwargs["input_ids"].shape[1] - logits.shape[1], self._guess.shape[1] - 1
+        tokens, positions = kwargs["input_ids"][:, first:], kwargs["position_ids"][:, first:]
         positions = positions.expand_as(tokens).clamp(max=last)
         mine = (self._seen[:, positions] == tokens) | (self._wrong_seen[:, positions] == tokens)  # (rows, batch, keep)
         rows = mine.int().argmax(0)
