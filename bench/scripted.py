@@ -31,9 +31,6 @@ class ScriptedModel(nn.Module):
         self.device, self.dtype = torch.device("cpu"), torch.float32
         self.forwards = 0
 
-    def get_decoder(self) -> nn.Module:
-        return self
-
     def forward(
         self,
         input_ids: Tensor,

@@ -30,8 +30,7 @@ def check_decodes_windows(role: str, model: PreTrainedModel) -> None:
         raise ValueError(
             f"{role}: positions must be taken from position_ids, got alibi=True in {type(text_config).__name__}"
         )
-    whole: Any = model
-    if any(getattr(module, "is_decoder", None) is False for module in whole.get_decoder().modules()):
+    if any(getattr(module, "is_decoder", None) is False for module in model.modules()):
         raise ValueError(
             f"{role}: tokens must look at those before them alone, got is_decoder=False in {type(text_config).__name__}"
         )

@@ -245,15 +245,18 @@ def _attend_to_windows(model: PreTrainedModel) -> None:
     before = model.config._attn_implementation
     if before not in ("sdpa", "eager"):
         return
-    refusal = try_window_attention(model)
+    refusal = try_window_attention(model, within=1e-3)
     if refusal is None:
         _run_whole_windows(model)
     else:
         LOGGER.info("%s attends with %s: %s", type(model).__name__, before, refusal)
 
 
-def try_window_attention(model: PreTrainedModel) -> str | None:
-    """Let a model run `window_attention`. Returns what speaks against it, if anything does: it is then as it was."""
+def try_window_attention(model: PreTrainedModel, within: float) -> str | None:
+    """Let a model run `window_attention`. Returns what speaks against it, if anything does: it is then as it was.
+
+    within: how much of its logits rounding may change
+    """
     before = model.config._attn_implementation
     try:
         wanted = _ragged_logits(model)
@@ -262,10 +265,7 @@ def try_window_attention(model: PreTrainedModel) -> str | None:
     except (ValueError, RuntimeError) as error:
         refusal = str(error)
     else:
-        # In 16 bits rounding makes one or two percent. Another attention than the model's makes logits that have
-        # nothing in common.
-        rounding = max(1e-3, 25 * torch.finfo(model.dtype).eps)
-        if (got - wanted).norm() <= rounding * wanted.norm():
+        if (got - wanted).norm() <= within * wanted.norm():
             return None
         refusal = f"with {ATTENTION_NAME!r} its logits would be others"
     model.set_attn_implementation(before)

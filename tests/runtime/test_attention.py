@@ -226,7 +226,7 @@ def test_a_runner_for_gpus_replaces_attention_where_one_trial_gives_the_same(
     make, refusal: str | None, dtype: torch.dtype, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trials, attempt = [], runner.try_window_attention
-    monkeypatch.setattr(runner, "try_window_attention", lambda model: trials.append(model) or attempt(model))
+    monkeypatch.setattr(runner, "try_window_attention", lambda *args: trials.append(args[0]) or attempt(*args))
     model = enlarged(make).to(dtype)
     for _ in range(2):
         model.set_attn_implementation("sdpa")

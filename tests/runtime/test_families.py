@@ -85,4 +85,4 @@ def test_a_family_decodes_its_own_text_and_accepts_all_of_a_draft_that_is_its_eq
         assert [result.token_ids for result in results] == wanted
         assert [result.stats.acceptance for result in results] == [1.0] * len(PROMPTS)
         for each in (model, draft):
-            try_window_attention(each)
+            try_window_attention(each, within=1e-3)

@@ -115,7 +115,7 @@ def test_attends_to_windows_unless_it_would_say_something_else(directory, monkey
 
 def test_a_model_that_window_attention_does_not_take_runs_as_before(directory, monkeypatch):
     def refuse(*args, **named):
-        raise ValueError("q must have a head_dim of at most 256, got 512")
+        raise ValueError("q must have a head_dim of at most 512, got 520")
 
     monkeypatch.setattr(attention, "window_attention", refuse)
     model = load_model("target", directory, None)
