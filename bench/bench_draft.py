@@ -30,6 +30,7 @@ from pearl_decode.cache import WindowCache
 from pearl_decode.distill.answers import Job, answer_batch
 from pearl_decode.distill.prompts import Prompt
 from pearl_decode.drafts import draft_directory, load_draft
+from pearl_decode.inputs import numbered_lines
 from pearl_decode.layer import store_in_int8
 from pearl_decode.models import CausalModel, first_layers, load_model, load_tokenizer
 from pearl_decode.text import encode_prompt
@@ -176,7 +177,8 @@ def step_ms(models: dict[str, CausalModel], repeats: int = 40) -> dict[str, floa
 
 def read_tasks(path: Path, limit: int | None, tokenizer: Any) -> dict[str, list[Prompt]]:
     tasks: dict[str, list[Prompt]] = defaultdict(list)
-    for entry in map(json.loads, filter(str.strip, path.read_text(encoding="utf-8").split("\n"))):
+    for _, line in numbered_lines(path.read_text(encoding="utf-8")):
+        entry = json.loads(line)
         if limit is None or len(tasks[entry["task"]]) < limit:
             tasks[entry["task"]].append(Prompt(str(entry["id"]), encode_prompt(tokenizer, entry["prompt"])))
     return dict(tasks)

@@ -21,6 +21,14 @@ def prompt_list(prompts: Any) -> list[Prompt]:
     return list(prompts)
 
 
+def numbered_lines(text: str) -> list[tuple[int, str]]:
+    """The lines of a JSONL file that are not blank, each with its number.
+
+    Unlike str.splitlines: a JSON string may hold separators of lines and paragraphs as they are.
+    """
+    return [(number, line) for number, line in enumerate(text.split("\n"), start=1) if line.strip()]
+
+
 def check_text(prompt: str) -> None:
     """Raise ValueError for half a character (a lone surrogate), which no tokenizer takes: a cut emoji, no UTF-8."""
     try:

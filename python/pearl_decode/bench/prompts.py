@@ -7,7 +7,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from pearl_decode.inputs import check_text
+from pearl_decode.inputs import check_text, numbered_lines
 
 SHIPPED = Path(__file__).parent.parent / "data" / "prompts.jsonl"
 NO_TASK = "all"
@@ -28,14 +28,11 @@ def read_prompts(path: str | os.PathLike[str] = SHIPPED, limit: int | None = Non
     Raises ValueError naming file and line, what was expected and what came.
     """
     try:
-        # Not splitlines: a JSON string may hold separators of lines and paragraphs as they are.
-        lines = Path(path).expanduser().read_text(encoding="utf-8").split("\n")
+        text = Path(path).expanduser().read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"prompts: cannot read {os.fspath(path)!r}: {error}") from error
     kept: list[BenchPrompt] = []
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
+    for number, line in numbered_lines(text):
         try:
             prompt = _parse(line)
         except ValueError as error:

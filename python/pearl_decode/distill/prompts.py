@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pearl_decode.inputs import check_text
+from pearl_decode.inputs import check_text, numbered_lines
 from pearl_decode.text import encode_prompt
 
 
@@ -74,5 +74,4 @@ def _lines(path: str | os.PathLike[str]) -> list[tuple[int, str]]:
         raise ValueError(f"prompts: cannot read {path}: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise ValueError(f"prompts: {path}: not UTF-8 text: {error.reason} at byte {error.start}") from error
-    # Not splitlines: a JSON string may hold separators of lines and paragraphs as they are.
-    return [(number, line) for number, line in enumerate(text.split("\n"), start=1) if line.strip()]
+    return numbered_lines(text)
