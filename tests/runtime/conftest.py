@@ -25,11 +25,16 @@ def static(monkeypatch):
     monkeypatch.setattr(decoder, "has_static_rounds", lambda target: True)
 
 
-@pytest.fixture(params=["dynamic", "static"])
-def runtime(request, monkeypatch):
-    """Each runtime, on one core: more only wait for each other over models this small, where a machine is busy."""
+@pytest.fixture
+def one_core(monkeypatch):
+    """More only wait for each other over models this small, where a machine is busy."""
     one = cpu.available_cores()[:1]
     monkeypatch.setattr(cpu, "available_cores", lambda: one)
+
+
+@pytest.fixture(params=["dynamic", "static"])
+def runtime(request, one_core):
+    """Each runtime, on one core."""
     if request.param == "static":
         request.getfixturevalue("static")
     return request.param

@@ -10,7 +10,6 @@ import torch
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
 from pearl_decode import PearlDecoder, SamplingParams, decoder
-from pearl_decode.lanes import cpu
 from pearl_decode.models import try_window_attention
 from tests.runtime.tiny import SIZES
 
@@ -42,10 +41,7 @@ FAMILIES = {
         ),
         (LATENT, "deepseek_v2 deepseek_v3 glm4_moe_lite longcat_flash minicpm3 youtu"),
         (SHARED, "gemma3n_text gemma4_text"),
-        (
-            {"is_decoder": True},
-            "bert bert-generation camembert electra ernie roberta xlm-roberta",
-        ),
+        ({"is_decoder": True}, "bert bert-generation camembert electra ernie roberta xlm-roberta"),
     ]
     for name in names.split()
 }
@@ -68,6 +64,7 @@ def _model(family):
     return model
 
 
+@pytest.mark.usefixtures("one_core")
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_family_decodes_its_own_text_and_accepts_all_of_a_draft_that_is_its_equal(
     family, greedy_reference, monkeypatch
@@ -76,8 +73,6 @@ def test_a_family_decodes_its_own_text_and_accepts_all_of_a_draft_that_is_its_eq
     model = _model(family)
     draft = copy.deepcopy(model)
     wanted = [greedy_reference(model, prompt, PARAMS.max_tokens) for prompt in PROMPTS]
-    one = cpu.available_cores()[:1]
-    monkeypatch.setattr(cpu, "available_cores", lambda: one)
     for strategy, static in (("pearl", False), ("sequential", False), ("pearl", True)):
         monkeypatch.setattr(decoder, "has_static_rounds", lambda target, static=static: static)
         with PearlDecoder(model, draft, strategy=strategy, gamma=3) as pair:

@@ -4,21 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
-from transformers import Gemma4ForCausalLM, Gemma4TextConfig, LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from pearl_decode.attention import use_window_attention
 from pearl_decode.cache import WindowCache
 from pearl_decode.models import CausalModel
-from tests.runtime.tiny import SIZES, VOCAB
+from tests.runtime.tiny import SIZES, VOCAB, gemma4
 
 ROWS, WIDTH = 3, 6
-
-
-def _gemma4():
-    kinds = ["sliding_attention", "full_attention"] * 2
-    own = {"layer_types": kinds, "sliding_window": 8, "num_kv_shared_layers": 2}
-    inputs = {"vocab_size_per_layer_input": VOCAB, "hidden_size_per_layer_input": 8}
-    return Gemma4ForCausalLM(Gemma4TextConfig(**SIZES, **own, **inputs))
 
 
 def _forward(model, keep):
@@ -48,12 +41,12 @@ def test_the_head_multiplies_what_is_kept_and_densely(keep: int) -> None:
 def test_layers_that_share_a_cache_attend_from_all_tokens(keep: int) -> None:
     """Gemma 4 leaves other tokens out where it is told a number, after which the rest stand at wrong positions."""
     torch.manual_seed(0)
-    got, _, wanted = _forward(_gemma4().eval(), keep)
+    got, _, wanted = _forward(gemma4(num_kv_shared_layers=2).eval(), keep)
     torch.testing.assert_close(got, wanted, atol=1e-5, rtol=1e-4)
 
 
 @torch.inference_mode()
 def test_reading_leaves_layers_out_where_a_model_can() -> None:
-    got, seen, _ = _forward(_gemma4().eval(), 0)
+    got, seen, _ = _forward(gemma4(num_kv_shared_layers=2).eval(), 0)
     assert got.shape == (ROWS, 0, VOCAB)
     assert [hidden.shape[1] for hidden in seen] == [1]

@@ -14,8 +14,6 @@ from transformers import (
     FalconForCausalLM,
     Gemma3nForCausalLM,
     Gemma3nTextConfig,
-    Gemma4ForCausalLM,
-    Gemma4TextConfig,
     GPTNeoConfig,
     GPTNeoForCausalLM,
     GPTNeoXJapaneseConfig,
@@ -30,7 +28,7 @@ from transformers import (
 
 from pearl_decode import PearlDecoder, SamplingParams
 from pearl_decode.models import CausalModel, first_layers
-from tests.runtime.tiny import SIZES, VOCAB, enlarged
+from tests.runtime.tiny import SIZES, VOCAB, enlarged, gemma4
 
 LIMIT = 64
 LONGROPE = {
@@ -160,12 +158,6 @@ def test_layers_of_other_types_are_refused_by_what_is_not_known_of_them(kind):
         CausalModel(model)
 
 
-def _gemma4_with_inputs_per_layer():
-    own = {"layer_types": ["sliding_attention", "full_attention"] * 2, "sliding_window": 8}
-    inputs = {"hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": VOCAB}
-    return Gemma4ForCausalLM(Gemma4TextConfig(**SIZES, **own, **inputs))
-
-
 def _gemma3n():
     """Whose last two layers have no keys of their own."""
     own = {"layer_types": ["sliding_attention", "full_attention"] * 2, "sliding_window": 8, "num_kv_shared_layers": 2}
@@ -180,7 +172,7 @@ def _japanese_neox():
     return GPTNeoXJapaneseForCausalLM(GPTNeoXJapaneseConfig(**GPT_SIZES, **sizes))
 
 
-@pytest.mark.parametrize("build", [_gemma4_with_inputs_per_layer, _gemma3n, _japanese_neox])
+@pytest.mark.parametrize("build", [gemma4, _gemma3n, _japanese_neox])
 def test_targets_that_are_no_model_without_their_last_layers_make_no_draft(build):
     model = build()
     with pytest.raises(ValueError, match=f"draft: first-layers:N cannot be made of a {type(model).__name__}: "):

@@ -7,13 +7,12 @@ from functools import partial
 
 import pytest
 import torch
-from transformers import Gemma4ForCausalLM, Gemma4TextConfig
 
 from pearl_decode import PearlDecoder, SamplingParams, memory
 from pearl_decode.models import CausalModel
 from pearl_decode.placement import layer_devices
 from tests.runtime.scripted import sequence_model
-from tests.runtime.tiny import ARCHITECTURES, SIZES, VOCAB, build, enlarged
+from tests.runtime.tiny import ARCHITECTURES, build, enlarged, gemma4
 
 CPU = torch.device("cpu")
 # Of one position of the tiny llama: 2 (keys and values) x 4 layers x 2 heads x 12 x 4 bytes.
@@ -56,11 +55,8 @@ def test_a_draft_whose_cache_does_not_fit_is_left_out(runtime, llama, near_llama
 
 def _gemma4(shared=0):
     """Layers of 2 heads of 12 numbers, and of 1 head of 20; the last `shared` look at those before."""
-    kinds = ["sliding_attention", "full_attention"] * 2
-    own = {"layer_types": kinds, "sliding_window": 8, "global_head_dim": 20}
-    heads = {"attention_k_eq_v": True, "num_global_key_value_heads": 1}
-    inputs = {"hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": VOCAB}
-    return Gemma4ForCausalLM(Gemma4TextConfig(**SIZES, **own, **heads, **inputs, num_kv_shared_layers=shared))
+    heads = {"global_head_dim": 20, "attention_k_eq_v": True, "num_global_key_value_heads": 1}
+    return gemma4(**heads, num_kv_shared_layers=shared)
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,8 @@ import torch
 from transformers import (
     Gemma3ForCausalLM,
     Gemma3TextConfig,
+    Gemma4ForCausalLM,
+    Gemma4TextConfig,
     GPT2Config,
     GPT2LMHeadModel,
     LlamaConfig,
@@ -58,6 +60,13 @@ def _gpt2():
             tie_word_embeddings=False,
         )
     )
+
+
+def gemma4(**own):
+    """Which has inputs for each layer, and of heads what its config says in `own`."""
+    kinds = ["sliding_attention", "full_attention"] * 2
+    inputs = {"hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": VOCAB}
+    return Gemma4ForCausalLM(Gemma4TextConfig(**SIZES, layer_types=kinds, sliding_window=8, **inputs, **own))
 
 
 ARCHITECTURES = {"llama": _llama, "qwen3": _qwen3, "gemma3": _gemma3, "gpt2": _gpt2}
