@@ -8,6 +8,7 @@
 
 #include "common/parallel.h"
 #include "cpu_kernels.h"
+#include "induction/induction.h"
 #ifdef PEARL_WITH_CUDA
 #include "common/cuda/memory.h"
 #include "sample/sample_cuda.h"
@@ -114,6 +115,22 @@ pearl::AdvanceArgs advance_args(int64_t batch, int64_t width, const State& state
   args.num_emitted = pointer<int32_t>(num_emitted);
   args.num_accepted = pointer<int32_t>(num_accepted);
   return args;
+}
+
+// tokens: (address, stride between rows, batch, capacity)
+pearl::InductionArgs induction_args(const Logits& logits, Address d2t,
+                                    const std::tuple<Address, int64_t, int64_t, int64_t>& tokens, Address lengths,
+                                    Address strengths, int64_t most) {
+  const auto& [address, stride, batch, capacity] = tokens;
+  return {logits_view(logits),
+          pointer<int64_t>(d2t),
+          pointer<int64_t>(address),
+          stride,
+          batch,
+          capacity,
+          pointer<int64_t>(lengths),
+          pointer<float>(strengths),
+          most};
 }
 
 pearl::NormArgs norm_args(Address x, int64_t rows, int64_t size, Address weight, float offset, float eps, Address out) {
@@ -308,6 +325,7 @@ PYBIND11_MODULE(_C, m) {
   def_op(m, "sample", &sample_args, [](const auto& args) { pearl::cpu_kernels().sample(args); });
   def_op(m, "verify", &verify_args, [](const auto& args) { pearl::cpu_kernels().verify(args); });
   def_op(m, "advance", &advance_args, [](const auto& args) { pearl::cpu_kernels().advance(args); });
+  def_op(m, "induce", &induction_args, [](const auto& args) { pearl::induce(args); });
   m.def("window_linear", &window_linear, WithoutGil());
   def_op(m, "window_norm", &norm_args, [](const auto& args) { pearl::cpu_kernels().window_norm(args); });
   def_op(m, "window_attention", &attention_args, [](const auto& args) { pearl::cpu_kernels().window_attention(args); });

@@ -55,6 +55,14 @@ def advance(
     num_emitted: int,
     num_accepted: int,
 ) -> None: ...
+def induce(
+    logits: _Logits,
+    d2t: int,
+    tokens: tuple[int, int, int, int],
+    lengths: int,
+    strengths: int,
+    most: int,
+) -> None: ...
 def window_linear(
     x: int,
     rows: int,

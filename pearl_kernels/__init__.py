@@ -6,6 +6,7 @@ others do not. Nothing here knows of models, caches or loops.
 
 from pearl_kernels.advance import advance_
 from pearl_kernels.dispatch import Backend, backends
+from pearl_kernels.induction import induce_
 from pearl_kernels.sample import sample
 from pearl_kernels.threads import kernels_alone, release_threads
 from pearl_kernels.types import (
@@ -40,6 +41,7 @@ __all__ = [
     "VerifyOutput",
     "advance_",
     "backends",
+    "induce_",
     "kernels_alone",
     "quantized",
     "release_threads",

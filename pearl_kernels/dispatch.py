@@ -21,6 +21,7 @@ _ENTRY = {
     "sample": "sample_out",
     "verify": "verify_out",
     "advance": "advance_",
+    "induction": "induce_",
     "window_linear": "window_linear_out",
     "window_norm": "window_norm_out",
     "window_attention": "window_attention",
@@ -29,7 +30,7 @@ _ENTRY = {
 # Operations a backend does not have.
 _WITHOUT = {
     "triton": {"window_linear", "window_norm", "window_layer"},
-    "cuda": {"window_linear", "window_norm", "window_attention", "window_layer"},
+    "cuda": {"induction", "window_linear", "window_norm", "window_attention", "window_layer"},
     "flash": _ENTRY.keys() - {"window_attention"},
 }
 _MODULE = {"reference": "reference", "cpu": "_native", "triton": "_triton", "cuda": "_cuda", "flash": "_flash"}

@@ -25,6 +25,7 @@ from pearl_kernels._triton.residuals import draw_residuals, sum_masses
 from pearl_kernels.window_attention._triton import launch_of
 
 sample_rows = importlib.import_module("pearl_kernels.sample._triton").sample_rows
+induction = importlib.import_module("pearl_kernels.induction._triton")
 
 TARGETS = {"sm_90": GPUTarget("cuda", 90, 32), "sm_80": GPUTarget("cuda", 80, 32)}
 SHARED_BYTES = 99 << 10  # of a block on the smallest of today's GPUs
@@ -160,6 +161,24 @@ def compile_attention(dtype: str, *, plain: bool) -> None:
         print("attention", head_dim)
 
 
+def compile_induction(dtype: str, *, plain: bool) -> None:
+    """plain: of a draft with all ids."""
+    constants = {"MOST": 8, "BLOCK": induction.BLOCK, **({"d2t": None} if plain else {})}
+    pointers = {"logits": f"*{dtype}", "strengths": "*fp32", "d2t": "*i64", "tokens": "*i64", "lengths": "*i64"}
+    signature: dict[str, str] = {}
+    values: dict[tuple[int], Any] = {}
+    for i, name in enumerate(induction.induce_rows.arg_names):
+        if name in constants:
+            signature[name], values[i,] = "constexpr", constants[name]
+        else:
+            signature[name] = pointers.get(name, "i64" if name.endswith("stride") else "i32")
+    for target in TARGETS.values():
+        source = ASTSource(induction.induce_rows, signature, values, aligned(signature))
+        compiled = compile(source, target=target, options={"num_warps": induction.WARPS})
+        assert stack_bytes(compiled.asm["cubin"]) == 0, target
+    print("induction")
+
+
 def stack_bytes(cubin: bytes) -> int:
     """Of each thread: what does not fit into registers."""
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
@@ -173,6 +192,9 @@ def stack_bytes(cubin: bytes) -> int:
 def main(dtype: str, variant: str, chip: str = "", names: str = "") -> None:
     if variant.startswith("attention"):
         compile_attention(dtype, plain=variant == "attention-plain")
+        return
+    if variant.startswith("induction"):
+        compile_induction(dtype, plain=variant == "induction-plain")
         return
     for kernel, name, constants, none in KERNELS:
         if name in (names.split(",") if names else NAMES):

@@ -37,6 +37,11 @@ def test_attention_compiles_for_two_generations_of_gpus(
     assert compiled(tmp_path, dtype, variant).splitlines() == [f"attention {dim}" for dim in head_dims]
 
 
+@pytest.mark.parametrize(("dtype", "variant"), [("bf16", "induction"), ("fp16", "induction-plain")])
+def test_induction_compiles_for_two_generations_of_gpus(dtype: str, variant: str, tmp_path: Path) -> None:
+    assert compiled(tmp_path, dtype, variant).splitlines() == ["induction"]
+
+
 def compiled(tmp_path: Path, *arguments: str) -> str:
     """What was compiled, in a process of its own: this one may interpret Triton."""
     environment = {**os.environ, "TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path)}
