@@ -88,6 +88,7 @@ class WindowCache(Cache):
         self.offset = 0  # smallest start among the rows
         self.appends_later = False  # whether attention, not `update`, writes the next forward's entries
         self._index: Index | None = None  # where ragged rows are written
+        self._tokens: torch.Tensor | None = None
 
     def place(self, starts: list[int], width: int, device: torch.device) -> torch.Tensor | None:
         """Announce a forward of `width` tokens per row, row b's first one at position starts[b].
@@ -155,6 +156,12 @@ class WindowCache(Cache):
         rows, columns = self._index
         buffer[rows, :, columns] = states.transpose(1, 2)
 
+    def remember(self, tokens: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        """Cache tokens (batch, width) int64 themselves at these positions. Returns all, (batch, capacity)."""
+        if self._tokens is None:
+            self._tokens = tokens.new_zeros(len(tokens), self.capacity)
+        return self._tokens.scatter_(1, positions, tokens)
+
     def clear(self) -> None:
         """Make ready for other sequences: what these left behind may be NaN, which even a weight of 0 does not hide."""
         for layer in self._window_layers:
@@ -164,6 +171,7 @@ class WindowCache(Cache):
     def release(self) -> None:
         """Give the memory back at once: a cache and its layers know each other, and would wait to be collected."""
         self._window_layers.clear()
+        self._tokens = None
 
     def keep(self, rows: list[int]) -> None:
         """Go on with these rows only, in this order."""
@@ -171,6 +179,8 @@ class WindowCache(Cache):
             index = torch.tensor(rows, device=layer.keys.device)
             layer.keys = layer.keys.index_select(0, index)
             layer.values = layer.values.index_select(0, index)
+        if self._tokens is not None:
+            self._tokens = self._tokens[torch.tensor(rows, device=self._tokens.device)]
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *args: Any, **kwargs: Any

@@ -73,16 +73,18 @@ def load_draft(directory: str | os.PathLike[str], target: PreTrainedModel) -> Pr
         stored = safetensors.torch.load_file(directory / WEIGHTS_FILE)
     except (OSError, safetensors.SafetensorError) as error:
         raise ValueError(f"draft: cannot read {directory / WEIGHTS_FILE}: {error}") from error
-    d2t = stored.pop("d2t", None)
-    draft = new_draft(target, config.layers, None if d2t is None else d2t.long())
+    d2t, induction = (stored.pop(name, None) for name in ("d2t", "induction"))
+    draft: Any = new_draft(target, config.layers, None if d2t is None else d2t.long())
     weights = own_parameters(draft)
     if weights.keys() != stored.keys():
         raise ValueError(f"draft: {directory / WEIGHTS_FILE} must hold {sorted(weights)}, got {sorted(stored)}")
     with torch.no_grad():
         for name, weight in weights.items():
             weight.copy_(stored[name])
-    draft.eval()  # type: ignore[no-untyped-call]
-    return draft
+    if induction is not None:
+        draft.induction = induction.to(draft.device)
+    loaded: PreTrainedModel = draft.eval()
+    return loaded
 
 
 def save_draft(directory: Path, draft: PreTrainedModel, config: DraftConfig) -> None:
@@ -91,6 +93,9 @@ def save_draft(directory: Path, draft: PreTrainedModel, config: DraftConfig) -> 
     d2t = getattr(draft, "d2t", None)
     if d2t is not None:
         tensors["d2t"] = d2t.to("cpu", torch.int32)
+    induction = getattr(draft, "induction", None)
+    if induction is not None:
+        tensors["induction"] = induction.cpu()
     write_whole(directory / WEIGHTS_FILE, safetensors.torch.save(tensors))
     write_whole(directory / CONFIG_FILE, (json.dumps(asdict(config), indent=2) + "\n").encode())
 

@@ -111,8 +111,9 @@ def _moved(draft: PreTrainedModel, device: torch.device) -> PreTrainedModel:
     """A draft that shares weights with its target, on another device: with copies of them."""
     model: Any = draft
     model.to(device)
-    if getattr(model, "d2t", None) is not None:
-        model.d2t = model.d2t.to(device)
+    for name in ("d2t", "induction"):
+        if getattr(model, name, None) is not None:
+            setattr(model, name, getattr(model, name).to(device))
     return draft
 
 

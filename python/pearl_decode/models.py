@@ -23,7 +23,7 @@ from pearl_decode.linear import multiplies_by_kernels, use_window_linear, uses_w
 from pearl_decode.masks import ragged_masks
 from pearl_decode.placement import is_spread
 from pearl_decode.window_model import WindowModel
-from pearl_kernels import kernels_alone
+from pearl_kernels import induce_, kernels_alone
 
 LOGGER = logging.getLogger(__name__)
 MOST_WINDOW = 64  # new tokens per row; for longer texts torch's own attention is made
@@ -36,6 +36,7 @@ class CausalModel:
     """A loaded model with what the decoder asks of it.
 
     d2t: for a draft with a reduced vocabulary, the target id of each of its own ids (strictly increasing int64)
+    induction: for a draft whose logits `induce_` adds to, the strengths, (most,) float32
     Raises ValueError for a model that cannot decode windows: no position_ids, recurrent layers, unknown attention.
     """
 
@@ -54,6 +55,7 @@ class CausalModel:
         self.vocab_size: int = text_config.vocab_size
         self.context = longest_text(role, text_config)
         self.d2t: torch.Tensor | None = getattr(model, "d2t", None)
+        self.induction: torch.Tensor | None = getattr(model, "induction", None)
         self._known_ids: int = self._input_size()
         self._compiled: Any = None
         self._appends_later = True
@@ -171,11 +173,15 @@ class CausalModel:
         self, run: Any, input_ids: torch.Tensor, positions: torch.Tensor, mask: Any, cache: WindowCache, keep: int
     ) -> torch.Tensor:
         # A draft may be padded to fewer ids than the target: an id it does not know costs a refusal at most.
-        input_ids = input_ids.clamp(max=self._known_ids - 1)
-        if self.context is not None:
-            # Only tokens past the end of a request reach the limit: drafted, never committed.
-            positions = positions.clamp(max=self.context - 1)
-        return self.call(run, input_ids, positions, mask, cache, keep)
+        known_ids = input_ids.clamp(max=self._known_ids - 1)
+        # Only tokens past the end of a request reach the limit of the context: drafted, never committed.
+        within = positions if self.context is None else positions.clamp(max=self.context - 1)
+        logits = self.call(run, known_ids, within, mask, cache, keep)
+        if self.induction is not None:
+            text = cache.remember(input_ids, positions)
+            for column in range(-keep, 0):
+                induce_(logits[:, column], text, positions[:, column] + 1, self.induction, d2t=self.d2t)
+        return logits
 
     def call(
         self, run: Any, input_ids: torch.Tensor, positions: torch.Tensor, mask: Any, cache: WindowCache, keep: int
