@@ -64,14 +64,13 @@ def probs(logits: torch.Tensor, temperature: float) -> torch.Tensor:
 
 
 @torch.inference_mode()
-def text_logits(model: Any, ids: list[int], start: int) -> torch.Tensor:
+def text_logits(model: CausalModel, ids: list[int], start: int) -> torch.Tensor:
     """Logits of the tokens ids[start:]: (positions, vocab)."""
-    logits: torch.Tensor = model(torch.tensor([ids[:-1]]), use_cache=False).logits[0, start - 1 :]
-    return logits
+    return model.forward(torch.tensor([ids[:-1]]), [0], WindowCache(len(ids)), keep=len(ids) - start)[0]
 
 
-def model_guess(draft: Any) -> Guess:
-    d2t = getattr(draft, "d2t", None)
+def model_guess(draft: CausalModel) -> Guess:
+    d2t = draft.d2t
 
     def guess(ids: list[int], start: int, temperature: float, target_probs: torch.Tensor) -> torch.Tensor:
         own = probs(text_logits(draft, ids, start), temperature)
@@ -131,7 +130,7 @@ def measure(target: CausalModel, drafts: dict[str, Guess], tasks: dict[str, list
             chances: dict[str, list[torch.Tensor]] = defaultdict(list)
             for answer in sorted(answers, key=lambda answer: answer.key):
                 ids, start = answer.prompt_ids + answer.answer_ids, len(answer.prompt_ids)
-                target_probs = probs(text_logits(target.model, ids, start), temperature)
+                target_probs = probs(text_logits(target, ids, start), temperature)
                 # When greedy, near-ties may be rounded otherwise in one forward: the text's token is the target's.
                 if temperature == 0:
                     target_probs = torch.nn.functional.one_hot(
@@ -213,11 +212,12 @@ def main() -> None:
     directory = draft_directory(args.draft)
     if directory is None:
         parser.error(f"--draft: {args.draft} holds no distilled draft")
-    models = {directory.name: load_draft(directory, target.model)}
-    models |= {f"first-layers:{count}": first_layers(target.model, count) for count in args.truncated}
-    for model in models.values():
+    loaded = {directory.name: load_draft(directory, target.model)}
+    loaded |= {f"first-layers:{count}": first_layers(target.model, count) for count in args.truncated}
+    for model in loaded.values():
         store_in_int8(model)  # as decoders do
-    steps = step_ms({"target": target, **{name: CausalModel(model, "draft") for name, model in models.items()}})
+    models = {name: CausalModel(model, "draft") for name, model in loaded.items()}
+    steps = step_ms({"target": target, **models})
     drafts: dict[str, Guess] = {name: model_guess(model) for name, model in models.items()}
     drafts[LOOKUP] = lookup_guess
     tasks = read_tasks(args.prompts, args.limit, tokenizer)

@@ -78,7 +78,7 @@ def test_a_draft_is_gone_on_from_with_another_vocabulary(target, tokenizer, prom
     distill(target, prompts_file, tmp_path / "draft", tokenizer=tokenizer, **options)
     old, new = load_file(before / "draft.safetensors"), load_file(tmp_path / "draft" / "draft.safetensors")
     assert len(new.pop("d2t", range(target.config.vocab_size))) == min(draft_vocab, target.config.vocab_size)
-    assert all(torch.equal(weight, old[name]) for name, weight in new.items())
+    assert all(torch.equal(weight, old[name]) for name, weight in new.items() if name != "induction")
     load_draft(tmp_path / "draft", target)
 
 
@@ -114,7 +114,7 @@ def test_a_saved_draft_is_what_was_trained_and_decodes_losslessly(target, made):
     out, _ = made
     draft = load_draft(out, target)
     stored = load_file(out / "draft.safetensors")
-    assert stored.keys() == {*own_parameters(draft), "d2t"}
+    assert stored.keys() == {*own_parameters(draft), "d2t", "induction"}
     for name, weight in own_parameters(draft).items():
         assert torch.equal(weight, stored[name].float())
     assert draft.get_input_embeddings().weight.data_ptr() == target.get_input_embeddings().weight.data_ptr()

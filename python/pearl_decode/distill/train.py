@@ -14,7 +14,8 @@ from typing import Any
 
 import torch
 
-from pearl_decode.distill.lessons import Head, Lessons, hidden_states
+from pearl_decode.distill.induction import fit_strengths, induced
+from pearl_decode.distill.lessons import Head, Lesson, Lessons, hidden_states
 from pearl_decode.distill.losses import LOSSES, fused, mean_loss, sum_of
 from pearl_decode.drafts import own_parameters, write_whole
 
@@ -95,8 +96,9 @@ class Trainer:
         report: Callable[[Progress], None],
         every_s: float = EVERY_S,
     ) -> Quality:
-        """Train to the end and measure. limit_s: of this call; the learning rate falls with whichever end is nearer.
+        """Train to the end, fit the draft's induction, and measure.
 
+        limit_s: of this call; the learning rate falls with whichever end is nearer
         Writes a checkpoint every `every_s` seconds, at the end, and when interrupted.
         """
         begin = last = time.monotonic()
@@ -117,6 +119,8 @@ class Trainer:
         finally:
             self.elapsed_s += time.monotonic() - begin
             self.save(checkpoint)
+        self.draft.eval()
+        self.draft.induction = fit_strengths(self._train, self._hidden_states, self._head, self._ids)
         return self.measure()
 
     def _done(self, elapsed_s: float, limit_s: float | None) -> float:
@@ -131,9 +135,7 @@ class Trainer:
             group["lr"] = rate
         lesson = self._train[self._batch_index()]
         self.draft.train()
-        with self._autocast():
-            hidden = hidden_states(self.draft, lesson.inputs, lesson.learn)
-        loss = mean_loss(self._losses, hidden, self._head, lesson)
+        loss = mean_loss(self._losses, self._hidden_states(lesson), self._head, lesson)
         self._optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(list(self._own.values()), 1.0)
@@ -153,12 +155,14 @@ class Trainer:
     def measure(self) -> Quality:
         """The draft on the held-out prompts."""
         self.draft.eval()
+        strengths = getattr(self.draft, "induction", None)
         positions, accepted, agreed = 0, 0.0, 0.0
         for lesson in self._held_out:
-            with self._autocast():
-                hidden = hidden_states(self.draft, lesson.inputs, lesson.learn)
+            hidden = self._hidden_states(lesson)
             for rows in self._head.parts(len(hidden)):
                 logits = self._head.logits(hidden[rows])
+                if strengths is not None:
+                    induced(logits, lesson, rows, strengths, self._ids)
                 accepted += float(torch.minimum(lesson.probs(self._head, rows), logits.softmax(-1)).sum())
                 agreed += float((lesson.best[rows] == self._ids[logits.argmax(-1)]).sum())
             positions += len(lesson.hidden)
@@ -190,5 +194,10 @@ class Trainer:
             raise ValueError(f"resume: cannot read the checkpoint {path}: {error}") from error
         self.step, self.tokens, self.elapsed_s = state["step"], state["tokens"], state["elapsed_s"]
 
-    def _autocast(self) -> AbstractContextManager[Any]:
-        return torch.autocast(self.device.type, torch.bfloat16) if self._halves else nullcontext()
+    def _hidden_states(self, lesson: Lesson) -> torch.Tensor:
+        """What the draft's head reads."""
+        halves: AbstractContextManager[Any] = nullcontext()
+        if self._halves:
+            halves = torch.autocast(self.device.type, torch.bfloat16)
+        with halves:
+            return hidden_states(self.draft, lesson.inputs, lesson.learn)
