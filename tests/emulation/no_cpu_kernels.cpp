@@ -1,5 +1,6 @@
 #include "common/parallel.h"
 #include "cpu_kernels.h"
+#include "induction/induction.h"
 
 // The emulated extension has no CPU kernels: the bindings find none here.
 namespace pearl {
@@ -13,6 +14,8 @@ const CpuKernels& cpu_kernels() {
   static const CpuKernels none{"none", nullptr, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr};
   return none;
 }
+
+void induce(const InductionArgs&) {}
 
 void release_threads() {}
 
