@@ -56,6 +56,7 @@ def test_bad_arguments_end_in_one_line(cli: Cli, target: str, tmp_path: Path):
         (*base, str(tmp_path / "bad.jsonl")): "bad.jsonl:2: expected an object",
         (*base, _prompts(tmp_path), "--layers", "3"): "layers must be from 1 to 2 for this target, got 3",
         (*base, _prompts(tmp_path), "--hours", "-1"): "hours must be > 0",
+        (*base, _prompts(tmp_path), "--tokens", "-1"): "tokens must be an integer >= 0, got -1",
     }
     for argv, message in cases.items():
         outcome = cli(*argv)

@@ -44,7 +44,11 @@ def add_command(commands: Any) -> None:
         help="go on from this one, with its ids unless --draft-vocab is given",
     )
     parser.add_argument(
-        "--tokens", type=positive, metavar="N", help="learn from this many tokens, over all passes (default: 10 passes)"
+        "--tokens",
+        type=int,
+        metavar="N",
+        help="learn from this many tokens, over all passes (default: 10 passes); "
+        "0 only fits how far the draft trusts repetitions",
     )
     parser.add_argument("--hours", type=float, metavar="H", help="take at most this long, answers included")
     parser.add_argument("--answers", type=positive, default=3, metavar="N", help="per prompt (default: 3)")

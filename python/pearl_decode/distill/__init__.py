@@ -113,7 +113,8 @@ def distill(
     layers:  how many of the target's decoder layers the draft has, which are its first, or which ones; None is 2
     draft_vocab: ids it can draw, those the target finds likeliest in its answers; None is 16384
     initial_draft: a draft of this target to go on from, with its layers, and its ids unless draft_vocab is given
-    tokens:  tokens to learn from, over all passes; None is ten passes. hours: of the whole call, at most
+    tokens:  tokens to learn from, over all passes; None is ten passes, with 0 only the draft's `induction` is fitted
+    hours:   of the whole call, at most
     resume:  go on with what `out` holds; without it, `out` must not hold a run
     learn_prompts: learn from the words of the prompts as well, which costs no decoding
     text:    plain text files to learn from besides the answers
@@ -125,8 +126,8 @@ def distill(
     Raises ValueError naming what is wrong with an argument or a file, OSError with the remedy when out of disk.
     """
     begin = time.monotonic()
-    if tokens is not None and tokens < 1:
-        raise ValueError(f"tokens must be an integer >= 1, got {tokens!r}")
+    if tokens is not None and tokens < 0:
+        raise ValueError(f"tokens must be an integer >= 0, got {tokens!r}")
     if hours is not None and not hours > 0:
         raise ValueError(f"hours must be > 0, got {hours!r}")
     report = report or Silent()
@@ -179,7 +180,7 @@ def distill(
         train, held_out = (Lessons(model, part, settings.batch_tokens) for part in (samples, aside))
         train.check()
         draft = start.draft_with(model, _ids(train, start, work, report))
-        to_learn = tokens or PASSES * learnt
+        to_learn = PASSES * learnt if tokens is None else tokens
         recipe = Recipe(to_learn, learning_rate, loss, seed, compile=to_learn >= MANY_TOKENS)
         trainer = Trainer(model, draft, train, held_out, recipe)
         if begun:

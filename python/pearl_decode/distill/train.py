@@ -124,8 +124,9 @@ class Trainer:
         return self.measure()
 
     def _done(self, elapsed_s: float, limit_s: float | None) -> float:
+        by_tokens = self.tokens / self.recipe.tokens if self.recipe.tokens else 1.0
         by_time = 0.0 if limit_s is None else elapsed_s / max(limit_s, 1e-9)
-        return max(self.tokens / self.recipe.tokens, by_time)
+        return max(by_tokens, by_time)
 
     def _one_step(self, done: float) -> torch.Tensor:
         """One batch; the loss, on the device."""
