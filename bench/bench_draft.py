@@ -27,12 +27,14 @@ from rich.console import Console
 from rich.table import Table
 
 from pearl_decode.cache import WindowCache
+from pearl_decode.checkpoints import load_model, load_tokenizer
 from pearl_decode.distill.answers import Job, answer_batch
 from pearl_decode.distill.prompts import Prompt
 from pearl_decode.drafts import draft_directory, load_draft
+from pearl_decode.first_layers import first_layers
 from pearl_decode.inputs import numbered_lines
 from pearl_decode.layer import store_in_int8
-from pearl_decode.models import CausalModel, first_layers, load_model, load_tokenizer
+from pearl_decode.models import CausalModel
 from pearl_decode.text import encode_prompt
 
 TEMPERATURES = (0.0, 0.7)

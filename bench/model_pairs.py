@@ -24,9 +24,10 @@ from transformers import (
 
 from pearl_decode.bench.prompts import read_prompts
 from pearl_decode.builtin import BUILTIN_DRAFT, BUILTIN_TARGET, builtin_state
+from pearl_decode.checkpoints import load_model
 from pearl_decode.drafts import draft_directory, load_draft
 from pearl_decode.memory import cache_bytes, free_bytes
-from pearl_decode.models import CausalModel, load_model
+from pearl_decode.models import CausalModel
 
 STRIDE = 1009
 CONTEXT = 16384

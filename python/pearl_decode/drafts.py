@@ -21,7 +21,8 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from pearl_decode.builtin import BUILTIN_DRAFT
-from pearl_decode.models import adopt_buffers, run_windows_like
+from pearl_decode.first_layers import adopt_buffers
+from pearl_decode.trials import run_windows_like
 
 FORMAT = 1
 CONFIG_FILE, WEIGHTS_FILE = "draft.json", "draft.safetensors"

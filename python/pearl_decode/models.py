@@ -2,33 +2,27 @@
 
 from __future__ import annotations
 
-import copy
 import inspect
 import logging
-import os
 from contextlib import nullcontext
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import PreTrainedModel
 
-from pearl_decode import builtin
-from pearl_decode.attention import ATTENTION_NAME, use_window_attention
+from pearl_decode.attention import ATTENTION_NAME
 from pearl_decode.cache import WindowCache, starts_on
-from pearl_decode.layer import use_window_layers
 from pearl_decode.limits import CACHE_ARGUMENTS, check_decodes_windows, longest_text
-from pearl_decode.linear import multiplies_by_kernels, use_window_linear, uses_window_linear
+from pearl_decode.linear import multiplies_by_kernels
 from pearl_decode.masks import ragged_masks
 from pearl_decode.placement import is_spread
-from pearl_decode.window_model import WindowModel
+from pearl_decode.window_model import WHOLE, WindowModel
 from pearl_kernels import induce_, kernels_alone
 
 LOGGER = logging.getLogger(__name__)
 MOST_WINDOW = 64  # new tokens per row; for longer texts torch's own attention is made
 MOST_ROWS = 64  # of a window of a prompt on a CPU: enough for arithmetic to be the cost
-WHOLE = "window_model"  # attribute of a model that is run by its WindowModel
 MOST_COMPILED = 256  # shapes, of all models together, before torch refuses to compile more
 
 
@@ -209,188 +203,3 @@ class CausalModel:
         if keep == width or not self._keeps_by_index or (keep == 0 and self._shares_cache):
             return max(keep, 1)
         return torch.arange(width - keep, width, device=input_ids.device)
-
-
-def default_device() -> torch.device:
-    """The GPU if there is one."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def load_model(
-    role: str,
-    spec: str | os.PathLike[str] | PreTrainedModel,
-    dtype: torch.dtype | None,
-    device: torch.device | None = None,
-    device_map: Any | None = None,
-) -> PreTrainedModel:
-    """A model from a hub id, a path, the built-in name or as it is, which then stays where it is.
-
-    dtype:      None: what the checkpoint says; but on a CPU only the weights, and the model computes in float32
-    device:     None: the GPU if there is one
-    device_map: as transformers', instead of the device
-    Raises ValueError naming the role for a path that does not exist or a model that cannot be loaded.
-    """
-    if not isinstance(spec, (str, os.PathLike)):
-        return spec
-    source = resolve(role, spec)
-    try:
-        model: Any = AutoModelForCausalLM.from_pretrained(source, dtype=dtype or "auto", device_map=device_map)
-    except (ImportError, OSError, ValueError) as error:
-        raise ValueError(f"{role}: cannot load a causal model from {str(spec)!r}: {error}") from error
-    if device_map is None:
-        model = model.to(device or default_device())
-    if model.device.type == "cpu" and dtype in (None, torch.float32):
-        use_window_linear(model)
-        _attend_to_windows(model)
-    loaded: PreTrainedModel = model
-    return loaded
-
-
-def _attend_to_windows(model: PreTrainedModel) -> None:
-    """Let a model on a CPU run `window_attention`, unless it cannot, or then says something else."""
-    before = model.config._attn_implementation
-    if before not in ("sdpa", "eager"):
-        return
-    refusal = try_window_attention(model, within=1e-3)
-    if refusal is None:
-        _run_whole_windows(model)
-    else:
-        LOGGER.info("%s attends with %s: %s", type(model).__name__, before, refusal)
-
-
-def try_window_attention(model: PreTrainedModel, within: float) -> str | None:
-    """Let a model run `window_attention`. Returns what speaks against it, if anything does: it is then as it was.
-
-    within: how much of its logits rounding may change
-    """
-    before = model.config._attn_implementation
-    try:
-        wanted = _ragged_logits(model)
-        use_window_attention(model)
-        got = _ragged_logits(model)
-    except (ValueError, RuntimeError) as error:
-        refusal = str(error)
-    else:
-        if (got - wanted).norm() <= within * wanted.norm():
-            return None
-        refusal = f"with {ATTENTION_NAME!r} its logits would be others"
-    model.set_attn_implementation(before)
-    return refusal
-
-
-def run_windows_like(draft: PreTrainedModel, model: PreTrainedModel) -> None:
-    """Let a draft made of a model's parts run windows on a CPU as that model does, whose attention it has already."""
-    if uses_window_linear(model):
-        use_window_linear(draft)
-        if draft.config._attn_implementation == ATTENTION_NAME:
-            _run_whole_windows(draft)
-
-
-def _run_whole_windows(model: PreTrainedModel) -> None:
-    """Let decoder layers run as `window_layer`, and all of them in one call, as far as trials give the same."""
-    use_window_layers(model, lambda: _ragged_logits(model))
-    try:
-        whole = WindowModel(model)
-    except (AttributeError, KeyError, ValueError) as error:
-        LOGGER.info("%s runs as it is written: %s", type(model).__name__, error)
-        return
-    wanted = _ragged_logits(model)
-    setattr(model, WHOLE, whole)
-    if (_ragged_logits(model) - wanted).abs().max() > 1e-4 * wanted.abs().max():
-        delattr(model, WHOLE)
-
-
-@torch.inference_mode()
-def _ragged_logits(model: PreTrainedModel) -> torch.Tensor:
-    """Logits of a window over rows of different length."""
-    windows, cache = CausalModel(model), WindowCache(16)
-    ids = torch.arange(32, device=model.device).view(2, 16) % windows.vocab_size
-    windows.forward(ids[:, :12], [0, 0], cache, keep=1)
-    return windows.forward(ids[:, 12:15], [12, 9], cache, keep=3)
-
-
-def load_tokenizer(role: str, spec: str | os.PathLike[str]) -> Any:
-    """The tokenizer that belongs to a model's id, path or built-in name."""
-    try:
-        return AutoTokenizer.from_pretrained(resolve(role, spec))
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{role}: cannot load a tokenizer from {str(spec)!r}: {error}") from error
-
-
-def resolve(role: str, spec: str | os.PathLike[str]) -> str:
-    """What transformers' loaders take for a model's id, path or built-in name."""
-    name = os.fspath(spec)
-    if name == builtin.BUILTIN_TARGET:
-        return str(builtin.ensure_builtin())
-    path = Path(name).expanduser()
-    if path.exists():
-        return str(path)
-    if name.startswith((".", "/", "~")) or name.count("/") > 1:
-        raise ValueError(f"{role}: expected a model directory or a hub id, but there is no {name!r}")
-    return name
-
-
-def first_layers(model: PreTrainedModel, count: int) -> PreTrainedModel:
-    """A draft made of the target's own first `count` decoder layers; weights are shared, not copied.
-
-    Raises ValueError for a count that leaves no layer out, or a target that is no model without its last layers.
-    """
-    total = model.config.get_text_config().num_hidden_layers
-    if not 1 <= count < total:
-        raise ValueError(f"draft: first-layers:N needs N from 1 to {total - 1} for this target, got {count}")
-    try:
-        draft = _cut_short(model, count)
-    except (AttributeError, KeyError, RuntimeError, ValueError) as error:
-        raise ValueError(f"draft: first-layers:N cannot be made of a {type(model).__name__}: {error}") from error
-    draft.generation_config = model.generation_config
-    draft.set_attn_implementation(model.config._attn_implementation)
-    run_windows_like(draft, model)
-    draft.eval()  # type: ignore[no-untyped-call]
-    return draft
-
-
-def _cut_short(model: PreTrainedModel, count: int) -> PreTrainedModel:
-    config = copy.deepcopy(model.config)
-    text_config = config.get_text_config()
-    text_config.num_hidden_layers = count
-    if getattr(text_config, "layer_types", None):
-        text_config.layer_types = text_config.layer_types[:count]
-    with torch.device("meta"):
-        draft = type(model)(config)
-    shared = model.state_dict()
-    draft.load_state_dict({name: shared[name] for name in draft.state_dict()}, assign=True)
-    draft.tie_weights()
-    adopt_buffers(draft, model)
-    return draft
-
-
-def adopt_buffers(draft: PreTrainedModel, model: PreTrainedModel) -> None:
-    """Take the buffers no state dict carries (rotary frequencies) from the target: copies, as transformers may write
-    other frequencies into them, and both models run at once."""
-    buffers = dict(model.named_buffers(remove_duplicate=False))
-    for name, buffer in draft.named_buffers():
-        if buffer.is_meta:
-            owner, _, leaf = name.rpartition(".")
-            setattr(draft.get_submodule(owner), leaf, buffers[name].clone())
-
-
-def check_same_tokens(target: Any, draft: Any) -> None:
-    """Raise ValueError unless both tokenizers give every id the same meaning.
-
-    Padded vocabulary sizes of the models may differ; the tokens, and the special ones, may not.
-    """
-    names = f"target tokenizer {target.name_or_path!r} and draft tokenizer {draft.name_or_path!r}"
-    of_target = {index: token for token, index in target.get_vocab().items()}
-    of_draft = {index: token for token, index in draft.get_vocab().items()}
-    if of_target != of_draft:
-        first = min(i for i in of_target.keys() | of_draft.keys() if of_target.get(i) != of_draft.get(i))
-        raise ValueError(
-            f"{names} must be the same; the first differing id is {first}: "
-            f"{of_target.get(first)!r} in the target, {of_draft.get(first)!r} in the draft"
-        )
-    for kind in ("bos_token_id", "eos_token_id"):
-        if getattr(target, kind) != getattr(draft, kind):
-            raise ValueError(
-                f"{names} must have the same special tokens; {kind} is {getattr(target, kind)} in the target, "
-                f"{getattr(draft, kind)} in the draft"
-            )

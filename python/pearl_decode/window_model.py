@@ -14,6 +14,7 @@ from pearl_decode.linear import WideEmbedding, WindowLinear
 from pearl_decode.norm import WindowNorm
 from pearl_kernels import window_layers
 
+WHOLE = "window_model"  # attribute of a model that is run by its WindowModel
 # Of these a position's angles depend on nothing else.
 _FIXED_ROTARIES = ("default", "linear", "llama3", "yarn")
 

@@ -7,7 +7,8 @@ import copy
 import torch
 
 from pearl_decode.cache import WindowCache
-from pearl_decode.models import CausalModel, first_layers
+from pearl_decode.first_layers import first_layers
+from pearl_decode.models import CausalModel
 from tests.runtime.tiny import VOCAB
 
 

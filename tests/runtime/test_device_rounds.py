@@ -10,8 +10,8 @@ from pearl_decode.attention import use_window_attention
 from pearl_decode.device.engine import DeviceOptions
 from pearl_decode.device.kept import Kept
 from pearl_decode.device.shape import shape_of
+from pearl_decode.first_layers import first_layers
 from pearl_decode.lanes.queue import InlineLane
-from pearl_decode.models import first_layers
 from pearl_kernels import window_attention
 from tests.runtime.device import DeviceDecoder, DynamicDecoder, HostRead, Schedule, TapeLane, no_host_reads, static_plan
 from tests.runtime.scripted import sequence_model

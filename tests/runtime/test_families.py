@@ -10,7 +10,7 @@ import torch
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
 from pearl_decode import PearlDecoder, SamplingParams, decoder
-from pearl_decode.models import try_window_attention
+from pearl_decode.trials import try_window_attention
 from tests.runtime.tiny import SIZES
 
 GPT = {"n_embd": 48, "n_layer": 4, "n_head": 4, "n_positions": 160, "n_inner": 96}

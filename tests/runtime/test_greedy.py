@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from pearl_decode import PearlDecoder, SamplingParams
-from pearl_decode.models import first_layers
+from pearl_decode.first_layers import first_layers
 
 COUNT = 40
 PARAMS = SamplingParams(max_tokens=COUNT)

@@ -10,7 +10,8 @@ from pearl_decode.cache import WindowCache
 from pearl_decode.distill.induction import CHOICES, fit_strengths
 from pearl_decode.distill.lessons import Head, Lessons
 from pearl_decode.distill.samples import Sample
-from pearl_decode.models import CausalModel, first_layers
+from pearl_decode.first_layers import first_layers
+from pearl_decode.models import CausalModel
 from tests.kernels.test_induction import expected_gain
 from tests.runtime.device import DeviceDecoder, DynamicDecoder
 from tests.runtime.scripted import ScriptedModel, sequence_model, table_model

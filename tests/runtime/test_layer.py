@@ -20,9 +20,11 @@ from transformers import (
 from pearl_decode import PearlDecoder, SamplingParams, models
 from pearl_decode import layer as layers
 from pearl_decode.cache import WindowCache
+from pearl_decode.checkpoints import load_model
 from pearl_decode.drafts import new_draft
+from pearl_decode.first_layers import first_layers
 from pearl_decode.layer import WindowDecoderLayer
-from pearl_decode.models import CausalModel, first_layers, load_model
+from pearl_decode.models import CausalModel
 
 SIZES = {
     "vocab_size": 96, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 4, "num_attention_heads": 4,

@@ -27,7 +27,8 @@ from transformers import (
 )
 
 from pearl_decode import PearlDecoder, SamplingParams
-from pearl_decode.models import CausalModel, first_layers
+from pearl_decode.first_layers import first_layers
+from pearl_decode.models import CausalModel
 from tests.runtime.tiny import SIZES, VOCAB, enlarged, gemma4
 
 LIMIT = 64

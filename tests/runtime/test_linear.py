@@ -12,8 +12,10 @@ from transformers import AutoModelForCausalLM, Gemma2Config, LlamaConfig, Qwen2C
 from pearl_decode import PearlDecoder, SamplingParams, attention
 from pearl_decode.attention import ATTENTION_NAME
 from pearl_decode.cache import WindowCache
+from pearl_decode.checkpoints import load_model
+from pearl_decode.first_layers import first_layers
 from pearl_decode.linear import WindowLinear, use_window_linear, uses_window_linear
-from pearl_decode.models import CausalModel, first_layers, load_model
+from pearl_decode.models import CausalModel
 from pearl_decode.norm import WindowNorm, own_class, use_window_norm
 
 SIZES = {

@@ -7,7 +7,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from pearl_decode import PearlDecoder, SamplingParams
-from pearl_decode.models import first_layers
+from pearl_decode.first_layers import first_layers
 from tests.runtime.scripted import sequence_model
 
 COUNT = 16

@@ -9,11 +9,12 @@ from transformers import AutoModelForCausalLM, LlamaConfig, SmolLM3Config
 from pearl_decode import PearlDecoder, SamplingParams, window_model
 from pearl_decode.cache import WindowCache
 from pearl_decode.drafts import new_draft
+from pearl_decode.first_layers import first_layers
 from pearl_decode.lanes import CpuLane
 from pearl_decode.lanes.target import TargetLane
-from pearl_decode.models import WHOLE, CausalModel, first_layers
+from pearl_decode.models import CausalModel
 from pearl_decode.state import Batch
-from pearl_decode.window_model import WindowModel
+from pearl_decode.window_model import WHOLE, WindowModel
 from tests.runtime.test_layer import SIZES, count_calls, load, windows
 from tests.runtime.test_layer import WHOLE as CONFIGS
 

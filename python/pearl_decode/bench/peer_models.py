@@ -11,8 +11,8 @@ from transformers import PreTrainedModel
 
 from pearl_decode.attention import ATTENTION_NAME
 from pearl_decode.linear import WindowLinear
-from pearl_decode.models import WHOLE
 from pearl_decode.norm import own_class
+from pearl_decode.window_model import WHOLE
 
 
 class FullHead(nn.Module):

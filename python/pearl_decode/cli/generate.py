@@ -73,8 +73,8 @@ def load(args: argparse.Namespace) -> PearlDecoder:
         import transformers
 
         from pearl_decode import PearlDecoder
+        from pearl_decode.checkpoints import resolve
         from pearl_decode.loading import SPREAD, find_device
-        from pearl_decode.models import resolve
 
         quiet: Any = transformers.logging  # untyped in transformers
         quiet.set_verbosity_error()

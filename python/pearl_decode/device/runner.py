@@ -16,10 +16,11 @@ from pearl_decode.device.shape import COMPILED_WIDTHS, WIDTHS
 from pearl_decode.engine import Plan
 from pearl_decode.lanes.cuda import HIGH, NORMAL, CudaLane
 from pearl_decode.lanes.queue import DeviceLane, InlineLane
-from pearl_decode.models import CausalModel, try_window_attention
+from pearl_decode.models import CausalModel
 from pearl_decode.placement import is_spread
 from pearl_decode.request import Request
 from pearl_decode.runner import check_devices
+from pearl_decode.trials import try_window_attention
 
 LOGGER = logging.getLogger(__name__)
 # What a trial of our attention said against each model, or None: transformers' hook makes a runner for every call.

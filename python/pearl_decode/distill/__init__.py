@@ -15,6 +15,7 @@ import torch
 from transformers import PreTrainedModel
 
 from pearl_decode.attention import planless_sdpa
+from pearl_decode.checkpoints import default_device, load_model, load_tokenizer
 from pearl_decode.distill.answers import Answer, plan_jobs, write_answers
 from pearl_decode.distill.card import model_card
 from pearl_decode.distill.lessons import Lessons
@@ -26,7 +27,7 @@ from pearl_decode.distill.samples import Sample, prompt_samples, split
 from pearl_decode.distill.start import Start
 from pearl_decode.distill.train import Quality, Recipe, Trainer
 from pearl_decode.drafts import DraftConfig, config_hash, save_draft, write_whole
-from pearl_decode.models import CausalModel, default_device, load_model, load_tokenizer
+from pearl_decode.models import CausalModel
 
 __all__ = ["Quality", "Settings", "distill"]
 

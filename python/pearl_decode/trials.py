@@ -1,0 +1,80 @@
+"""What a model runs in place of its own code, as far as trials give the same logits."""
+
+from __future__ import annotations
+
+import logging
+
+import torch
+from transformers import PreTrainedModel
+
+from pearl_decode.attention import ATTENTION_NAME, use_window_attention
+from pearl_decode.cache import WindowCache
+from pearl_decode.layer import use_window_layers
+from pearl_decode.linear import use_window_linear, uses_window_linear
+from pearl_decode.models import CausalModel
+from pearl_decode.window_model import WHOLE, WindowModel
+
+LOGGER = logging.getLogger(__name__)
+
+
+def attend_to_windows(model: PreTrainedModel) -> None:
+    """Let a model on a CPU run `window_attention`, unless it cannot, or then says something else."""
+    before = model.config._attn_implementation
+    if before not in ("sdpa", "eager"):
+        return
+    refusal = try_window_attention(model, within=1e-3)
+    if refusal is None:
+        _run_whole_windows(model)
+    else:
+        LOGGER.info("%s attends with %s: %s", type(model).__name__, before, refusal)
+
+
+def try_window_attention(model: PreTrainedModel, within: float) -> str | None:
+    """Let a model run `window_attention`. Returns what speaks against it, if anything does: it is then as it was.
+
+    within: how much of its logits rounding may change
+    """
+    before = model.config._attn_implementation
+    try:
+        wanted = _ragged_logits(model)
+        use_window_attention(model)
+        got = _ragged_logits(model)
+    except (ValueError, RuntimeError) as error:
+        refusal = str(error)
+    else:
+        if (got - wanted).norm() <= within * wanted.norm():
+            return None
+        refusal = f"with {ATTENTION_NAME!r} its logits would be others"
+    model.set_attn_implementation(before)
+    return refusal
+
+
+def run_windows_like(draft: PreTrainedModel, model: PreTrainedModel) -> None:
+    """Let a draft made of a model's parts run windows on a CPU as that model does, whose attention it has already."""
+    if uses_window_linear(model):
+        use_window_linear(draft)
+        if draft.config._attn_implementation == ATTENTION_NAME:
+            _run_whole_windows(draft)
+
+
+def _run_whole_windows(model: PreTrainedModel) -> None:
+    """Let decoder layers run as `window_layer`, and all of them in one call, as far as trials give the same."""
+    use_window_layers(model, lambda: _ragged_logits(model))
+    try:
+        whole = WindowModel(model)
+    except (AttributeError, KeyError, ValueError) as error:
+        LOGGER.info("%s runs as it is written: %s", type(model).__name__, error)
+        return
+    wanted = _ragged_logits(model)
+    setattr(model, WHOLE, whole)
+    if (_ragged_logits(model) - wanted).abs().max() > 1e-4 * wanted.abs().max():
+        delattr(model, WHOLE)
+
+
+@torch.inference_mode()
+def _ragged_logits(model: PreTrainedModel) -> torch.Tensor:
+    """Logits of a window over rows of different length."""
+    windows, cache = CausalModel(model), WindowCache(16)
+    ids = torch.arange(32, device=model.device).view(2, 16) % windows.vocab_size
+    windows.forward(ids[:, :12], [0, 0], cache, keep=1)
+    return windows.forward(ids[:, 12:15], [12, 9], cache, keep=3)
