@@ -70,6 +70,12 @@ class PearlDecoder:
         pair = isinstance(lanes, (tuple, list)) and len(lanes) == 2 and all(isinstance(lane, CpuLane) for lane in lanes)
         if lanes is not None and not pair:
             raise ValueError(f"lanes must be None or two of CpuLane, got {lanes!r}")
+        if not isinstance(reproducible, bool):
+            raise ValueError(f"reproducible must be True or False, got {reproducible!r}")
+        if compile is not None and not isinstance(compile, bool):
+            raise ValueError(f"compile must be True, False or None, got {compile!r}")
+        if tokenizer is not None and not callable(tokenizer):
+            raise ValueError(f"tokenizer must be a loaded tokenizer or None, got {tokenizer!r}")
         check_loaded("target", target)
         if draft is not None:
             check_loaded("draft", draft)
@@ -108,7 +114,8 @@ class PearlDecoder:
         also a directory that `pearl-decode distill` made, "smollm2-135m-draft" (the one made for the built-in target),
         or "first-layers:N", the target's own first N layers.
 
-        tokenizer:     None: the target's own; a directory of weights without one is taken with a warning, for token ids
+        tokenizer:     a hub id, a path or a loaded one; None: the target's own, and a directory of weights without one
+                       is taken with a warning, for token ids
         dtype:         of both models; None is what the checkpoint says, but on a CPU they compute in float32, and a
                        draft that is loaded here has its matrices rounded to 8 bits
         target_device: such as "cpu" or "cuda:1"; None: the GPU if there is one; "auto" spreads the target over all

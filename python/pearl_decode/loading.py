@@ -64,7 +64,9 @@ def load_pair(
     target_model = load_model("target", target, dtype, find_device("target_device", target_device), device_map)
     check_decodes_windows("target", target_model)  # before a draft is made of it
     device = target_model.device if draft_device is None else find_device("draft_device", draft_device)
-    if tokenizer is None and isinstance(target, (str, os.PathLike)):
+    if isinstance(tokenizer, (str, os.PathLike)):
+        tokenizer = load_tokenizer("tokenizer", tokenizer)
+    elif tokenizer is None and isinstance(target, (str, os.PathLike)):
         tokenizer = _own_tokenizer("target", target, "prompts are token ids, and answers have no text")
     draft_model = None if draft is None else _load_draft(draft, target_model, tokenizer, dtype, device)
     return Pair(target_model, draft_model, tokenizer)

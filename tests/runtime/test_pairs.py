@@ -111,6 +111,14 @@ def test_weights_saved_without_a_tokenizer_decode_ids(name, tmp_path, caplog, gr
     assert record.getMessage().startswith(f"target: no tokenizer in {tmp_path}: prompts are token ids")
 
 
+def test_tokenizer_may_be_somewhere_else(target_dir, tmp_path):
+    LlamaForCausalLM(LlamaConfig(**(SIZES | {"vocab_size": 128}))).save_pretrained(tmp_path)
+    with PearlDecoder.from_pretrained(tmp_path, tokenizer=target_dir) as decoder:
+        assert decoder.generate("w1 w2", SamplingParams(max_tokens=4)).text
+    with pytest.raises(ValueError, match=r"tokenizer: expected a model directory .* no './nowhere'"):
+        PearlDecoder.from_pretrained(tmp_path, tokenizer="./nowhere")
+
+
 def test_draft_saved_without_a_tokenizer_is_taken_with_a_warning(target_dir, tmp_path, caplog):
     LlamaForCausalLM(LlamaConfig(**(SIZES | {"vocab_size": 128}))).save_pretrained(tmp_path)
     with PearlDecoder.from_pretrained(target_dir, tmp_path) as decoder:
