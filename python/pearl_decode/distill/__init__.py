@@ -123,7 +123,7 @@ def distill(
     dtype:   that the target answers in; None is the checkpoint's on a GPU, on a CPU bfloat16 if it multiplies in that,
              else float32
     command: what the model card says made it
-    Returns the quality on the held-out prompts.
+    Returns the quality on the held-out prompts, which the induction was fitted to.
     Raises ValueError naming what is wrong with an argument or a file, OSError with the remedy when out of disk.
     """
     begin = time.monotonic()
@@ -176,6 +176,8 @@ def distill(
         end = begin if begun else None if limit_s is None else begin + limit_s
         asked, replies = _answers(model, tokenizer, given, settings, work, end, report)
         samples, aside = split(replies, HELD_OUT, MOST_HELD_OUT)
+        if tokens == 0:
+            aside += samples  # nothing is learnt, so all is as good as held out
         samples += pieces + (prompt_samples(asked, aside) if settings.learn_prompts else [])
         learnt = sum(sample.learnt for sample in samples)
         train, held_out = (Lessons(model, part, settings.batch_tokens) for part in (samples, aside))
@@ -199,6 +201,7 @@ def distill(
             "tokens_seen": trainer.tokens,
             "steps": trainer.step,
             "training_s": round(trainer.elapsed_s, 1),
+            "induction": [round(strength, 1) for strength in trainer.draft.induction.tolist()],
             "held_out_answers": len(aside),
             "held_out_acceptance": round(quality.acceptance, 4),
             "held_out_greedy_agreement": round(quality.agreement, 4),

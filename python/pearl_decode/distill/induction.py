@@ -11,7 +11,7 @@ from pearl_decode.distill.lessons import Head, Lesson, Lessons
 from pearl_kernels import induce_
 
 MOST = 8  # tokens of an end that are compared
-ENOUGH = 1 << 13  # positions
+ENOUGH = 1 << 15  # positions
 CHOICES = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 20.0)
 
 
@@ -29,6 +29,7 @@ def fit_strengths(
 ) -> torch.Tensor:
     """The strengths (MOST,) float32 with which most of what a draft writes is accepted, greedy and at temperature 1.
 
+    lessons: that the draft did not learn from
     hidden_states: of a lesson, what the draft's head reads
     ids: (draft_vocab,) int64 that the draft can draw. A longer end never has less strength than a shorter one.
     """

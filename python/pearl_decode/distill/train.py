@@ -120,7 +120,8 @@ class Trainer:
             self.elapsed_s += time.monotonic() - begin
             self.save(checkpoint)
         self.draft.eval()
-        self.draft.induction = fit_strengths(self._train, self._hidden_states, self._head, self._ids)
+        # What a draft has learnt by heart needs no help: on that the strengths would come out too low.
+        self.draft.induction = fit_strengths(self._held_out, self._hidden_states, self._head, self._ids)
         return self.measure()
 
     def _done(self, elapsed_s: float, limit_s: float | None) -> float:
