@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import logging
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from itertools import pairwise
 from typing import Any
 
@@ -80,8 +80,7 @@ class CausalModel:
         Where kernels multiply, long texts are read in windows of so many rows that arithmetic is the cost.
         """
         batch, width = input_ids.shape
-        by_kernels = self.reads_lengths and self._multiplies_by_kernels
-        windows = -(-width // max(1, MOST_ROWS // batch)) if by_kernels else 1
+        windows = -(-width // max(1, MOST_ROWS // batch)) if self._runs_by_kernels else 1
         for begin, end in pairwise(width * i // windows for i in range(windows + 1)):
             self.forward(input_ids[:, begin:end], [start + begin] * batch, cache, keep=0)
 
@@ -92,7 +91,7 @@ class CausalModel:
         and their keys and values are written there.
         """
         if self.reads_lengths and (input_ids.shape[1] <= MOST_WINDOW or min(starts) != max(starts)):
-            with kernels_alone() if self._multiplies_by_kernels else nullcontext():
+            with self.kernels_alone():
                 return self._window_logits(input_ids, starts, cache, keep)
         ragged = cache.place(starts, input_ids.shape[1], input_ids.device)
         if ragged is not None:
@@ -152,6 +151,14 @@ class CausalModel:
     def reads_lengths(self) -> bool:
         """Whether attention reads no more of the cache than each row has, however far it looks."""
         return bool(self.config._attn_implementation == ATTENTION_NAME)
+
+    @property
+    def _runs_by_kernels(self) -> bool:
+        return self.reads_lengths and self._multiplies_by_kernels
+
+    def kernels_alone(self) -> AbstractContextManager[None]:
+        """`pearl_kernels.kernels_alone` where kernels run this model: for forwards and what is done between them."""
+        return kernels_alone() if self._runs_by_kernels else nullcontext()
 
     @property
     def is_compiled(self) -> bool:

@@ -14,9 +14,11 @@ from pearl_decode.attention import ATTENTION_NAME
 from pearl_decode.cache import WindowCache
 from pearl_decode.checkpoints import load_model
 from pearl_decode.first_layers import first_layers
+from pearl_decode.lanes.cpu import CpuLane, available_cores
 from pearl_decode.linear import WindowLinear, use_window_linear, uses_window_linear
 from pearl_decode.models import CausalModel
 from pearl_decode.norm import WindowNorm, own_class, use_window_norm
+from pearl_kernels import sample
 
 SIZES = {
     "vocab_size": 96, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
@@ -80,6 +82,26 @@ def test_torch_keeps_out_of_the_way_where_kernels_multiply_all(directory):
     assert _threads_of_torch(ours, 33) == [1]
     ours.model.expert = torch.nn.Parameter(torch.zeros(2, 2))  # a matrix that no kernel multiplies
     assert _threads_of_torch(ours, 5) == [3]
+
+
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16])
+def test_torch_keeps_out_of_the_way_between_a_drafts_steps_too(directory, monkeypatch, dtype):
+    seen = []
+
+    def watched(*args, **options):
+        seen.append(torch.get_num_threads())
+        return sample(*args, **options)
+
+    monkeypatch.setattr("pearl_decode.lanes.draft.sample", watched)
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    target = CpuLane("target", available_cores()[:1] * 3)  # lanes have as many threads as cores, and as torch
+    torch.set_num_threads(before)
+    lanes = target, CpuLane("draft", target.cores, thread_of=target)
+    options = {"dtype": dtype, "strategy": "sequential", "gamma": 2, "lanes": lanes}
+    with PearlDecoder.from_pretrained(directory, "first-layers:1", **options) as decoder:
+        decoder.generate([[1, 2, 3]], SamplingParams(max_tokens=4, temperature=1.0, seed=1))
+    assert set(seen) == {1 if dtype is None else 3}
 
 
 def test_a_stated_dtype_is_kept(directory):

@@ -118,7 +118,13 @@ class DraftLane:
             width = max(windows) + 1
         inputs = self.batch.gather([head - width for head in heads], width)
         self.cached = [head + gamma - 1 for head in heads]
-        return self.lane.run(lambda: self._steps(inputs, heads, windows, gamma, run_ahead))
+
+        def steps() -> torch.Tensor:
+            # What comes between forwards would wake threads of torch, to be in the way of those of the kernels.
+            with self.model.kernels_alone():
+                return self._steps(inputs, heads, windows, gamma, run_ahead)
+
+        return self.lane.run(steps)
 
     def _steps(
         self, inputs: torch.Tensor, heads: list[int], windows: list[int], gamma: int, run_ahead: bool
