@@ -78,7 +78,7 @@ def test_a_draft_that_is_loaded_already_or_of_a_given_type_stays_as_it_is(tmp_pa
     draft = first_layers(model, 2)
     with PearlDecoder.from_pretrained(model, draft) as made:
         assert {weight.dtype for weight in matrices(made.draft.model).values()} == {torch.bfloat16}
-    with PearlDecoder.from_pretrained(tmp_path, "first-layers:2", dtype=torch.float32, tokenizer=object()) as made:
+    with PearlDecoder.from_pretrained(tmp_path, "first-layers:2", dtype=torch.float32) as made:
         assert {weight.dtype for weight in matrices(made.draft.model).values()} == {torch.float32}
 
 

@@ -17,7 +17,7 @@ from transformers import (
     SmolLM3Config,
 )
 
-from pearl_decode import PearlDecoder, SamplingParams, models
+from pearl_decode import PearlDecoder, SamplingParams, trials
 from pearl_decode import layer as layers
 from pearl_decode.cache import WindowCache
 from pearl_decode.checkpoints import load_model
@@ -58,7 +58,7 @@ def one_by_one(monkeypatch):
     def refuse(model):
         raise ValueError("one by one")
 
-    monkeypatch.setattr(models, "WindowModel", refuse)
+    monkeypatch.setattr(trials, "WindowModel", refuse)
 
 
 def load(config, tmp_path):
