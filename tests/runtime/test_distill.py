@@ -59,12 +59,12 @@ def test_what_is_learnt_is_better_than_what_it_began_as(target, tokenizer, promp
 def test_a_draft_is_gone_on_from_where_it_was(target, tokenizer, prompts_file, made, tmp_path):
     before, quality = made
     rest = {name: SMALL[name] for name in ("answers", "answer_tokens", "batch_tokens")}
-    options = rest | {"tokens": 0, "initial_draft": before}
-    distill(target, prompts_file, tmp_path / "same", tokenizer=tokenizer, **options)
-    stored, again = (load_file(directory / "draft.safetensors") for directory in (before, tmp_path / "same"))
-    assert stored.keys() == again.keys()
-    assert all(torch.equal(weight, again[name]) for name, weight in stored.items() if name != "induction")
-    options |= {"tokens": SMALL["tokens"]}
+    options = rest | {"tokens": 1, "learning_rate": 1e-9, "initial_draft": before}
+    same = distill(target, prompts_file, tmp_path / "same", tokenizer=tokenizer, **options)
+    assert same.acceptance == pytest.approx(quality.acceptance, abs=0.005)
+    stored = load_file(before / "draft.safetensors")
+    assert torch.equal(load_file(tmp_path / "same" / "draft.safetensors")["d2t"], stored["d2t"])
+    options |= {"tokens": SMALL["tokens"], "learning_rate": 1e-3}
     better = distill(target, prompts_file, tmp_path / "better", tokenizer=tokenizer, **options)
     assert better.acceptance > quality.acceptance
     assert json.loads((tmp_path / "better" / "draft.json").read_text())["training"]["initial_draft"] == before.name
@@ -209,8 +209,15 @@ def test_induction_is_fitted_to_what_was_not_learnt(target, tmp_path, monkeypatc
     assert fitted == [held_out]
 
 
-def test_nothing_learnt_leaves_all_answers_to_measure_on(target, tokenizer, prompts_file, tmp_path):
-    distill(target, prompts_file, tmp_path / "draft", tokenizer=tokenizer, **SMALL | {"tokens": 0})
+def test_nothing_learnt_leaves_weights_as_they_are_and_all_answers_to_measure_on(
+    target, tokenizer, prompts_file, made, tmp_path
+):
+    before, options = made[0], {name: SMALL[name] for name in ("answers", "answer_tokens", "batch_tokens")}
+    options |= {"tokens": 0, "initial_draft": before}
+    distill(target, prompts_file, tmp_path / "draft", tokenizer=tokenizer, **options)
+    stored, again = (load_file(directory / "draft.safetensors") for directory in (before, tmp_path / "draft"))
+    assert stored.keys() == again.keys()
+    assert all(torch.equal(weight, again[name]) for name, weight in stored.items() if name != "induction")
     training = json.loads((tmp_path / "draft" / "draft.json").read_text())["training"]
     assert training["tokens_seen"] == 0
     assert training["held_out_answers"] == training["answers_written"]
