@@ -137,15 +137,16 @@ pearl::NormArgs norm_args(Address x, int64_t rows, int64_t size, Address weight,
   return {pointer<float>(x), rows, size, pointer<float>(weight), offset, eps, pointer<float>(out)};
 }
 
-// (weight, type, outputs, weight stride, bias, scale, out)
-using Linear = std::tuple<Address, int32_t, int64_t, int64_t, Address, Address, Address>;
+// (weight, type, outputs, weight stride, packed, bias, scale, out)
+using Linear = std::tuple<Address, int32_t, int64_t, int64_t, bool, Address, Address, Address>;
 
 pearl::LinearLayer linear_layer(const Linear& linear) {
-  const auto& [weight, type, outputs, weight_stride, bias, scale, out] = linear;
+  const auto& [weight, type, outputs, weight_stride, packed, bias, scale, out] = linear;
   return {pointer<void>(weight),
           static_cast<pearl::WeightType>(type),
           outputs,
           weight_stride,
+          packed,
           pointer<float>(bias),
           pointer<float>(scale),
           pointer<float>(out)};

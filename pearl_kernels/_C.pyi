@@ -4,7 +4,7 @@ _Logits = tuple[int, int, int, int, int]
 _Draft = tuple[_Logits, int, int, int]
 _Params = tuple[int, int, int, int, int]
 _Heads = tuple[int, int, int, int]
-_Linear = tuple[int, int, int, int, int, int, int]
+_Linear = tuple[int, int, int, int, bool, int, int, int]
 _Queue = tuple[int, int, int, int]
 _State = tuple[int, int, int, int, int, int, int, int, int]
 

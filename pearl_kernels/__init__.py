@@ -23,7 +23,7 @@ from pearl_kernels.types import (
 from pearl_kernels.verify import verify
 from pearl_kernels.window_attention import window_attention
 from pearl_kernels.window_layer import LayerWeights, window_layer, window_layers
-from pearl_kernels.window_linear import Linear, quantized, window_linear, window_linears
+from pearl_kernels.window_linear import Linear, packed, quantized, unpacked, window_linear, window_linears
 from pearl_kernels.window_norm import window_norm
 
 __all__ = [
@@ -43,9 +43,11 @@ __all__ = [
     "backends",
     "induce_",
     "kernels_alone",
+    "packed",
     "quantized",
     "release_threads",
     "sample",
+    "unpacked",
     "verify",
     "window_attention",
     "window_layer",

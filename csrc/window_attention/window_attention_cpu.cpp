@@ -7,6 +7,7 @@
 #include "common/parallel.h"
 #include "common/scratch.h"
 #include "common/stored.h"
+#include "common/transpose.h"
 #include "cpu_level.h"
 #include "window_attention/softmax.h"
 
@@ -57,33 +58,6 @@ void append(const AttentionArgs& args, const HeadsView& cache, const HeadsView& 
         std::memcpy(vector_of<Kept>(cache, b, h, start_of(args, b) + i), vector_of<Kept>(added, b, h, i), bytes);
       }
     }
-  }
-}
-
-// keys[d][j]: element d of the key at position j of the block, 0 past the last.
-template <typename Kept>
-void transpose_keys(const typename Kept::Stored* key, int64_t stride, int64_t count, int64_t dim, float* keys) {
-  int64_t d = 0;
-  for (; d + kLanes <= dim; d += kLanes) {
-    for (int half = 0; half < kBlock; half += kLanes) {
-      Float rows[2][kLanes];
-      for (int j = 0; j < kLanes; ++j) {
-        const auto* p = key + (half + j) * stride + d;
-        fetch(reinterpret_cast<const char*>(p) + kAhead);
-        rows[0][j] = half + j < count ? Kept::load(p) : Float{};
-      }
-      int from = 0;
-      for (int step = 1; step < kLanes; step *= 2, from ^= 1) {
-        for (int j = 0; j < kLanes / 2; ++j) {
-          rows[from ^ 1][2 * j] = interleave_first(rows[from][j], rows[from][j + kLanes / 2]);
-          rows[from ^ 1][2 * j + 1] = interleave_second(rows[from][j], rows[from][j + kLanes / 2]);
-        }
-      }
-      for (int j = 0; j < kLanes; ++j) store_float32(keys + (d + j) * kBlock + half, rows[from][j]);
-    }
-  }
-  for (; d < dim; ++d) {
-    for (int64_t j = 0; j < kBlock; ++j) keys[d * kBlock + j] = j < count ? Kept::value(key[j * stride + d]) : 0.0f;
   }
 }
 
@@ -163,7 +137,7 @@ void score(const AttentionArgs& args, const Task& task, const float* queries, fl
   for (int64_t position = task.low(); position < task.high(); position += kBlock) {
     const auto* key = vector_of<Kept>(args.k_cache, task.batch, task.kv_head, position);
     const int64_t count = std::min<int64_t>(kBlock, task.high() - position);
-    transpose_keys<Kept>(key, args.k_cache.position_stride, count, args.head_dim, keys);
+    transpose<Kept, kBlock>(key, args.k_cache.position_stride, count, args.head_dim, kAhead, keys);
     for (int64_t t = 0, tiles = tiles_of(task.count); t < tiles; ++t) {
       const int64_t n = task.count * t / tiles;
       with_constant<kTile>(static_cast<int>(task.count * (t + 1) / tiles - n), [&](auto size) {

@@ -7,11 +7,16 @@ namespace pearl {
 // The numbers are those of pearl_kernels/window_linear/_native.py.
 enum class WeightType : int32_t { kFloat32 = 0, kBFloat16 = 1, kFloat16 = 2, kInt8 = 3 };
 
+constexpr int kBlockOutputs = 32;  // that lie together in a packed weight
+
 struct LinearLayer {
-  const void* weight;  // (outputs, inputs), each row contiguous
+  // Packed: (outputs / kBlockOutputs, inputs, kBlockOutputs), contiguous, of bfloat16 with output n + 16 of a block beside
+  // output n. Otherwise (outputs, inputs), each row contiguous.
+  const void* weight;
   WeightType type;
   int64_t outputs;
-  int64_t weight_stride;
+  int64_t weight_stride;  // between outputs, if not packed
+  bool packed;
   const float* bias;   // (outputs), or null
   const float* scale;  // (outputs), of int8 weights, or null
   float* out;          // (rows, outputs), contiguous

@@ -1,151 +1,257 @@
 #include "window_linear/window_linear.h"
 
 #include <algorithm>
+#include <cstring>
 
 #include "common/fetch.h"
 #include "common/parallel.h"
+#include "common/scratch.h"
 #include "common/stored.h"
+#include "common/transpose.h"
 #include "cpu_level.h"
 
-// Rows against a whole weight matrix. Where they are few, reading the weights is the cost: each is read once for up to
-// kTileRows rows, in the type it is stored in. Where they are many, the rows of a tile are read from the nearest cache,
-// part by part, for a block of outputs whose weights stay in the next. A result is summed in the same order whatever the
-// rows beside it, the tile it falls into and the number of threads.
+// Rows against a whole weight matrix: each number of a row, broadcast, times the weights of many outputs at once. Where
+// rows are few, reading the weights is the cost: each is read once for up to kTileRows rows. Where they are many, a part
+// of some outputs' weights stays in the second cache, and tile after tile of the rows is multiplied with it. A result is
+// summed in the order of its inputs, part by part, whatever the rows beside it, the tile it falls into, the order in
+// which its weights are stored and the number of threads.
 namespace pearl::PEARL_SIMD {
 namespace {
 
-constexpr int kTileRows = kRegisters >= 32 ? 10 : 6;  // with two outputs nearly as many sums as registers hold
-// Rows of weights read at once: as many as the sums leave registers for, and for a single row enough of them that one
-// multiply-add does not wait for the one before.
-template <int Rows>
-constexpr int kTileOutputs = Rows == 1                    ? std::max(4, kRegisters / kLanes)
-                             : 4 * Rows + 5 <= kRegisters ? 4
-                                                          : 2;
-constexpr int kBlockOutputs = 64;
-constexpr int64_t kPartBytes = 30 << 10;   // of a tile's rows
+constexpr int kChunk = 16;                 // inputs: of each row of a tile so many lie together
+constexpr int64_t kPart = 1024;            // inputs, at most, whose products are summed by themselves
+constexpr int64_t kTurn = 128;             // inputs, whole chunks
+constexpr int64_t kGroup = 256 << 10;      // bytes of weights that stay in the second cache
 constexpr int64_t kPieceBytes = 64 << 10;  // of weights: less is not worth waking a thread for
 
-// Columns [begin, end) of a tile's rows, whole vectors: of each row the first vector, then of each the second, and so on.
+// A tile's outputs come in pairs of vectors, kHalf outputs apart: pair p of a block is p * kLanes behind its begin.
+constexpr int kHalf = kBlockOutputs / 2;
+constexpr int kBlockPairs = kHalf / kLanes;
+constexpr int kTileRows = kRegisters >= 32 ? 12 : 6;  // with one pair nearly as many sums as registers hold
+// As many pairs as the sums leave registers for, and no more than it takes to wait for no sum.
+template <int Rows>
+constexpr int kTilePairs = std::max(2, kBlockPairs) * 2 * (Rows + 1) + 2 <= kRegisters ? std::max(2, kBlockPairs)
+                           : 4 * (Rows + 1) + 2 <= kRegisters                          ? 2
+                                                                                       : 1;
+
+// Inputs [begin, end) of a layer.
 struct Part {
-  const float* x;
   int64_t begin, end;
   bool first, last;
 };
 
-// kept: the sums of the outputs, from one part to the next
-template <typename Weight, int Rows, int Outputs>
-void tile(const LinearArgs& args, const LinearLayer& layer, const Part& part, int64_t row, int64_t output,
-          Float (*kept)[Rows]) {
-  const auto* weight = static_cast<const typename Weight::Stored*>(layer.weight) + output * layer.weight_stride;
-  // The same columns of a later tile's outputs.
-  const int64_t tile_bytes = std::max<int64_t>(1, Outputs * layer.weight_stride * sizeof(*weight));
-  const int64_t ahead = (kAhead + tile_bytes - 1) / tile_bytes * tile_bytes;
-  Float sums[Outputs][Rows] = {};
-  if (!part.first) {
-#pragma GCC unroll 8
-    for (int n = 0; n < Outputs; ++n) {
-#pragma GCC unroll 16
-      for (int r = 0; r < Rows; ++r) sums[n][r] = kept[n][r];
+// Of one input, its weights for a block's pair p.
+template <typename Weight>
+PEARL_INLINE void load_pair(const typename Weight::Stored* block, int p, Float& first, Float& second) {
+  first = Weight::load(block + p * kLanes);
+  second = Weight::load(block + kHalf + p * kLanes);
+}
+
+// A word holds the weights of both outputs.
+template <>
+PEARL_INLINE void load_pair<BFloat16>(const uint16_t* block, int p, Float& first, Float& second) {
+  Word words;
+  std::memcpy(&words, block + 2 * p * kLanes, sizeof words);
+  first = (Float)(words << 16);
+  second = (Float)(words & 0xffff0000u);
+}
+
+// A part of the weights of whole blocks of outputs. Those of a block are (inputs, kBlockOutputs), blocks are `stride`
+// weights apart.
+template <typename Weight>
+struct Blocks {
+  const typename Weight::Stored* weights;
+  int64_t stride, inputs;
+  int64_t first_output, outputs;
+};
+
+// Adds to the sums of a tile, from a block's pair p on, the products of inputs begin ... end - 1. A tile of more pairs than
+// a block has goes on with the next block's.
+// x: (inputs / kChunk, Rows, kChunk)
+template <typename Weight, int Rows, int Pairs>
+PEARL_INLINE void add_products(const Blocks<Weight>& blocks, const float* x, int64_t block, int p, int64_t begin,
+                               int64_t end, Float (&sums)[Rows][2 * Pairs]) {
+  using Stored = typename Weight::Stored;
+  constexpr int kLineWeights = kLine / sizeof(Stored), kInLine = std::max(1, kLineWeights / kBlockOutputs);
+  constexpr int kBlocks = std::max(1, Pairs / kBlockPairs), kOfBlock = Pairs / kBlocks;
+  const Stored* weights = blocks.weights + block * blocks.stride;
+  const auto step = [&](int64_t k, int i, int64_t ahead) {
+    Float values[2 * Pairs];
+#pragma GCC unroll 4
+    for (int b = 0; b < kBlocks; ++b) {
+      const Stored* weight = weights + b * blocks.stride + (k + i) * kBlockOutputs;
+      if (i % kInLine == 0) {
+        for (int64_t line = 0; line < kBlockOutputs; line += kLineWeights) fetch(weight + ahead + line);
+      }
+#pragma GCC unroll 4
+      for (int n = b * kOfBlock; n < (b + 1) * kOfBlock; ++n) {
+        load_pair<Weight>(weight, p + n % kOfBlock, values[2 * n], values[2 * n + 1]);
+      }
     }
-  }
-  const float* x = part.x;
-  int64_t k = part.begin;
-  const auto step = [&] {
-    Float weights[Outputs];
-    for (int n = 0; n < Outputs; ++n) weights[n] = Weight::load(weight + n * layer.weight_stride + k);
+#pragma GCC unroll 16
     for (int r = 0; r < Rows; ++r) {
-      const Float values = load_float32(x + r * kLanes);
-      for (int n = 0; n < Outputs; ++n) sums[n][r] = fma(values, weights[n], sums[n][r]);
+      const Float value = broadcast(x[k * Rows + r * kChunk + i]);
+#pragma GCC unroll 8
+      for (int n = 0; n < 2 * Pairs; ++n) sums[r][n] = fma(value, values[n], sums[r][n]);
     }
-    x += Rows * kLanes;
-    k += kLanes;
   };
-  constexpr int64_t kTogether = std::max<int64_t>(kLanes, kLine / sizeof(*weight));
-  while (k + kTogether <= part.end) {
-    for (int n = 0; n < Outputs; ++n) {
-      fetch(reinterpret_cast<const char*>(weight + n * layer.weight_stride + k) + ahead);
-    }
-#pragma GCC unroll 8
-    for (int64_t i = 0; i < kTogether; i += kLanes) step();
+  // Fetched meanwhile is what comes after so many inputs, of these outputs or of the next tile's.
+  const int64_t lead = std::min<int64_t>(kAhead / (kBlockOutputs * sizeof(Stored)), blocks.inputs);
+  const int64_t near = lead * kBlockOutputs, far = kBlocks * blocks.stride + (lead - blocks.inputs) * kBlockOutputs;
+  int64_t k = begin;
+  for (; k + kChunk <= end; k += kChunk) {
+    const int64_t ahead = k + lead < blocks.inputs ? near : far;
+#pragma GCC unroll 2
+    for (int i = 0; i < kChunk; ++i) step(k, i, ahead);
   }
-  while (k + kLanes <= part.end) step();
-  if (!part.last) {
-#pragma GCC unroll 8
-    for (int n = 0; n < Outputs; ++n) {
-#pragma GCC unroll 16
-      for (int r = 0; r < Rows; ++r) kept[n][r] = sums[n][r];
+  for (int i = 0; k + i < end; ++i) step(k, i, far);
+}
+
+// Adds what was summed of earlier parts, and after the last one scales and shifts. At most `count` lanes are outputs.
+PEARL_INLINE void finish(const LinearLayer& layer, const Part& part, int64_t output, int64_t row, Float sum,
+                         int64_t count) {
+  float* out = layer.out + row * layer.outputs + output;
+  const auto finished = [&](const float* earlier, const float* scale, const float* bias) {
+    if (!part.first) sum += load_float32(earlier);
+    if (part.last && scale) sum *= load_float32(scale);
+    if (part.last && bias) sum += load_float32(bias);
+    return sum;
+  };
+  const float* scale = layer.scale ? layer.scale + output : nullptr;
+  const float* bias = layer.bias ? layer.bias + output : nullptr;
+  if (count >= kLanes) return store_float32(out, finished(out, scale, bias));
+  float padded[3][kLanes] = {};
+  if (!part.first) std::copy_n(out, count, padded[0]);
+  if (scale) std::copy_n(scale, count, padded[1]);
+  if (bias) std::copy_n(bias, count, padded[2]);
+  store_float32(padded[0], finished(padded[0], scale ? padded[1] : nullptr, bias ? padded[2] : nullptr));
+  std::copy_n(padded[0], count, out);
+}
+
+// The outputs of a block, or of as many as a tile spans.
+template <typename Weight, int Rows, int Pairs>
+void multiply_tile(const LinearLayer& layer, const Part& part, const Blocks<Weight>& blocks, const float* x,
+                   int64_t row, int64_t block) {
+  constexpr int kSteps = std::max(1, kBlockPairs / Pairs);  // tiles in a block: they take turns at its weights
+  const int64_t turn = kSteps == 1 ? blocks.inputs : kTurn;
+  Float sums[kSteps][Rows][2 * Pairs] = {};
+  for (int64_t k = 0; k < blocks.inputs; k += turn) {
+    for (int s = 0; s < kSteps; ++s) {
+      Float kept[Rows][2 * Pairs];
+      std::memcpy(kept, sums[s], sizeof kept);
+      add_products<Weight, Rows, Pairs>(blocks, x, block, s * Pairs, k, std::min(k + turn, blocks.inputs), kept);
+      std::memcpy(sums[s], kept, sizeof kept);
     }
-    return;
   }
+  for (int s = 0; s < kSteps; ++s) {
+    for (int n = 0; n < 2 * Pairs; ++n) {
+      const int pair = s * Pairs + n / 2;
+      const int64_t output = (block + pair / kBlockPairs) * kBlockOutputs + n % 2 * kHalf + pair % kBlockPairs * kLanes;
+      if (output >= blocks.outputs) continue;
 #pragma GCC unroll 16
-  for (int r = 0; r < Rows; ++r) {
-    const float* rest = args.x + (row + r) * args.x_stride;
-#pragma GCC unroll 8
-    for (int n = 0; n < Outputs; ++n) {
-      float sum = reduce_add(sums[n][r]);
-      for (int64_t i = k; i < args.inputs; ++i) sum += rest[i] * Weight::value(weight[n * layer.weight_stride + i]);
-      if (layer.scale) sum *= layer.scale[output + n];
-      layer.out[(row + r) * layer.outputs + output + n] = layer.bias ? sum + layer.bias[output + n] : sum;
+      for (int r = 0; r < Rows; ++r) {
+        finish(layer, part, blocks.first_output + output, row + r, sums[s][r][n], blocks.outputs - output);
+      }
     }
   }
 }
 
-// Of `rows` rows and at most kBlockOutputs outputs.
-template <typename Weight, int Rows>
-void rows_tile(const LinearArgs& args, const LinearLayer& layer, int rows, int64_t row, int64_t output, int outputs) {
-  if constexpr (Rows > 1) {
-    if (rows < Rows) return rows_tile<Weight, Rows - 1>(args, layer, rows, row, output, outputs);
-  }
-  constexpr int kAtOnce = kTileOutputs<Rows>;
-  constexpr int64_t kMost = kPartBytes / (Rows * sizeof(Float));
-  const float* x = args.x + row * args.x_stride;
-  const int64_t vectors = args.inputs / kLanes, parts = std::max<int64_t>(1, (vectors + kMost - 1) / kMost);
-  Float packed[kMost * Rows], kept[kBlockOutputs][Rows];
-  for (int64_t p = 0; p < parts; ++p) {
-    const int64_t begin = vectors * p / parts * kLanes, end = vectors * (p + 1) / parts * kLanes;
-    Part part = {x + begin, begin, end, p == 0, p == parts - 1};
-    if constexpr (Rows > 1) {
-      Float* next = packed;
-      for (int64_t k = begin; k < end; k += kLanes) {
-        for (int r = 0; r < Rows; ++r) *next++ = load_float32(x + r * args.x_stride + k);
+// The rows as `add_products` reads them.
+template <int Rows>
+void put_together(const float* x, int64_t stride, int64_t count, float* together) {
+  int64_t k = 0;
+  for (; k + kChunk <= count; k += kChunk, together += Rows * kChunk) {
+    for (int r = 0; r < Rows; ++r) {
+      for (int i = 0; i < kChunk; i += kLanes) {
+        store_float32(together + r * kChunk + i, load_float32(x + r * stride + k + i));
       }
-      part.x = reinterpret_cast<const float*>(packed);
     }
-    int n = 0;
-    for (; n + kAtOnce <= outputs; n += kAtOnce) {
-      tile<Weight, Rows, kAtOnce>(args, layer, part, row, output + n, kept + n);
-    }
-    for (; n < outputs; ++n) tile<Weight, Rows, 1>(args, layer, part, row, output + n, kept + n);
+  }
+  for (int r = 0; r < Rows; ++r) std::copy_n(x + r * stride + k, count - k, together + r * kChunk);
+}
+
+template <typename Weight, int Rows>
+void multiply_rows(const LinearArgs& args, const LinearLayer& layer, const Part& part, const Blocks<Weight>& blocks,
+                   int rows, int64_t row) {
+  if constexpr (Rows > 1) {
+    if (rows < Rows) return multiply_rows<Weight, Rows - 1>(args, layer, part, blocks, rows, row);
+  }
+  const float* x = args.x + row * args.x_stride + part.begin;
+  alignas(64) float together[Rows > 1 ? Rows * kPart : 1];
+  if constexpr (Rows > 1) {
+    put_together<Rows>(x, args.x_stride, blocks.inputs, together);
+    x = together;
+  }
+  constexpr int kPairs = kTilePairs<Rows>, kTileBlocks = std::max(1, kPairs / kBlockPairs);
+  const int64_t count = (blocks.outputs + kBlockOutputs - 1) / kBlockOutputs;
+  int64_t block = 0;
+  for (; block + kTileBlocks <= count; block += kTileBlocks) {
+    multiply_tile<Weight, Rows, kPairs>(layer, part, blocks, x, row, block);
+  }
+  if constexpr (kTileBlocks > 1) {
+    for (; block < count; ++block) multiply_tile<Weight, Rows, 1>(layer, part, blocks, x, row, block);
   }
 }
 
 template <typename Weight>
-void outputs_between(const LinearArgs& args, const LinearLayer& layer, int64_t begin, int64_t end) {
+void multiply(const LinearArgs& args, const LinearLayer& layer, const Part& part, const Blocks<Weight>& blocks) {
   const int64_t tiles = (args.rows + kTileRows - 1) / kTileRows;
-  for (int64_t output = begin; output < end; output += kBlockOutputs) {
-    const int outputs = static_cast<int>(std::min<int64_t>(kBlockOutputs, end - output));
-    for (int64_t t = 0; t < tiles; ++t) {  // of nearly equal size
-      const int64_t row = args.rows * t / tiles;
-      const int rows = static_cast<int>(args.rows * (t + 1) / tiles - row);
-      rows_tile<Weight, kTileRows>(args, layer, rows, row, output, outputs);
+  for (int64_t t = 0; t < tiles; ++t) {  // of nearly equal size
+    const int64_t row = args.rows * t / tiles;
+    const int rows = static_cast<int>(args.rows * (t + 1) / tiles - row);
+    multiply_rows<Weight, kTileRows>(args, layer, part, blocks, rows, row);
+  }
+}
+
+// Of the outputs of whole blocks, `first` ... `last` - 1.
+template <typename Weight>
+void multiply_blocks(const LinearArgs& args, const LinearLayer& layer, int64_t first, int64_t last) {
+  using Stored = typename Weight::Stored;
+  const int64_t parts = std::max<int64_t>(1, (args.inputs + kPart - 1) / kPart);
+  const int64_t block_bytes =
+      kBlockOutputs * (layer.packed ? sizeof(Stored) : sizeof(float)) * (args.inputs / parts + 1);
+  const int64_t group = std::max<int64_t>(2, kGroup / block_bytes / 2 * 2);
+  for (int64_t block = first; block < last; block += group) {
+    const int64_t count = std::min(group, last - block), output = block * kBlockOutputs;
+    const int64_t outputs = std::min(count * kBlockOutputs, layer.outputs - output);
+    for (int64_t p = 0; p < parts; ++p) {
+      const Part part = {args.inputs * p / parts, args.inputs * (p + 1) / parts, p == 0, p == parts - 1};
+      const int64_t inputs = part.end - part.begin, stride = inputs * kBlockOutputs;
+      if (layer.packed) {
+        const auto* weights = static_cast<const Stored*>(layer.weight) + output * args.inputs;
+        multiply<Weight>(args, layer, part,
+                         {weights + part.begin * kBlockOutputs, args.inputs * kBlockOutputs, inputs, output, outputs});
+        continue;
+      }
+      auto* packed = static_cast<float*>(scratch(Scratch::kLinear, count * stride * sizeof(float)));
+      const auto* rows = static_cast<const Stored*>(layer.weight) + output * layer.weight_stride + part.begin;
+      const int64_t between = kBlockOutputs * layer.weight_stride;
+      for (int64_t b = 0; b < count; ++b) {
+        transpose<Weight, kBlockOutputs>(rows + b * between, layer.weight_stride, outputs - b * kBlockOutputs, inputs,
+                                         between * sizeof(Stored), packed + b * stride);
+      }
+      multiply<Float32>(args, layer, part, {packed, stride, inputs, output, outputs});
     }
   }
 }
 
-// The outputs of all layers are counted through, one layer after the other.
+int64_t blocks_of(const LinearLayer& layer) { return (layer.outputs + kBlockOutputs - 1) / kBlockOutputs; }
+
+// The blocks of all layers are counted through, one layer after the other.
 void all_between(void* context, int64_t begin, int64_t end) {
   const LinearArgs& args = *static_cast<const LinearArgs*>(context);
   int64_t first = 0;
   for (int64_t i = 0; i < args.count; ++i) {
     const LinearLayer& layer = args.layers[i];
-    const int64_t from = std::max<int64_t>(begin - first, 0), to = std::min(end - first, layer.outputs);
-    first += layer.outputs;
+    const int64_t blocks = blocks_of(layer);
+    const int64_t from = std::max<int64_t>(begin - first, 0), to = std::min(end - first, blocks);
+    first += blocks;
     if (from >= to) continue;
     switch (layer.type) {
-      case WeightType::kFloat32: outputs_between<Float32>(args, layer, from, to); break;
-      case WeightType::kBFloat16: outputs_between<BFloat16>(args, layer, from, to); break;
-      case WeightType::kFloat16: outputs_between<Float16>(args, layer, from, to); break;
-      case WeightType::kInt8: outputs_between<Int8>(args, layer, from, to); break;
+      case WeightType::kFloat32: multiply_blocks<Float32>(args, layer, from, to); break;
+      case WeightType::kBFloat16: multiply_blocks<BFloat16>(args, layer, from, to); break;
+      case WeightType::kFloat16: multiply_blocks<Float16>(args, layer, from, to); break;
+      case WeightType::kInt8: multiply_blocks<Int8>(args, layer, from, to); break;
     }
   }
 }
@@ -161,13 +267,13 @@ int64_t size_of(WeightType type) {
 }  // namespace
 
 void window_linear(const LinearArgs& args) {
-  int64_t outputs = 0, bytes = 0;
+  int64_t blocks = 0, bytes = 0;
   for (int64_t i = 0; i < args.count; ++i) {
-    outputs += args.layers[i].outputs;
+    blocks += blocks_of(args.layers[i]);
     bytes += args.layers[i].outputs * args.inputs * size_of(args.layers[i].type);
   }
-  const int64_t pieces = std::min<int64_t>(4 * args.threads, bytes / kPieceBytes);
-  parallel_for(outputs, pieces, args.threads, all_between, const_cast<LinearArgs*>(&args));
+  const int64_t pieces = std::min<int64_t>(2 * args.threads, bytes / kPieceBytes);
+  parallel_for(blocks, pieces, args.threads, all_between, const_cast<LinearArgs*>(&args));
 }
 
 }  // namespace pearl::PEARL_SIMD

@@ -144,6 +144,7 @@ def _window_layer(
     weights: list[Tensor],
     biases: list[Tensor | None],
     scales: list[Tensor | None],
+    outputs: list[int],
     eps: float,
     cos: Tensor,
     sin: Tensor,
@@ -153,7 +154,7 @@ def _window_layer(
     scale: float,
     backend: str | None,
 ) -> Tensor:
-    layer = LayerWeights.of_lists(norms, weights, biases, scales, eps, k_cache.shape[3])
+    layer = LayerWeights.of_lists(norms, weights, biases, scales, outputs, eps, k_cache.shape[3])
     return _run(x, [layer], cos, sin, [(k_cache, v_cache)], seq_lens, scale, backend)
 
 
@@ -162,8 +163,8 @@ def _fake(x: Tensor, *_: object) -> Tensor:
 
 
 define(
-    "window_layer_(Tensor x, Tensor?[] norms, Tensor[] weights, Tensor?[] biases, Tensor?[] scales, float eps, "
-    "Tensor cos, Tensor sin, Tensor(a!) k_cache, Tensor(b!) v_cache, Tensor seq_lens, float scale, "
+    "window_layer_(Tensor x, Tensor?[] norms, Tensor[] weights, Tensor?[] biases, Tensor?[] scales, int[] outputs, "
+    "float eps, Tensor cos, Tensor sin, Tensor(a!) k_cache, Tensor(b!) v_cache, Tensor seq_lens, float scale, "
     "str? backend) -> Tensor",
     _window_layer,
     _fake,

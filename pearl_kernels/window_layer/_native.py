@@ -13,9 +13,9 @@ from pearl_kernels._pointers import address
 from pearl_kernels.threads import num_threads
 from pearl_kernels.window_attention._native import by_heads
 from pearl_kernels.window_layer.weights import LayerWeights
-from pearl_kernels.window_linear._native import packed
+from pearl_kernels.window_linear._native import Described, described
 
-_Packed = tuple[tuple[int, ...], float, tuple[tuple[int, int, int, int, int, int, int], ...]]
+_Packed = tuple[tuple[int, ...], float, tuple[Described, ...]]
 
 # Of weights, by where they are: a layer's stay where they are for thousands of calls.
 _PACKED: WeakKeyDictionary[LayerWeights, tuple[list[int], _Packed]] = WeakKeyDictionary()
@@ -49,6 +49,6 @@ def _packed(weights: LayerWeights) -> _Packed:
     known = _PACKED.get(weights)
     if known is None or known[0] != places:
         norms = tuple(address(norm) for norm in weights.norms)
-        linears = tuple(packed(linear) for linear in weights.linears)
+        linears = tuple(described(linear) for linear in weights.linears)
         _PACKED[weights] = known = places, (norms, weights.eps, linears)
     return known[1]

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pearl_kernels.window_linear import Linear, check_linear
 
-LinearLike = tuple[Tensor, Tensor | None] | tuple[Tensor, Tensor | None, Tensor | None]
+LinearLike = tuple[Tensor, Tensor | None] | tuple[Tensor, Tensor | None, Tensor | None] | Linear
 
 
 class LayerWeights:
@@ -22,8 +22,8 @@ class LayerWeights:
     down:                     (size, inner)
     q_norm, k_norm:           (head_dim,) float32, of each head; None: not normed
     eps:                      of all norms
-    Layers are a `Linear` or a tuple of the same: a weight with contiguous rows, float32/bfloat16/float16 or int8 with a
-    scale, and a bias or None.
+    Layers are a `Linear` or a tuple of the same: a weight as `window_linear` takes it, a bias or None, a scale if the
+    weight is int8.
     Raises ValueError naming the argument, what was expected and what came.
     """
 
@@ -49,10 +49,10 @@ class LayerWeights:
     ) -> None:
         self.linears = [Linear(*linear) for linear in (q, k, v, output, gate, up, down)]
         self.norms = (attention_norm, mlp_norm, q_norm, k_norm)
-        given = (*(tensor for linear in self.linears for tensor in linear), *self.norms)
+        given = (*(tensor for linear in self.linears for tensor in linear[:3]), *self.norms)
         self.tensors = [tensor for tensor in given if tensor is not None]
         self.head_dim, self.eps = head_dim, eps
-        of_q, of_k = q[0].shape[0], k[0].shape[0]
+        of_q, of_k = (linear.out_features for linear in self.linears[:2])
         if head_dim < 2 or head_dim % 2 or of_q % head_dim or of_k % head_dim:
             raise ValueError(
                 f"window_layer: head_dim must be even and divide the {of_q} outputs of q and the {of_k} of k, "
@@ -65,7 +65,7 @@ class LayerWeights:
             raise ValueError(
                 f"window_layer: q must have a multiple of k's {self.kv_heads} heads, got {self.heads} heads"
             )
-        self.size, self.inner = attention_norm.numel(), gate[0].shape[0]
+        self.size, self.inner = attention_norm.numel(), self.linears[4].out_features
         self.sizes = self.size, self.heads, self.kv_heads, head_dim, self.inner
         self._check_shapes()
 
@@ -83,8 +83,9 @@ class LayerWeights:
         device = self.norms[0].device
         for name, linear, shape in zip(self.LINEARS, self.linears, shapes, strict=True):
             check_linear("window_layer", name, linear)
-            if linear.weight.shape != shape:
-                raise ValueError(f"window_layer: {name} must be of shape {shape}, got {tuple(linear.weight.shape)}")
+            found = linear.out_features, linear.in_features
+            if found != shape:
+                raise ValueError(f"window_layer: {name} must be of shape {shape}, got {found}")
             if linear.weight.device != device:
                 raise ValueError(f"window_layer: {name} must be on {device}, got {linear.weight.device}")
         for name, norm, length in zip(self.NORMS, self.norms, (size, size, *[self.head_dim] * 2), strict=True):
@@ -101,10 +102,12 @@ class LayerWeights:
         if vector.device != device:
             raise ValueError(f"window_layer: {name} must be on {device}, got {vector.device}")
 
-    def as_lists(self) -> tuple[list[Tensor | None], list[Tensor], list[Tensor | None], list[Tensor | None]]:
-        """norms, and of the linear layers weights, biases and scales."""
-        weights, biases, scales = (list(column) for column in zip(*self.linears, strict=True))
-        return list(self.norms), weights, biases, scales
+    def as_lists(
+        self,
+    ) -> tuple[list[Tensor | None], list[Tensor], list[Tensor | None], list[Tensor | None], list[int]]:
+        """norms, and of the linear layers weights, biases, scales and outputs."""
+        weights, biases, scales, _ = (list(column) for column in zip(*self.linears, strict=True))
+        return list(self.norms), weights, biases, scales, [linear.out_features for linear in self.linears]
 
     @classmethod
     def of_lists(
@@ -113,6 +116,7 @@ class LayerWeights:
         weights: Sequence[Tensor],
         biases: Sequence[Tensor | None],
         scales: Sequence[Tensor | None],
+        outputs: Sequence[int],
         eps: float,
         head_dim: int,
     ) -> LayerWeights:
@@ -120,7 +124,7 @@ class LayerWeights:
         attention_norm, mlp_norm, q_norm, k_norm = norms
         assert attention_norm is not None
         assert mlp_norm is not None
-        q, k, v, output, gate, up, down = zip(weights, biases, scales, strict=True)
+        q, k, v, output, gate, up, down = map(Linear, weights, biases, scales, outputs)
         return cls(
             attention_norm, q, k, v, output, mlp_norm, gate, up, down,
             head_dim=head_dim, eps=eps, q_norm=q_norm, k_norm=k_norm,

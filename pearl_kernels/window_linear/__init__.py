@@ -7,10 +7,12 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from pearl_kernels.dispatch import choose, define
 
 WEIGHT_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.int8)
+BLOCK = 32  # outputs whose weights lie together in a packed weight
 
 
 class Linear(NamedTuple):
@@ -19,11 +21,52 @@ class Linear(NamedTuple):
     weight: Tensor
     bias: Tensor | None = None
     scale: Tensor | None = None
+    outputs: int | None = None
+
+    @property
+    def is_packed(self) -> bool:
+        return self.weight.ndim == 3
+
+    @property
+    def out_features(self) -> int:
+        if self.outputs is not None:
+            return self.outputs
+        return self.weight.shape[0] * BLOCK if self.is_packed else self.weight.shape[0]
+
+    @property
+    def in_features(self) -> int:
+        return self.weight.shape[1]
 
     def widened(self, dtype: torch.dtype = torch.float32) -> Tensor:
-        """The weight that is meant, in a floating type."""
-        weight = self.weight.to(dtype)
+        """The weight that is meant, (outputs, inputs) in a floating type."""
+        weight = (unpacked(self.weight, self.out_features) if self.is_packed else self.weight).to(dtype)
         return weight if self.scale is None else weight * self.scale.to(dtype)[:, None]
+
+
+def packed(weight: Tensor) -> Tensor:
+    """A weight (outputs, inputs) in the order in which it is read fastest: (blocks, inputs, BLOCK) of its dtype.
+
+    A block is BLOCK = 32 outputs, the last one filled up with zeros; what lies together belongs to one input. Meant for
+    `window_linear` and `unpacked` alone, so the last dimension's order may be any.
+    """
+    if weight.ndim != 2:
+        raise ValueError(f"packed: weight must be (outputs, inputs), got shape {tuple(weight.shape)}")
+    blocks = -(-weight.shape[0] // BLOCK)
+    whole = pad(weight, (0, 0, 0, blocks * BLOCK - weight.shape[0]))
+    halves = whole.view(blocks, 2, BLOCK // 2, weight.shape[1])
+    # Of bfloat16 two outputs make a 32-bit word: shifted it is the first as float32, masked the second.
+    order = (0, 3, 2, 1) if weight.dtype is torch.bfloat16 else (0, 3, 1, 2)
+    return halves.permute(order).flatten(2).contiguous()
+
+
+def unpacked(weight: Tensor, outputs: int) -> Tensor:
+    """The first `outputs` rows of the weight (outputs, inputs) that `packed` was given."""
+    blocks, inputs, _ = weight.shape
+    if weight.dtype is torch.bfloat16:
+        halves = weight.view(blocks, inputs, BLOCK // 2, 2).permute(0, 3, 2, 1)
+    else:
+        halves = weight.view(blocks, inputs, 2, BLOCK // 2).permute(0, 2, 3, 1)
+    return halves.flatten(0, 2)[:outputs].contiguous()
 
 
 def quantized(weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -42,27 +85,30 @@ def window_linear(
     weight: Tensor,
     bias: Tensor | None = None,
     scale: Tensor | None = None,
+    outputs: int | None = None,
     *,
     backend: str | None = None,
 ) -> Tensor:
     """x @ (scale * weight).T + bias in float32, for few rows: weights are read once, in the type they are stored in.
 
     x:       (..., inputs) float32
-    weight:  (outputs, inputs) float32/bfloat16/float16, or int8 with a scale; rows contiguous
+    weight:  (outputs, inputs) float32/bfloat16/float16, or int8 with a scale; rows contiguous. Or the same `packed`,
+             which is faster and gives the same bits
     bias:    (outputs,) float32 contiguous, or None
     scale:   (outputs,) float32 contiguous, of each row of an int8 weight; None for any other
+    outputs: how many a packed weight has; None: whole blocks
     backend: None picks the best for the device
 
     Returns (..., outputs) float32. On the cpu backend each row's result is the same to the bit whatever rows are
     beside it and however many threads work (torch.get_num_threads()). There is no derivative.
     Raises ValueError naming the argument, what was expected and what came.
     """
-    _check(x, Linear(weight, bias, scale))
+    _check(x, Linear(weight, bias, scale, outputs))
     if torch.compiler.is_compiling():
-        out: Tensor = torch.ops.pearl.window_linear.default(x, weight, bias, scale, backend)
+        out: Tensor = torch.ops.pearl.window_linear.default(x, weight, bias, scale, outputs, backend)
         return out
     # A model calls this hundreds of times: the registry costs more.
-    return _window_linear(x, weight, bias, scale, backend)
+    return _window_linear(x, weight, bias, scale, outputs, backend)
 
 
 def window_linears(x: Tensor, layers: Sequence[Linear], *, backend: str | None = None) -> list[Tensor]:
@@ -82,19 +128,30 @@ def _check(x: Tensor, layer: Linear) -> None:
     if x.dtype is not torch.float32:
         raise ValueError(f"window_linear: x must be float32, got {x.dtype}")
     check_linear("window_linear", "weight", layer)
-    if x.ndim == 0 or x.shape[-1] != weight.shape[1]:
-        raise ValueError(f"window_linear: x must be (..., {weight.shape[1]}), got shape {tuple(x.shape)}")
+    if x.ndim == 0 or x.shape[-1] != layer.in_features:
+        raise ValueError(f"window_linear: x must be (..., {layer.in_features}), got shape {tuple(x.shape)}")
     if weight.device != x.device:
         raise ValueError(f"window_linear: weight must be on {x.device}, got {weight.device}")
 
 
 def check_linear(operation: str, name: str, layer: Linear) -> None:
     """Raise ValueError unless a layer is one that `window_linear` takes."""
-    weight, bias, scale = layer
-    if weight.dtype not in WEIGHT_DTYPES or weight.ndim != 2 or weight.stride(1) != 1:
+    weight, bias, scale, outputs = layer
+    if layer.is_packed:
+        fits = weight.shape[2] == BLOCK and weight.is_contiguous()
+    else:
+        fits = weight.ndim == 2 and weight.stride(1) == 1
+    if weight.dtype not in WEIGHT_DTYPES or not fits:
         raise ValueError(
             f"{operation}: {name} must be (outputs, inputs) float32, bfloat16, float16 or int8 with contiguous rows, "
-            f"got {weight.dtype} of shape {tuple(weight.shape)}, strides {weight.stride()}"
+            f"or packed, got {weight.dtype} of shape {tuple(weight.shape)}, strides {weight.stride()}"
+        )
+    most = Linear(weight).out_features
+    least = max(0, most - BLOCK + 1) if layer.is_packed else most
+    if outputs is not None and not least <= outputs <= most:
+        raise ValueError(
+            f"{operation}: outputs must be from {least} to {most} for a {name} of shape {tuple(weight.shape)}, "
+            f"got {outputs}"
         )
     if (weight.dtype is torch.int8) != (scale is not None):
         had = "none" if scale is None else "one"
@@ -103,9 +160,9 @@ def check_linear(operation: str, name: str, layer: Linear) -> None:
         if vector is None:
             continue
         what = kind if name == "weight" else f"{name}'s {kind}"
-        if vector.dtype is not torch.float32 or vector.shape != weight.shape[:1] or not vector.is_contiguous():
+        if vector.dtype is not torch.float32 or vector.shape != (layer.out_features,) or not vector.is_contiguous():
             raise ValueError(
-                f"{operation}: {what} must be ({weight.shape[0]},) float32 and contiguous, "
+                f"{operation}: {what} must be ({layer.out_features},) float32 and contiguous, "
                 f"got {vector.dtype} of shape {tuple(vector.shape)}"
             )
         if vector.device != weight.device:
@@ -114,22 +171,26 @@ def check_linear(operation: str, name: str, layer: Linear) -> None:
 
 def _window_linears(x: Tensor, layers: Sequence[Linear], backend: str | None) -> list[Tensor]:
     rows, device = x.shape[:-1], x.device
-    outs = [torch.empty((*rows, layer.weight.shape[0]), dtype=torch.float32, device=device) for layer in layers]
+    outs = [torch.empty((*rows, layer.out_features), dtype=torch.float32, device=device) for layer in layers]
     if outs:
         choose("window_linear", device, backend)(x.contiguous(), layers, outs)
     return outs
 
 
-def _window_linear(x: Tensor, weight: Tensor, bias: Tensor | None, scale: Tensor | None, backend: str | None) -> Tensor:
-    return _window_linears(x, [Linear(weight, bias, scale)], backend)[0]
+def _window_linear(
+    x: Tensor, weight: Tensor, bias: Tensor | None, scale: Tensor | None, outputs: int | None, backend: str | None
+) -> Tensor:
+    return _window_linears(x, [Linear(weight, bias, scale, outputs)], backend)[0]
 
 
-def _fake(x: Tensor, weight: Tensor, bias: Tensor | None, scale: Tensor | None, backend: str | None) -> Tensor:
-    return x.new_empty((*x.shape[:-1], weight.shape[0]))
+def _fake(
+    x: Tensor, weight: Tensor, bias: Tensor | None, scale: Tensor | None, outputs: int | None, backend: str | None
+) -> Tensor:
+    return x.new_empty((*x.shape[:-1], Linear(weight, outputs=outputs).out_features))
 
 
 define(
-    "window_linear(Tensor x, Tensor weight, Tensor? bias, Tensor? scale, str? backend) -> Tensor",
+    "window_linear(Tensor x, Tensor weight, Tensor? bias, Tensor? scale, int? outputs, str? backend) -> Tensor",
     _window_linear,
     _fake,
 )

@@ -16,12 +16,15 @@ from pearl_kernels.window_linear import Linear
 _TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.int8: 3}
 
 
-def packed(linear: Linear, out: Tensor | None = None) -> tuple[int, int, int, int, int, int, int]:
+Described = tuple[int, int, int, int, bool, int, int, int]
+
+
+def described(linear: Linear, out: Tensor | None = None) -> Described:
     """A layer as the extension takes it."""
-    weight, bias, scale = linear
+    weight, bias, scale, _ = linear
     return (
-        weight.data_ptr(), _TYPES[weight.dtype], weight.shape[0], weight.stride(0), address(bias), address(scale),
-        address(out),
+        weight.data_ptr(), _TYPES[weight.dtype], linear.out_features, weight.stride(0), linear.is_packed, address(bias),
+        address(scale), address(out),
     )  # fmt: skip
 
 
@@ -33,6 +36,6 @@ def window_linear_out(x: Tensor, layers: Sequence[Linear], outs: Sequence[Tensor
         x.numel() // inputs if inputs else outs[0].numel() // max(1, outs[0].shape[-1]),
         inputs,
         inputs,
-        [packed(layer, out) for layer, out in zip(layers, outs, strict=True)],
+        [described(layer, out) for layer, out in zip(layers, outs, strict=True)],
         num_threads(),
     )

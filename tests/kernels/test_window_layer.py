@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pearl_kernels import LayerWeights, Linear, quantized, window_layer, window_layers
+from pearl_kernels import LayerWeights, Linear, packed, quantized, window_layer, window_layers
 from pearl_kernels.window_layer.reference import window_layer as reference
 from tests.kernels.levels import run_at
 
@@ -105,6 +105,17 @@ def test_a_row_has_the_bits_it_would_have_alone():
         torch.set_num_threads(before)
     assert torch.equal(apart.k_cache, case.k_cache)
     assert torch.equal(apart.v_cache, case.v_cache)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.int8])
+def test_packed_weights_give_the_same_bits(backend, dtype):
+    case = case_of([4, 0, 31], 6, weights_of(dtype=dtype, extras=True))
+    norms, weights, biases, scales, outputs = case.weights.as_lists()
+    together = LayerWeights.of_lists(
+        norms, [packed(weight) for weight in weights], biases, scales, outputs, case.weights.eps, case.weights.head_dim
+    )
+    assert together.sizes == case.weights.sizes
+    assert torch.equal(replace(case.cloned(), weights=together).run(backend), case.run(backend))
 
 
 def test_angles_may_be_shared_and_strides_be_any(backend):
@@ -252,11 +263,14 @@ def test_a_mistake_is_named(changes, message):
     ],
 )
 def test_a_mistake_in_the_weights_is_named(place, tensor, message):
-    norms, weights, biases, scales = weights_of().as_lists()
+    norms, weights, biases, scales, outputs = weights_of().as_lists()
     kind, index = place
-    (weights if kind == "linears" else norms)[index] = tensor
+    if kind == "linears":
+        weights[index], outputs[index] = tensor, len(tensor)
+    else:
+        norms[index] = tensor
     with pytest.raises(ValueError, match="window_layer: " + message):
-        LayerWeights.of_lists(norms, weights, biases, scales, 1e-5, 10)
+        LayerWeights.of_lists(norms, weights, biases, scales, outputs, 1e-5, 10)
 
 
 def test_heads_must_be_groups():

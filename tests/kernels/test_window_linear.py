@@ -8,10 +8,10 @@ import sys
 import pytest
 import torch
 
-from pearl_kernels import Linear, quantized, window_linear, window_linears
+from pearl_kernels import Linear, packed, quantized, unpacked, window_linear, window_linears
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.int8]
-SHAPES = [(1, 1), (7, 5), (33, 64), (64, 33), (192, 576), (10, 1000)]  # (outputs, inputs)
+SHAPES = [(1, 1), (7, 5), (33, 64), (64, 33), (96, 131), (192, 576), (10, 2500)]  # (outputs, inputs)
 
 
 def problem(rows: int, outputs: int, inputs: int, dtype: torch.dtype) -> tuple[torch.Tensor, Linear]:
@@ -22,6 +22,10 @@ def problem(rows: int, outputs: int, inputs: int, dtype: torch.dtype) -> tuple[t
     return x, Linear(stored, bias, scale)
 
 
+def pack(layer: Linear) -> Linear:
+    return layer._replace(weight=packed(layer.weight), outputs=layer.out_features)
+
+
 @pytest.fixture(params=["cpu", "reference"])
 def backend(request) -> str:
     return request.param
@@ -29,9 +33,11 @@ def backend(request) -> str:
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", SHAPES)
-def test_equals_float64(backend, dtype, shape):
+@pytest.mark.parametrize("order", ["rows", "packed"])
+def test_equals_float64(backend, dtype, shape, order):
     for rows in (1, 2, 3, 5, 11, 12, 13, 17, 40):
         x, layer = problem(rows, *shape, dtype)
+        layer = pack(layer) if order == "packed" else layer
         weight = layer.widened(torch.float64)
         wanted = x.double() @ weight.T
         bound = 1e-6 * (x.double().abs() @ weight.abs().T) + 1e-6
@@ -50,12 +56,27 @@ def test_a_row_does_not_depend_on_the_rows_beside_it(dtype, threads, inputs):
         torch.set_num_threads(threads)
         for rows in range(1, len(x) + 1):
             assert torch.equal(window_linear(x[:rows], *layer), alone[:rows])
+            assert torch.equal(window_linear(x[:rows], *pack(layer)), alone[:rows])
     finally:
         torch.set_num_threads(before)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [(0, 3), (1, 1), (31, 5), (64, 7)])
+def test_unpacked_is_what_was_packed(dtype, shape):
+    weight = (100 * torch.randn(shape)).to(dtype)
+    together = packed(weight)
+    assert together.shape == (-(-shape[0] // 32), shape[1], 32)
+    assert together.dtype is dtype
+    assert together.is_contiguous()
+    assert torch.equal(unpacked(together, shape[0]), weight)
+    assert torch.equal(Linear(together, outputs=shape[0]).widened(torch.float64), weight.double())
+    # What is added to fill the last block is 0.
+    assert together.double().abs().sum() == weight.double().abs().sum()
+
+
 def test_any_leading_shape_and_strides(backend):
-    x, (weight, bias, _) = problem(12, 33, 64, torch.bfloat16)
+    x, (weight, bias, *_) = problem(12, 33, 64, torch.bfloat16)
     flat = window_linear(x, weight, bias, backend=backend)
     torch.testing.assert_close(window_linear(x.view(3, 4, 64), weight, bias, backend=backend), flat.view(3, 4, 33))
     torch.testing.assert_close(window_linear(x[0], weight, bias, backend=backend), flat[0])
@@ -71,11 +92,11 @@ def test_any_leading_shape_and_strides(backend):
 
 
 def test_several_layers_at_once_have_the_bits_of_each_alone(backend):
-    x, (weight, bias, _) = problem(5, 301, 577, torch.bfloat16)
+    x, (weight, bias, *_) = problem(5, 301, 577, torch.bfloat16)
     eighth = quantized(weight[:40])
     layers = [
         Linear(weight, bias), Linear(weight[:7].float()), Linear(weight[:0]), Linear(eighth[0], bias[:40], eighth[1]),
-        Linear(weight[:64].half(), bias[:64]),
+        Linear(weight[:64].half(), bias[:64]), pack(Linear(weight, bias)), Linear(packed(weight[:64])),
     ]  # fmt: skip
     found = window_linears(x.view(1, 5, 577), layers, backend=backend)
     for layer, got in zip(layers, found, strict=True):
@@ -97,17 +118,20 @@ def test_quantized_is_within_half_a_step_and_keeps_the_greatest_number():
 
 
 def test_a_bad_weight_spoils_its_own_output_only(backend):
-    x, (weight, _, _) = problem(5, 33, 64, torch.bfloat16)
+    x, (weight, *_) = problem(5, 33, 64, torch.bfloat16)
     clean = window_linear(x, weight, backend=backend)
     weight[4, 63] = torch.nan
-    spoilt = window_linear(x, weight, backend=backend)
-    assert spoilt[:, 4].isnan().all()
-    kept = [n for n in range(33) if n != 4]
-    assert torch.equal(spoilt[:, kept], clean[:, kept])
+    for layer in (Linear(weight), pack(Linear(weight))):
+        spoilt = window_linear(x, *layer, backend=backend)
+        assert spoilt[:, 4].isnan().all()
+        kept = [n for n in range(33) if n != 4]
+        assert torch.equal(spoilt[:, kept], clean[:, kept])
 
 
-def test_is_an_operation_of_torch(backend):
+@pytest.mark.parametrize("order", ["rows", "packed"])
+def test_is_an_operation_of_torch(backend, order):
     x, layer = problem(3, 33, 64, torch.int8)
+    layer = pack(layer) if order == "packed" else layer
     torch.library.opcheck(torch.ops.pearl.window_linear, (x, *layer, backend))
 
     def twice(x: torch.Tensor) -> torch.Tensor:
@@ -122,14 +146,17 @@ def test_every_level_this_processor_runs(level):
     """In a process of its own: a level is chosen once."""
     program = """
 import torch
-from pearl_kernels import Linear, _C, quantized, window_linear
-x, weight = torch.randn(7, 577), torch.randn(33, 577)
-for dtype in (torch.float32, torch.bfloat16, torch.float16):
-    stored = weight.to(dtype)
-    torch.testing.assert_close(window_linear(x, stored), x @ stored.float().T, rtol=1e-4, atol=1e-4)
-stored, scale = quantized(weight)
-wanted = x @ Linear(stored, None, scale).widened().T
-torch.testing.assert_close(window_linear(x, stored, None, scale), wanted, rtol=1e-4, atol=1e-4)
+from pearl_kernels import Linear, _C, packed, quantized, window_linear
+weight = torch.randn(97, 577)
+for dtype in (torch.float32, torch.bfloat16, torch.float16, torch.int8):
+    stored, scale = quantized(weight) if dtype is torch.int8 else (weight.to(dtype), None)
+    wide = Linear(stored, None, scale).widened()
+    for rows in range(1, 20):
+        x = torch.randn(rows, 577)
+        found = window_linear(x, stored, None, scale)
+        torch.testing.assert_close(found, x @ wide.T, rtol=1e-4, atol=1e-4)
+        assert torch.equal(window_linear(x, packed(stored), None, scale, 97), found)
+        assert torch.equal(window_linear(x[-1:], packed(stored), None, scale, 97), found[-1:])
 print(_C.build_info()["simd_level"])
 """
     run = subprocess.run(
@@ -163,9 +190,21 @@ print(_C.build_info()["simd_level"])
             {"weight": torch.zeros(4, 8).char(), "scale": torch.ones(3)},
             r"scale must be \(4,\) float32 and contiguous, got torch.float32 of shape \(3,\)",
         ),
+        ({"weight": torch.zeros(1, 8, 16)}, r"weight must be .* or packed, got torch.float32 of shape \(1, 8, 16\)"),
+        ({"weight": torch.zeros(1, 32, 8).mT}, r"weight must be .* or packed, got .* strides \(256, 1, 8\)"),
+        ({"weight": torch.zeros(1, 7, 32)}, r"x must be \(\.\.\., 7\), got shape \(2, 8\)"),
+        ({"weight": torch.zeros(2, 8, 32), "bias": torch.zeros(4)}, r"bias must be \(64,\) float32"),
+        ({"weight": torch.zeros(2, 8, 32), "outputs": 65}, r"outputs must be from 33 to 64 for a weight .* got 65"),
+        ({"weight": torch.zeros(2, 8, 32), "outputs": 32}, r"outputs must be from 33 to 64 for a weight .* got 32"),
+        ({"outputs": 3}, r"outputs must be from 4 to 4 for a weight of shape \(4, 8\), got 3"),
         ({"backend": "fast"}, r"backend must be one of"),
     ],
 )
 def test_a_mistake_is_named(changes, message):
     with pytest.raises(ValueError, match="window_linear: " + message):
         window_linear(**({"x": torch.zeros(2, 8), "weight": torch.zeros(4, 8)} | changes))
+
+
+def test_only_a_matrix_can_be_packed():
+    with pytest.raises(ValueError, match=r"packed: weight must be \(outputs, inputs\), got shape \(2, 8, 32\)"):
+        packed(torch.zeros(2, 8, 32))
