@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from pearl_decode.cache import WindowCache
 from pearl_decode.linear import WindowLinear
 from pearl_decode.norm import WindowNorm
-from pearl_kernels import LayerWeights, Linear, window_layer
+from pearl_kernels import LayerWeights, Linear, packed, window_layer
 
 # Layers that are written as `window_layer` is, up to what a trial shows.
 _KNOWN = ("LlamaDecoderLayer", "MistralDecoderLayer", "Qwen2DecoderLayer", "Qwen3DecoderLayer", "SmolLM3DecoderLayer")
@@ -69,7 +69,8 @@ class Parts:
         linear = self._child(module, name)
         if type(linear) is not WindowLinear:
             raise ValueError(f"{name} is no WindowLinear")
-        return Linear(self._parameter(linear, "weight"), self._parameter(linear, "bias"), linear.scale)
+        weight, bias = self._parameter(linear, "weight"), self._parameter(linear, "bias")
+        return Linear(weight, bias, linear.scale, linear.out_features)
 
     def _parameter(self, module: nn.Module, name: str) -> Any:
         parameter = module._parameters[name]
@@ -145,7 +146,29 @@ def store_in_int8(draft: PreTrainedModel) -> None:
     for module in draft.modules():
         if isinstance(module, WindowLinear):
             module.store_in_int8()
-    for module in draft.modules():
+    _look_again(draft)
+
+
+def pack_weights(*models: PreTrainedModel) -> None:
+    """Store the matrices that models multiply with on a CPU in the order in which they are read fastest.
+
+    Those that models share they share still. Embeddings stay as they are, so a head that shares its own has a copy.
+    """
+    stored: dict[int, Tensor] = {}
+    for model in models:
+        for module in model.modules():
+            if not isinstance(module, WindowLinear) or module.weight.device.type != "cpu" or module.operands.is_packed:
+                continue
+            place = module.weight.data_ptr()
+            if place not in stored:
+                stored[place] = packed(module.weight.detach())
+            module.pack(stored[place])
+        _look_again(model)
+
+
+def _look_again(model: PreTrainedModel) -> None:
+    """Let a model's layers run with the weights they have now."""
+    for module in model.modules():
         if isinstance(module, WindowDecoderLayer):
             module.parts = Parts(module)
 

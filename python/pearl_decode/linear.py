@@ -8,7 +8,7 @@ the same rows, as a query's, a key's and a value's do, are multiplied together w
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -18,11 +18,11 @@ from torch.nn.functional import linear
 from transformers import PreTrainedModel
 
 from pearl_decode.norm import use_window_norm
-from pearl_kernels import Linear, quantized, window_linear, window_linears
+from pearl_kernels import Linear, quantized, unpacked, window_linear, window_linears
 
 
 class WindowLinear(nn.Linear):
-    """An nn.Linear that takes float32 rows whatever its weights are stored in.
+    """An nn.Linear that takes float32 rows whatever its weights are stored in, and whether they are packed.
 
     scale: of each row of an int8 weight; None for any other
     """
@@ -33,17 +33,41 @@ class WindowLinear(nn.Linear):
     @property
     def operands(self) -> Linear:
         parameters = self._parameters
-        return Linear(parameters["weight"], parameters["bias"], self.scale)  # type: ignore[arg-type]
+        return Linear(parameters["weight"], parameters["bias"], self.scale, self.out_features)  # type: ignore[arg-type]
 
+    @torch.no_grad()
     def store_in_int8(self) -> None:
         """Round the weight, which may be shared with other modules: they keep theirs."""
-        weight, self.scale = quantized(self.weight.detach())
-        self.weight = nn.Parameter(weight, requires_grad=False)
+        self._set_weight(*quantized(self.operands.widened()))
 
+    @torch.no_grad()
     def widen(self) -> None:
         """Store the weight in float32, as what it stands for."""
-        self.weight = nn.Parameter(self.operands.widened(), requires_grad=False)
-        self.scale = None
+        self._set_weight(self.operands.widened())
+
+    @property
+    def rows(self) -> Tensor:
+        """The weight (outputs, inputs) as it is stored, packed or not."""
+        weight = self.weight.detach()
+        return unpacked(weight, self.out_features) if self.operands.is_packed else weight
+
+    def pack(self, weight: Tensor) -> None:
+        """Take the same weight, packed, in place of the one that there is."""
+        self._set_weight(weight, self.scale)
+
+    def _set_weight(self, weight: Tensor, scale: Tensor | None = None) -> None:
+        self.weight = nn.Parameter(weight, requires_grad=False)
+        self.scale = scale
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> WindowLinear:
+        if self.operands.is_packed:  # for one type, and for CPUs
+            self._set_weight(self.rows, self.scale)
+        return super()._apply(fn, recurse)  # type: ignore[no-untyped-call,no-any-return]
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        if self.operands.is_packed:
+            destination[f"{prefix}weight"] = self.rows
 
     def forward(self, input: Tensor) -> Tensor:
         joined = self.joined

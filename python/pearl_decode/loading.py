@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from pearl_decode.checkpoints import check_same_tokens, default_device, load_model, load_tokenizer, resolve
 from pearl_decode.drafts import draft_directory, load_draft
 from pearl_decode.first_layers import first_layers
-from pearl_decode.layer import store_in_int8
+from pearl_decode.layer import pack_weights, store_in_int8
 from pearl_decode.limits import check_decodes_windows
 from pearl_decode.linear import uses_window_linear
 
@@ -69,6 +69,8 @@ def load_pair(
     elif tokenizer is None and isinstance(target, (str, os.PathLike)):
         tokenizer = _own_tokenizer("target", target, "prompts are token ids, and answers have no text")
     draft_model = None if draft is None else _load_draft(draft, target_model, tokenizer, dtype, device)
+    pairs = ((target_model, target), (draft_model, draft))
+    pack_weights(*(model for model, spec in pairs if model is not None and model is not spec))
     return Pair(target_model, draft_model, tokenizer)
 
 

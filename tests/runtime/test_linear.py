@@ -13,8 +13,10 @@ from pearl_decode import PearlDecoder, SamplingParams, attention
 from pearl_decode.attention import ATTENTION_NAME
 from pearl_decode.cache import WindowCache
 from pearl_decode.checkpoints import load_model
+from pearl_decode.distill.lessons import Head
 from pearl_decode.first_layers import first_layers
 from pearl_decode.lanes.cpu import CpuLane, available_cores
+from pearl_decode.layer import pack_weights
 from pearl_decode.linear import WindowLinear, use_window_linear, uses_window_linear
 from pearl_decode.models import CausalModel
 from pearl_decode.norm import WindowNorm, own_class, use_window_norm
@@ -102,6 +104,53 @@ def test_torch_keeps_out_of_the_way_between_a_drafts_steps_too(directory, monkey
     with PearlDecoder.from_pretrained(directory, "first-layers:1", **options) as decoder:
         decoder.generate([[1, 2, 3]], SamplingParams(max_tokens=4, temperature=1.0, seed=1))
     assert set(seen) == {1 if dtype is None else 3}
+
+
+def linears(model):
+    return {name: module for name, module in model.named_modules() if isinstance(module, WindowLinear)}
+
+
+def pieces(decoder):
+    """All tokens of a text, and the logits of a window of it, by the decoder's target."""
+    [result] = decoder.generate([[1, 2, 3]], SamplingParams(max_tokens=20, ignore_eos=True), strategy="sequential")
+    with torch.inference_mode():
+        window = decoder.target.forward(IDS, [0], WindowCache(16), keep=6)
+    return result.token_ids, window
+
+
+@pytest.mark.parametrize("dtype", [None, torch.float32])
+def test_a_decoder_packs_what_it_loaded_to_the_same_bits(directory, dtype):
+    loaded = load_model("target", directory, dtype)
+    with PearlDecoder(loaded, first_layers(loaded, 1), gamma=2) as decoder:
+        text, window = pieces(decoder)
+        assert not any(layer.operands.is_packed for layer in linears(loaded).values())
+    with PearlDecoder.from_pretrained(directory, "first-layers:1", dtype=dtype, gamma=2) as decoder:
+        target, draft = linears(decoder.target.model), linears(decoder.draft.model)
+        assert all(layer.operands.is_packed for layer in (*target.values(), *draft.values()))
+        assert pieces(decoder)[0] == text
+        assert torch.equal(pieces(decoder)[1], window)
+        shared = [layer.weight.data_ptr() == target[name].weight.data_ptr() for name, layer in draft.items()]
+        assert all(shared) if dtype else not any(shared)  # those of 8 bits are the draft's own
+        embedding = decoder.target.model.get_input_embeddings()
+        assert torch.equal(embedding.weight, loaded.get_input_embeddings().weight)
+
+
+def test_a_packed_model_can_be_saved_moved_and_made_a_draft_of(directory, tmp_path):
+    plain = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
+    ours = load_model("target", directory, None)
+    rows = {name: layer.rows.clone() for name, layer in linears(ours).items()}
+    pack_weights(ours)
+    assert all(torch.equal(layer.rows, rows[name]) for name, layer in linears(ours).items())
+    states = ours.state_dict()
+    assert all(torch.equal(states[f"{name}.weight"], weight) for name, weight in rows.items())
+    torch.testing.assert_close(logits(first_layers(ours, 1)), logits(first_layers(plain, 1)), rtol=1e-5, atol=1e-5)
+    head, bare = Head.of(ours), Head.of(plain)
+    torch.testing.assert_close(head.weight.float(), bare.weight)
+    ours.save_pretrained(tmp_path / "copy")
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "copy", dtype=torch.float32).eval()
+    assert torch.equal(logits(again), logits(plain))
+    torch.testing.assert_close(logits(ours.to(torch.float64)).float(), logits(plain), rtol=1e-5, atol=1e-5)
+    assert not any(layer.operands.is_packed for layer in linears(ours).values())
 
 
 def test_a_stated_dtype_is_kept(directory):

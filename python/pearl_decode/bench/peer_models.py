@@ -59,7 +59,7 @@ def plain(model: PreTrainedModel) -> PreTrainedModel:
     if twin.config._attn_implementation == ATTENTION_NAME:
         twin.set_attn_implementation("sdpa")
     for module in twin.modules():
-        if isinstance(module, WindowLinear) and module.scale is not None:
+        if isinstance(module, WindowLinear):
             module.widen()
         module.__class__ = own_class(module)
         if type(module).__module__.startswith("pearl_decode.") and isinstance(module, (nn.Linear, nn.Embedding)):

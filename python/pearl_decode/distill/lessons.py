@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 
 from pearl_decode.distill.samples import Sample, make_batches, tensors
+from pearl_decode.linear import WindowLinear
 
 CACHE_BYTES = 4 << 30
 COUNTED = 1 << 18  # positions that a vocabulary is chosen by
@@ -25,7 +26,7 @@ class Head(NamedTuple):
     @classmethod
     def of(cls, model: Any) -> Head:
         head = model.get_output_embeddings()
-        return cls(head.weight, getattr(head, "bias", None))
+        return cls(head.rows if isinstance(head, WindowLinear) else head.weight, getattr(head, "bias", None))
 
     def product(self, hidden: torch.Tensor) -> torch.Tensor:
         """Logits (positions, ids) of hidden (positions, hidden), in the type of the weight."""
