@@ -33,13 +33,14 @@ from pearl_decode.distill.prompts import Prompt
 from pearl_decode.drafts import draft_directory, load_draft
 from pearl_decode.first_layers import first_layers
 from pearl_decode.inputs import numbered_lines
-from pearl_decode.layer import store_in_int8
+from pearl_decode.layer import pack_weights, store_in_int8
 from pearl_decode.models import CausalModel
 from pearl_decode.text import encode_prompt
 
 TEMPERATURES = (0.0, 0.7)
 GAMMAS = (4, 8)
 LOOKUP = "prompt lookup"
+WITHOUT_INDUCTION = "without induction"
 CONTEXT = 256  # cached tokens when a step is timed
 # Of a text and the target's probabilities (positions, vocab): how likely each of its tokens was the draft's.
 Guess = Callable[[list[int], int, float, torch.Tensor], torch.Tensor]
@@ -214,10 +215,13 @@ def main() -> None:
     directory = draft_directory(args.draft)
     if directory is None:
         parser.error(f"--draft: {args.draft} holds no distilled draft")
-    loaded = {directory.name: load_draft(directory, target.model)}
+    bare: Any = load_draft(directory, target.model)
+    bare.induction = None
+    loaded = {directory.name: load_draft(directory, target.model), f"{directory.name} {WITHOUT_INDUCTION}": bare}
     loaded |= {f"first-layers:{count}": first_layers(target.model, count) for count in args.truncated}
     for model in loaded.values():
         store_in_int8(model)  # as decoders do
+    pack_weights(target.model, *loaded.values())
     models = {name: CausalModel(model, "draft") for name, model in loaded.items()}
     steps = step_ms({"target": target, **models})
     drafts: dict[str, Guess] = {name: model_guess(model) for name, model in models.items()}

@@ -28,6 +28,7 @@ from transformers import AutoModelForCausalLM
 
 from pearl_decode.cache import WindowCache
 from pearl_decode.checkpoints import load_model, resolve
+from pearl_decode.layer import pack_weights
 from pearl_decode.linear import WindowLinear
 from pearl_decode.models import CausalModel
 from pearl_kernels import _C
@@ -79,7 +80,9 @@ def read_weights(model: CausalModel, threads: int) -> tuple[int, Callable[[], ob
 
 def bench_case(case: str, repeats: int, threads: int) -> list[Row]:
     source = resolve("target", case)
-    ours = CausalModel(load_model("target", case, None, torch.device("cpu")))
+    loaded = load_model("target", case, None, torch.device("cpu"))
+    pack_weights(loaded)
+    ours = CausalModel(loaded)
     ids = torch.randint(ours.vocab_size, (1, LENGTH + max(WIDTHS)), generator=torch.Generator().manual_seed(0))
     models = {"cpu": Model(ours, ids)}
     for name, dtype in ((TRANSFORMERS, torch.float32), ("transformers, bfloat16", torch.bfloat16)):

@@ -4,8 +4,9 @@
 
 A case is OUTPUTSxINPUTSxDTYPE, the type the weights are stored in. "transformers" is what its models compute in
 float32: torch's product with weights widened beforehand, so twice the bytes for a 16-bit type. "torch, 16 bit" is
-torch's product where the rows are rounded to the weights' type as well. Beside int8, as drafts are stored, stands
-"cpu, bfloat16": ours before the rounding.
+torch's product where the rows are rounded to the weights' type as well. "cpu" has its weights packed, as decoders pack
+them, "cpu, not packed" has them as torch does. Beside int8, as drafts are stored, stands "cpu, bfloat16": ours before
+the rounding.
 """
 
 from __future__ import annotations
@@ -45,6 +46,10 @@ def ours(x: Tensor, layer: Linear, backend: str) -> Callable[[], Tensor]:
     return lambda: pearl_kernels.window_linear(x, *layer, backend=backend)
 
 
+def packed(layer: Linear) -> Linear:
+    return layer._replace(weight=pearl_kernels.packed(layer.weight), outputs=layer.out_features)
+
+
 def torchs(x: Tensor, weight: Tensor) -> Callable[[], Tensor]:
     return lambda: linear(x, weight)
 
@@ -63,19 +68,21 @@ def bench_case(case: str, repeats: int) -> list[Row]:
     count = num_inputs(int(outputs) * int(inputs) * dtype.itemsize, "cpu")
     given = [torch.randn(int(outputs), int(inputs), generator=generator) for _ in range(count)]
     stored = [stored_as(weight, dtype) for weight in given]
+    together = [packed(layer) for layer in stored]
     wide = [layer.widened() for layer in stored]
     rows = []
     for width in WIDTHS:
         x = torch.randn(width, int(inputs), generator=generator)
         contenders = [
-            Contender("cpu", [ours(x, layer, "cpu") for layer in stored]),
+            Contender("cpu", [ours(x, layer, "cpu") for layer in together]),
+            Contender("cpu, not packed", [ours(x, layer, "cpu") for layer in stored]),
             Contender(TRANSFORMERS, [torchs(x, weight) for weight in wide]),
             Contender(REFERENCE, [ours(x, layer, REFERENCE) for layer in stored]),
         ]
         for contender in contenders:
             torch.testing.assert_close(contender.calls[0](), x @ wide[0].T, rtol=1e-4, atol=1e-3, msg=contender.name)
         if dtype is torch.int8:
-            halves = [stored_as(weight, torch.bfloat16) for weight in given]
+            halves = [packed(stored_as(weight, torch.bfloat16)) for weight in given]
             contenders.append(Contender("cpu, bfloat16", [ours(x, layer, "cpu") for layer in halves]))
         elif dtype is not torch.float32:
             rounded = x.to(dtype)
