@@ -21,6 +21,7 @@ namespace {
 constexpr int kChunk = 16;                 // inputs: of each row of a tile so many lie together
 constexpr int64_t kPart = 1024;            // inputs, at most, whose products are summed by themselves
 constexpr int64_t kTurn = 128;             // inputs, whole chunks
+constexpr int kStreams = 4;                // places in memory that a block is fetched from at once
 constexpr int64_t kGroup = 256 << 10;      // bytes of weights that stay in the second cache
 constexpr int64_t kPieceBytes = 64 << 10;  // of weights: less is not worth waking a thread for
 
@@ -63,6 +64,7 @@ struct Blocks {
   const typename Weight::Stored* weights;
   int64_t stride, inputs;
   int64_t first_output, outputs;
+  bool begin, end;  // whether a thread's piece of the weights begins or ends with these blocks
 };
 
 // Adds to the sums of a tile, from a block's pair p on, the products of inputs begin ... end - 1. A tile of more pairs than
@@ -72,17 +74,17 @@ template <typename Weight, int Rows, int Pairs>
 PEARL_INLINE void add_products(const Blocks<Weight>& blocks, const float* x, int64_t block, int p, int64_t begin,
                                int64_t end, Float (&sums)[Rows][2 * Pairs]) {
   using Stored = typename Weight::Stored;
-  constexpr int kLineWeights = kLine / sizeof(Stored), kInLine = std::max(1, kLineWeights / kBlockOutputs);
+  constexpr int kLineWeights = kLine / sizeof(Stored), kLines = kChunk * kBlockOutputs / kLineWeights;  // of a chunk
   constexpr int kBlocks = std::max(1, Pairs / kBlockPairs), kOfBlock = Pairs / kBlocks;
   const Stored* weights = blocks.weights + block * blocks.stride;
-  const auto step = [&](int64_t k, int i, int64_t ahead) {
+  const auto step = [&](int64_t k, int i, const Stored* next, int64_t apart) {
     Float values[2 * Pairs];
 #pragma GCC unroll 4
     for (int b = 0; b < kBlocks; ++b) {
-      const Stored* weight = weights + b * blocks.stride + (k + i) * kBlockOutputs;
-      if (i % kInLine == 0) {
-        for (int64_t line = 0; line < kBlockOutputs; line += kLineWeights) fetch(weight + ahead + line);
+      for (int line = i * kLines / kChunk; line < (i + 1) * kLines / kChunk; ++line) {
+        fetch(next + b * blocks.stride + line % kStreams * apart + line / kStreams * kLineWeights);
       }
+      const Stored* weight = weights + b * blocks.stride + (k + i) * kBlockOutputs;
 #pragma GCC unroll 4
       for (int n = b * kOfBlock; n < (b + 1) * kOfBlock; ++n) {
         load_pair<Weight>(weight, p + n % kOfBlock, values[2 * n], values[2 * n + 1]);
@@ -95,16 +97,25 @@ PEARL_INLINE void add_products(const Blocks<Weight>& blocks, const float* x, int
       for (int n = 0; n < 2 * Pairs; ++n) sums[r][n] = fma(value, values[n], sums[r][n]);
     }
   };
-  // Fetched meanwhile is what comes after so many inputs, of these outputs or of the next tile's.
+  // Fetched meanwhile is what comes so many inputs later, of these outputs or of the next tile's. If a tile is one block,
+  // there is time to fetch all of the next block, from several places at once, which is faster.
   const int64_t lead = std::min<int64_t>(kAhead / (kBlockOutputs * sizeof(Stored)), blocks.inputs);
   const int64_t near = lead * kBlockOutputs, far = kBlocks * blocks.stride + (lead - blocks.inputs) * kBlockOutputs;
+  const bool fetches_next = kBlocks == 1 && !(blocks.end && (block + 1) * kBlockOutputs >= blocks.outputs);
+  const bool fetches_both = kBlocks == 1 && blocks.begin && block == 0;
+  constexpr int64_t kPlace = kLines / kStreams * kLineWeights;
+  const int64_t apart = fetches_next ? blocks.inputs / kChunk * kPlace : kPlace;
   int64_t k = begin;
   for (; k + kChunk <= end; k += kChunk) {
-    const int64_t ahead = k + lead < blocks.inputs ? near : far;
-#pragma GCC unroll 2
-    for (int i = 0; i < kChunk; ++i) step(k, i, ahead);
+    const int64_t ahead = k * kBlockOutputs + (k + lead < blocks.inputs ? near : far);
+    if (fetches_both) {
+      for (int line = 0; line < kLines; ++line) fetch(weights + ahead + line * kLineWeights);
+    }
+    const Stored* next = weights + (fetches_next ? blocks.stride + k / kChunk * kPlace : ahead);
+#pragma GCC unroll 4
+    for (int i = 0; i < kChunk; ++i) step(k, i, next, apart);
   }
-  for (int i = 0; k + i < end; ++i) step(k, i, far);
+  for (int i = 0; k + i < end; ++i) step(k, i, weights, 0);
 }
 
 // Adds what was summed of earlier parts, and after the last one scales and shifts. At most `count` lanes are outputs.
@@ -220,7 +231,8 @@ void multiply_blocks(const LinearArgs& args, const LinearLayer& layer, int64_t f
       if (layer.packed) {
         const auto* weights = static_cast<const Stored*>(layer.weight) + output * args.inputs;
         multiply<Weight>(args, layer, part,
-                         {weights + part.begin * kBlockOutputs, args.inputs * kBlockOutputs, inputs, output, outputs});
+                         {weights + part.begin * kBlockOutputs, args.inputs * kBlockOutputs, inputs, output, outputs,
+                          block == first, block + group >= last});
         continue;
       }
       auto* packed = static_cast<float*>(scratch(Scratch::kLinear, count * stride * sizeof(float)));
@@ -230,7 +242,7 @@ void multiply_blocks(const LinearArgs& args, const LinearLayer& layer, int64_t f
         transpose<Weight, kBlockOutputs>(rows + b * between, layer.weight_stride, outputs - b * kBlockOutputs, inputs,
                                          between * sizeof(Stored), packed + b * stride);
       }
-      multiply<Float32>(args, layer, part, {packed, stride, inputs, output, outputs});
+      multiply<Float32>(args, layer, part, {packed, stride, inputs, output, outputs, true, true});
     }
   }
 }
