@@ -15,10 +15,10 @@ from pearl_kernels.window_attention._native import by_heads
 from pearl_kernels.window_layer.weights import LayerWeights
 from pearl_kernels.window_linear._native import Described, described
 
-_Packed = tuple[tuple[int, ...], float, tuple[Described, ...]]
+_Described = tuple[tuple[int, ...], float, tuple[Described, ...]]
 
 # Of weights, by where they are: a layer's stay where they are for thousands of calls.
-_PACKED: WeakKeyDictionary[LayerWeights, tuple[list[int], _Packed]] = WeakKeyDictionary()
+_KNOWN: WeakKeyDictionary[LayerWeights, tuple[list[int], _Described]] = WeakKeyDictionary()
 
 
 def window_layers(
@@ -37,18 +37,18 @@ def window_layers(
     _C.window_layers(
         (batch, width, size, one.heads, one.kv_heads, one.head_dim, one.inner, caches[0][0].shape[2]),
         x.data_ptr(),
-        [(*_packed(weights), by_heads(k), by_heads(v)) for weights, (k, v) in zip(layers, caches, strict=True)],
+        [(*_described(weights), by_heads(k), by_heads(v)) for weights, (k, v) in zip(layers, caches, strict=True)],
         (cos.data_ptr(), sin.data_ptr(), 0 if cos.shape[0] == 1 else cos.stride(0)),
         seq_lens.data_ptr(), scale, out.data_ptr(), num_threads(),
     )  # fmt: skip
     return out
 
 
-def _packed(weights: LayerWeights) -> _Packed:
+def _described(weights: LayerWeights) -> _Described:
     places = [tensor.data_ptr() for tensor in weights.tensors]
-    known = _PACKED.get(weights)
+    known = _KNOWN.get(weights)
     if known is None or known[0] != places:
         norms = tuple(address(norm) for norm in weights.norms)
         linears = tuple(described(linear) for linear in weights.linears)
-        _PACKED[weights] = known = places, (norms, weights.eps, linears)
+        _KNOWN[weights] = known = places, (norms, weights.eps, linears)
     return known[1]

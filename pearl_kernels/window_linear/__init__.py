@@ -53,7 +53,7 @@ def packed(weight: Tensor) -> Tensor:
         raise ValueError(f"packed: weight must be (outputs, inputs), got shape {tuple(weight.shape)}")
     blocks = -(-weight.shape[0] // BLOCK)
     whole = pad(weight, (0, 0, 0, blocks * BLOCK - weight.shape[0]))
-    halves = whole.view(blocks, 2, BLOCK // 2, weight.shape[1])
+    halves = whole.reshape(blocks, 2, BLOCK // 2, weight.shape[1])
     # Of bfloat16 two outputs make a 32-bit word: shifted it is the first as float32, masked the second.
     order = (0, 3, 2, 1) if weight.dtype is torch.bfloat16 else (0, 3, 1, 2)
     return halves.permute(order).flatten(2).contiguous()

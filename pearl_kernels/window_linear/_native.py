@@ -14,8 +14,6 @@ from pearl_kernels.window_linear import Linear
 
 # The numbers of csrc/window_linear/window_linear.h.
 _TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.int8: 3}
-
-
 Described = tuple[int, int, int, int, bool, int, int, int]
 
 

@@ -60,8 +60,11 @@ class WindowLinear(nn.Linear):
         self.scale = scale
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> WindowLinear:
-        if self.operands.is_packed:  # for one type, and for CPUs
-            self._set_weight(self.rows, self.scale)
+        if self.operands.is_packed:
+            part = self.weight.detach()[:0]
+            changed = fn(part)
+            if (changed.dtype, changed.device) != (part.dtype, part.device):  # packed is for one type, and for CPUs
+                self._set_weight(self.rows, self.scale)
         return super()._apply(fn, recurse)  # type: ignore[no-untyped-call,no-any-return]
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:

@@ -141,6 +141,10 @@ def test_a_packed_model_can_be_saved_moved_and_made_a_draft_of(directory, tmp_pa
     rows = {name: layer.rows.clone() for name, layer in linears(ours).items()}
     pack_weights(ours)
     assert all(torch.equal(layer.rows, rows[name]) for name, layer in linears(ours).items())
+    weights = [layer.weight for layer in linears(ours).values()]
+    ours.to("cpu")  # where it is
+    changed = [now.weight is not before for now, before in zip(linears(ours).values(), weights, strict=True)]
+    assert not any(changed)
     states = ours.state_dict()
     assert all(torch.equal(states[f"{name}.weight"], weight) for name, weight in rows.items())
     torch.testing.assert_close(logits(first_layers(ours, 1)), logits(first_layers(plain, 1)), rtol=1e-5, atol=1e-5)
