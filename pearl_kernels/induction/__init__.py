@@ -58,7 +58,10 @@ def induce_(
         checks.tensor(op, "d2t", d2t, (("vocab", logits.shape[1]),), torch.int64, device)
     if checks.readable(lengths) and batch:
         checks.in_range(op, "lengths", lengths, 0, capacity)
-    torch.ops.pearl.induce_.default(logits, tokens, lengths, strengths, d2t, backend)
+    if torch.compiler.is_compiling():
+        torch.ops.pearl.induce_.default(logits, tokens, lengths, strengths, d2t, backend)
+    else:  # a draft calls this for every token: the registry costs more
+        _induce(logits, tokens, lengths, strengths, d2t, backend)
     return logits
 
 
