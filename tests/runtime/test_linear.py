@@ -16,7 +16,7 @@ from pearl_decode.checkpoints import load_model
 from pearl_decode.distill.lessons import Head
 from pearl_decode.first_layers import first_layers
 from pearl_decode.lanes.cpu import CpuLane, available_cores
-from pearl_decode.layer import pack_weights
+from pearl_decode.layer import WindowDecoderLayer, pack_weights
 from pearl_decode.linear import WindowLinear, use_window_linear, uses_window_linear
 from pearl_decode.models import CausalModel
 from pearl_decode.norm import WindowNorm, own_class, use_window_norm
@@ -127,12 +127,21 @@ def test_a_decoder_packs_what_it_loaded_to_the_same_bits(directory, dtype):
     with PearlDecoder.from_pretrained(directory, "first-layers:1", dtype=dtype, gamma=2) as decoder:
         target, draft = linears(decoder.target.model), linears(decoder.draft.model)
         assert all(layer.operands.is_packed for layer in (*target.values(), *draft.values()))
+        layers = [layer for layer in decoder.target.model.modules() if isinstance(layer, WindowDecoderLayer)]
+        assert all(layer.parts.unchanged for layer in layers)  # or they would run as they are written
         assert pieces(decoder)[0] == text
         assert torch.equal(pieces(decoder)[1], window)
         shared = [layer.weight.data_ptr() == target[name].weight.data_ptr() for name, layer in draft.items()]
         assert all(shared) if dtype else not any(shared)  # those of 8 bits are the draft's own
         embedding = decoder.target.model.get_input_embeddings()
         assert torch.equal(embedding.weight, loaded.get_input_embeddings().weight)
+
+
+def test_what_is_on_no_cpu_is_not_packed():
+    layer = torch.nn.Linear(8, 4, device="meta")
+    layer.__class__ = WindowLinear
+    pack_weights(torch.nn.Sequential(layer))
+    assert not layer.operands.is_packed
 
 
 def test_a_packed_model_can_be_saved_moved_and_made_a_draft_of(directory, tmp_path):
