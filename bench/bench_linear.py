@@ -46,10 +46,6 @@ def ours(x: Tensor, layer: Linear, backend: str) -> Callable[[], Tensor]:
     return lambda: pearl_kernels.window_linear(x, *layer, backend=backend)
 
 
-def packed(layer: Linear) -> Linear:
-    return layer._replace(weight=pearl_kernels.packed(layer.weight), outputs=layer.out_features)
-
-
 def torchs(x: Tensor, weight: Tensor) -> Callable[[], Tensor]:
     return lambda: linear(x, weight)
 
@@ -68,7 +64,7 @@ def bench_case(case: str, repeats: int) -> list[Row]:
     count = num_inputs(int(outputs) * int(inputs) * dtype.itemsize, "cpu")
     given = [torch.randn(int(outputs), int(inputs), generator=generator) for _ in range(count)]
     stored = [stored_as(weight, dtype) for weight in given]
-    together = [packed(layer) for layer in stored]
+    together = [layer.packed() for layer in stored]
     wide = [layer.widened() for layer in stored]
     rows = []
     for width in WIDTHS:
@@ -82,7 +78,7 @@ def bench_case(case: str, repeats: int) -> list[Row]:
         for contender in contenders:
             torch.testing.assert_close(contender.calls[0](), x @ wide[0].T, rtol=1e-4, atol=1e-3, msg=contender.name)
         if dtype is torch.int8:
-            halves = [packed(stored_as(weight, torch.bfloat16)) for weight in given]
+            halves = [stored_as(weight, torch.bfloat16).packed() for weight in given]
             contenders.append(Contender("cpu, bfloat16", [ours(x, layer, "cpu") for layer in halves]))
         elif dtype is not torch.float32:
             rounded = x.to(dtype)

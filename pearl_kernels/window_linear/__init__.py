@@ -37,9 +37,18 @@ class Linear(NamedTuple):
     def in_features(self) -> int:
         return self.weight.shape[1]
 
+    @property
+    def rows(self) -> Tensor:
+        """The weight (outputs, inputs) in the type it is stored in, packed or not."""
+        return unpacked(self.weight, self.out_features) if self.is_packed else self.weight
+
+    def packed(self) -> Linear:
+        """The same layer with its weight `packed`."""
+        return self._replace(weight=packed(self.weight), outputs=self.out_features)
+
     def widened(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """The weight that is meant, (outputs, inputs) in a floating type."""
-        weight = (unpacked(self.weight, self.out_features) if self.is_packed else self.weight).to(dtype)
+        weight = self.rows.to(dtype)
         return weight if self.scale is None else weight * self.scale.to(dtype)[:, None]
 
 

@@ -18,7 +18,7 @@ from torch.nn.functional import linear
 from transformers import PreTrainedModel
 
 from pearl_decode.norm import use_window_norm
-from pearl_kernels import Linear, quantized, unpacked, window_linear, window_linears
+from pearl_kernels import Linear, quantized, window_linear, window_linears
 
 
 class WindowLinear(nn.Linear):
@@ -48,8 +48,7 @@ class WindowLinear(nn.Linear):
     @property
     def rows(self) -> Tensor:
         """The weight (outputs, inputs) as it is stored, packed or not."""
-        weight = self.weight.detach()
-        return unpacked(weight, self.out_features) if self.operands.is_packed else weight
+        return self.operands.rows.detach()
 
     def pack(self, weight: Tensor) -> None:
         """Take the same weight, packed, in place of the one that there is."""

@@ -22,10 +22,6 @@ def problem(rows: int, outputs: int, inputs: int, dtype: torch.dtype) -> tuple[t
     return x, Linear(stored, bias, scale)
 
 
-def pack(layer: Linear) -> Linear:
-    return layer._replace(weight=packed(layer.weight), outputs=layer.out_features)
-
-
 @pytest.fixture(params=["cpu", "reference"])
 def backend(request) -> str:
     return request.param
@@ -37,7 +33,7 @@ def backend(request) -> str:
 def test_equals_float64(backend, dtype, shape, order):
     for rows in (1, 2, 3, 5, 11, 12, 13, 17, 40):
         x, layer = problem(rows, *shape, dtype)
-        layer = pack(layer) if order == "packed" else layer
+        layer = layer.packed() if order == "packed" else layer
         weight = layer.widened(torch.float64)
         wanted = x.double() @ weight.T
         bound = 1e-6 * (x.double().abs() @ weight.abs().T) + 1e-6
@@ -56,7 +52,7 @@ def test_a_row_does_not_depend_on_the_rows_beside_it(dtype, threads, inputs):
         torch.set_num_threads(threads)
         for rows in range(1, len(x) + 1):
             assert torch.equal(window_linear(x[:rows], *layer), alone[:rows])
-            assert torch.equal(window_linear(x[:rows], *pack(layer)), alone[:rows])
+            assert torch.equal(window_linear(x[:rows], *layer.packed()), alone[:rows])
     finally:
         torch.set_num_threads(before)
 
@@ -96,7 +92,7 @@ def test_several_layers_at_once_have_the_bits_of_each_alone(backend):
     eighth = quantized(weight[:40])
     layers = [
         Linear(weight, bias), Linear(weight[:7].float()), Linear(weight[:0]), Linear(eighth[0], bias[:40], eighth[1]),
-        Linear(weight[:64].half(), bias[:64]), pack(Linear(weight, bias)), Linear(packed(weight[:64])),
+        Linear(weight[:64].half(), bias[:64]), Linear(weight, bias).packed(), Linear(packed(weight[:64])),
     ]  # fmt: skip
     found = window_linears(x.view(1, 5, 577), layers, backend=backend)
     for layer, got in zip(layers, found, strict=True):
@@ -121,7 +117,7 @@ def test_a_bad_weight_spoils_its_own_output_only(backend):
     x, (weight, *_) = problem(5, 33, 64, torch.bfloat16)
     clean = window_linear(x, weight, backend=backend)
     weight[4, 63] = torch.nan
-    for layer in (Linear(weight), pack(Linear(weight))):
+    for layer in (Linear(weight), Linear(weight).packed()):
         spoilt = window_linear(x, *layer, backend=backend)
         assert spoilt[:, 4].isnan().all()
         kept = [n for n in range(33) if n != 4]
@@ -131,7 +127,7 @@ def test_a_bad_weight_spoils_its_own_output_only(backend):
 @pytest.mark.parametrize("order", ["rows", "packed"])
 def test_is_an_operation_of_torch(backend, order):
     x, layer = problem(3, 33, 64, torch.int8)
-    layer = pack(layer) if order == "packed" else layer
+    layer = layer.packed() if order == "packed" else layer
     torch.library.opcheck(torch.ops.pearl.window_linear, (x, *layer, backend))
 
     def twice(x: torch.Tensor) -> torch.Tensor:
