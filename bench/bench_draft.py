@@ -33,8 +33,8 @@ from pearl_decode.distill.prompts import Prompt
 from pearl_decode.drafts import draft_directory, load_draft
 from pearl_decode.first_layers import first_layers
 from pearl_decode.inputs import numbered_lines
-from pearl_decode.layer import pack_weights, store_in_int8
 from pearl_decode.models import CausalModel
+from pearl_decode.storage import pack_weights, store_in_int8
 from pearl_decode.text import encode_prompt
 
 TEMPERATURES = (0.0, 0.7)

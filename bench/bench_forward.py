@@ -28,9 +28,9 @@ from transformers import AutoModelForCausalLM
 
 from pearl_decode.cache import WindowCache
 from pearl_decode.checkpoints import load_model, resolve
-from pearl_decode.layer import pack_weights
 from pearl_decode.linear import WindowLinear
 from pearl_decode.models import CausalModel
+from pearl_decode.storage import pack_weights
 from pearl_kernels import _C
 
 CASES = {"cpu": "smollm2-135m"}

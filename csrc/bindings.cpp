@@ -193,45 +193,80 @@ pearl::AttentionArgs attention_args(int32_t dtype,
 }
 
 // (norms before attention, before the MLP, of each query, of each key; eps of all;
-//  q, k, v, output, gate, up, down, without their outputs' addresses; k_cache, v_cache)
-using Layer = std::tuple<std::tuple<Address, Address, Address, Address>, float,
-                         std::tuple<Linear, Linear, Linear, Linear, Linear, Linear, Linear>, Heads, Heads>;
+//  q, k, v, output, gate, up, down, without their outputs' addresses)
+using Weights = std::tuple<std::tuple<Address, Address, Address, Address>, float,
+                           std::tuple<Linear, Linear, Linear, Linear, Linear, Linear, Linear>>;
 
-void set_layer(pearl::LayerArgs& args, const Layer& layer) {
-  const auto& [norms, eps, linears, k_cache, v_cache] = layer;
-  args.attention_norm = pointer<float>(std::get<0>(norms));
-  args.mlp_norm = pointer<float>(std::get<1>(norms));
-  args.q_norm = pointer<float>(std::get<2>(norms));
-  args.k_norm = pointer<float>(std::get<3>(norms));
-  args.eps = eps;
-  std::tie(args.q, args.k, args.v, args.output, args.gate, args.up, args.down) =
+pearl::LayerWeights layer_weights(const Weights& weights) {
+  const auto& [norms, eps, linears] = weights;
+  pearl::LayerWeights found;
+  found.attention_norm = pointer<float>(std::get<0>(norms));
+  found.mlp_norm = pointer<float>(std::get<1>(norms));
+  found.q_norm = pointer<float>(std::get<2>(norms));
+  found.k_norm = pointer<float>(std::get<3>(norms));
+  found.eps = eps;
+  std::tie(found.q, found.k, found.v, found.output, found.gate, found.up, found.down) =
       std::apply([](const auto&... each) { return std::make_tuple(linear_layer(each)...); }, linears);
-  args.k_cache = heads_view(k_cache);
-  args.v_cache = heads_view(v_cache);
+  return found;
 }
 
-// Each layer's output is the next one's input.
-// sizes:  (batch, width, size, heads, kv_heads, head_dim, inner, capacity), the same of all layers
-// rotary: (cos, sin, stride between batch rows)
-void window_layers(const std::tuple<int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t>& sizes,
-                   Address x, const std::vector<Layer>& layers, const std::tuple<Address, Address, int64_t>& rotary,
-                   Address seq_lens, float scale, Address out, int threads) {
+// (batch, width, size, heads, kv_heads, head_dim, inner, capacity)
+using LayerSizes = std::tuple<int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t>;
+
+// (cos, sin, stride between batch rows)
+using Angles = std::tuple<Address, Address, int64_t>;
+
+pearl::LayerArgs layer_args(const LayerSizes& sizes, const Angles& angles, Address seq_lens, float scale, int threads) {
   pearl::LayerArgs args{};
   std::tie(args.batch, args.width, args.size, args.heads, args.kv_heads, args.head_dim, args.inner, args.capacity) =
       sizes;
-  args.x = pointer<float>(x);
-  args.cos = pointer<float>(std::get<0>(rotary));
-  args.sin = pointer<float>(std::get<1>(rotary));
-  args.rotary_stride = std::get<2>(rotary);
+  args.cos = pointer<float>(std::get<0>(angles));
+  args.sin = pointer<float>(std::get<1>(angles));
+  args.rotary_stride = std::get<2>(angles);
   args.seq_lens = pointer<int64_t>(seq_lens);
   args.scale = scale;
-  args.out = pointer<float>(out);
   args.threads = threads;
-  for (const Layer& layer : layers) {
-    set_layer(args, layer);
-    pearl::cpu_kernels().window_layer(args);
-    args.x = args.out;
-  }
+  return args;
+}
+
+void window_layer(const LayerSizes& sizes, Address x, const Weights& weights, const Heads& k_cache,
+                  const Heads& v_cache, const Angles& angles, Address seq_lens, float scale, Address out, int threads) {
+  pearl::LayerArgs args = layer_args(sizes, angles, seq_lens, scale, threads);
+  args.x = pointer<float>(x);
+  args.weights = layer_weights(weights);
+  args.k_cache = heads_view(k_cache);
+  args.v_cache = heads_view(v_cache);
+  args.out = pointer<float>(out);
+  pearl::cpu_kernels().window_layer(args);
+}
+
+// embedding: (address, type, vocab); caches: (the first layer's, stride between layers); angles: (cos, sin, positions);
+// norm: (weight, eps)
+void window_decoder(const LayerSizes& sizes, Address tokens, const std::tuple<Address, int32_t, int64_t>& embedding,
+                    const std::vector<Weights>& layers, const std::tuple<Heads, int64_t>& k_caches,
+                    const std::tuple<Heads, int64_t>& v_caches, const Angles& angles, Address seq_lens, float scale,
+                    const std::tuple<Address, float>& norm, const Linear& head, int64_t keep, int threads) {
+  std::vector<pearl::LayerWeights> weights;
+  weights.reserve(layers.size());
+  for (const Weights& layer : layers) weights.push_back(layer_weights(layer));
+  pearl::DecoderArgs args;
+  args.tokens = pointer<int64_t>(tokens);
+  args.embedding = pointer<void>(std::get<0>(embedding));
+  args.embedding_type = static_cast<pearl::DType>(std::get<1>(embedding));
+  args.vocab = std::get<2>(embedding);
+  args.each = layer_args(sizes, angles, seq_lens, scale, threads);
+  args.positions = std::get<2>(angles);
+  args.each.k_cache = heads_view(std::get<0>(k_caches));
+  args.each.v_cache = heads_view(std::get<0>(v_caches));
+  args.layers = weights.data();
+  args.count = static_cast<int64_t>(weights.size());
+  args.k_layer_stride = std::get<1>(k_caches);
+  args.v_layer_stride = std::get<1>(v_caches);
+  args.norm = pointer<float>(std::get<0>(norm));
+  args.eps = std::get<1>(norm);
+  args.head = linear_layer(head);
+  args.keep = keep;
+  pearl::cpu_kernels().window_decoder(args);
 }
 
 #ifdef PEARL_WITH_CUDA
@@ -330,7 +365,8 @@ PYBIND11_MODULE(_C, m) {
   m.def("window_linear", &window_linear, WithoutGil());
   def_op(m, "window_norm", &norm_args, [](const auto& args) { pearl::cpu_kernels().window_norm(args); });
   def_op(m, "window_attention", &attention_args, [](const auto& args) { pearl::cpu_kernels().window_attention(args); });
-  m.def("window_layers", &window_layers, WithoutGil());
+  m.def("window_layer", &window_layer, WithoutGil());
+  m.def("window_decoder", &window_decoder, WithoutGil());
 #ifdef PEARL_WITH_CUDA
   m.def("cuda_memory", &cuda_memory, "What the kernels' blocks talk through, for tests to look at and to poison.");
   def_cuda_op(m, "sample_cuda", &sample_args,

@@ -9,7 +9,7 @@
 #define PEARL_LEVEL_TABLE(level)                                                                         \
   CpuKernels {                                                                                           \
     #level, level::sample, level::verify, level::advance, level::window_linear, level::window_attention, \
-        level::window_norm, level::window_layer, level::read_bytes                                       \
+        level::window_norm, level::window_layer, level::window_decoder, level::read_bytes                \
   }
 
 PEARL_DECLARE_LEVEL(baseline)

@@ -7,6 +7,7 @@
 #include "sample/sample.h"
 #include "verify/verify.h"
 #include "window_attention/window_attention.h"
+#include "window_decoder/window_decoder.h"
 #include "window_layer/window_layer.h"
 #include "window_linear/window_linear.h"
 #include "window_norm/window_norm.h"
@@ -23,6 +24,7 @@ struct CpuKernels {
   void (*window_attention)(const AttentionArgs&);
   void (*window_norm)(const NormArgs&);
   void (*window_layer)(const LayerArgs&);
+  void (*window_decoder)(const DecoderArgs&);
   float (*read_bytes)(const void*, std::size_t);
 };
 

@@ -6,6 +6,7 @@
 #include "sample/sample.h"
 #include "verify/verify.h"
 #include "window_attention/window_attention.h"
+#include "window_decoder/window_decoder.h"
 #include "window_layer/window_layer.h"
 #include "window_linear/window_linear.h"
 #include "window_norm/window_norm.h"
@@ -21,6 +22,7 @@
   void window_attention(const AttentionArgs& args);      \
   void window_norm(const NormArgs& args);                \
   void window_layer(const LayerArgs& args);              \
+  void window_decoder(const DecoderArgs& args);          \
   float read_bytes(const void* data, std::size_t bytes); \
   }
 

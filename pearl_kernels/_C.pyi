@@ -5,6 +5,9 @@ _Draft = tuple[_Logits, int, int, int]
 _Params = tuple[int, int, int, int, int]
 _Heads = tuple[int, int, int, int]
 _Linear = tuple[int, int, int, int, bool, int, int, int]
+_Weights = tuple[tuple[int, ...], float, tuple[_Linear, ...]]
+_LayerSizes = tuple[int, int, int, int, int, int, int, int]
+_Angles = tuple[int, int, int]
 _Queue = tuple[int, int, int, int]
 _State = tuple[int, int, int, int, int, int, int, int, int]
 
@@ -87,14 +90,31 @@ def window_attention(
     out: int,
     threads: int,
 ) -> None: ...
-def window_layers(
-    sizes: tuple[int, int, int, int, int, int, int, int],
+def window_layer(
+    sizes: _LayerSizes,
     x: int,
-    layers: list[tuple[tuple[int, ...], float, tuple[_Linear, ...], _Heads, _Heads]],
-    rotary: tuple[int, int, int],
+    weights: _Weights,
+    k_cache: _Heads,
+    v_cache: _Heads,
+    angles: _Angles,
     seq_lens: int,
     scale: float,
     out: int,
+    threads: int,
+) -> None: ...
+def window_decoder(
+    sizes: _LayerSizes,
+    tokens: int,
+    embedding: tuple[int, int, int],
+    layers: list[_Weights],
+    k_caches: tuple[_Heads, int],
+    v_caches: tuple[_Heads, int],
+    angles: _Angles,
+    seq_lens: int,
+    scale: float,
+    norm: tuple[int, float],
+    head: _Linear,
+    keep: int,
     threads: int,
 ) -> None: ...
 def release_threads() -> None: ...

@@ -22,7 +22,8 @@ from pearl_kernels.types import (
 )
 from pearl_kernels.verify import verify
 from pearl_kernels.window_attention import window_attention
-from pearl_kernels.window_layer import LayerWeights, window_layer, window_layers
+from pearl_kernels.window_decoder import DecoderWeights, window_decoder
+from pearl_kernels.window_layer import LayerWeights, window_layer
 from pearl_kernels.window_linear import Linear, packed, quantized, unpacked, window_linear, window_linears
 from pearl_kernels.window_norm import window_norm
 
@@ -30,6 +31,7 @@ __all__ = [
     "AdvanceOutput",
     "Backend",
     "DecodeState",
+    "DecoderWeights",
     "Finished",
     "LayerWeights",
     "Linear",
@@ -50,8 +52,8 @@ __all__ = [
     "unpacked",
     "verify",
     "window_attention",
+    "window_decoder",
     "window_layer",
-    "window_layers",
     "window_linear",
     "window_linears",
     "window_norm",

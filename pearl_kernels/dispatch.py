@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 _LOG = logging.getLogger("pearl_kernels")
 
@@ -25,12 +26,13 @@ _ENTRY = {
     "window_linear": "window_linear_out",
     "window_norm": "window_norm_out",
     "window_attention": "window_attention",
-    "window_layer": "window_layers",
+    "window_layer": "window_layer",
+    "window_decoder": "window_decoder",
 }
 # Operations a backend does not have.
 _WITHOUT = {
-    "triton": {"window_linear", "window_norm", "window_layer"},
-    "cuda": {"induction", "window_linear", "window_norm", "window_attention", "window_layer"},
+    "triton": {"window_linear", "window_norm", "window_layer", "window_decoder"},
+    "cuda": {"induction", "window_linear", "window_norm", "window_attention", "window_layer", "window_decoder"},
     "flash": _ENTRY.keys() - {"window_attention"},
 }
 _MODULE = {"reference": "reference", "cpu": "_native", "triton": "_triton", "cuda": "_cuda", "flash": "_flash"}
@@ -187,6 +189,12 @@ def define(schema: str, run: Callable[..., Any], fake: Callable[..., Any]) -> No
     _LIBRARY.impl(name, torch.library.fallthrough_kernel, "Autograd")  # nothing here has a derivative
     _LIBRARY.impl(name, run, "CompositeExplicitAutograd")
     torch.library.register_fake(f"pearl::{name}", fake, lib=_LIBRARY)
+
+
+def operation(name: str, run: Callable[..., Any]) -> Callable[..., Any]:
+    """pearl::<name> while torch traces or a dispatch mode looks on, else `run`, which it runs: asking costs time."""
+    asked = torch.compiler.is_compiling() or is_in_torch_dispatch_mode()
+    return getattr(torch.ops.pearl, name).default if asked else run
 
 
 def contiguous(*values: Tensor | None) -> list[Tensor | None]:

@@ -12,6 +12,7 @@ enum class Scratch {
   kChain,
   kAttention,
   kLayer,
+  kDecoder,
   kLinear,
   kCount
 };

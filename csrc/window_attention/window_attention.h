@@ -24,7 +24,7 @@ struct AttentionArgs {
   float scale;
   int64_t window;  // positions a query sees; 0: all
   float softcap;   // 0: none
-  void* out;       // (batch, width, heads, head_dim), contiguous
+  void* out;       // (batch, width, heads, head_dim), contiguous; null: append only
   int threads;
 };
 

@@ -79,6 +79,7 @@ HeadsView by_rows(float* states, const LayerArgs& args, int64_t heads) {
 }  // namespace
 
 void window_layer(const LayerArgs& args) {
+  const LayerWeights& w = args.weights;
   const int64_t rows = args.batch * args.width, all = rows * args.size;
   const int64_t of_q = rows * args.heads * args.head_dim, of_k = rows * args.kv_heads * args.head_dim;
   Workspace workspace(2 * all + 2 * of_q + 2 * of_k + 2 * rows * args.inner, 8);
@@ -87,22 +88,28 @@ void window_layer(const LayerArgs& args) {
   float *k = workspace.take(of_k), *v = workspace.take(of_k);
   float *gates = workspace.take(rows * args.inner), *ups = workspace.take(rows * args.inner);
 
-  window_norm({args.x, rows, args.size, args.attention_norm, 0.0f, args.eps, normed});
-  multiply(args, normed, args.size, {{args.q, q}, {args.k, k}, {args.v, v}});
-  if (args.q_norm) window_norm({q, rows * args.heads, args.head_dim, args.q_norm, 0.0f, args.eps, q});
-  if (args.k_norm) window_norm({k, rows * args.kv_heads, args.head_dim, args.k_norm, 0.0f, args.eps, k});
-  rotate(args, q, args.heads);
+  window_norm({args.x, rows, args.size, w.attention_norm, 0.0f, w.eps, normed});
+  if (args.out) {
+    multiply(args, normed, args.size, {{w.q, q}, {w.k, k}, {w.v, v}});
+    if (w.q_norm) window_norm({q, rows * args.heads, args.head_dim, w.q_norm, 0.0f, w.eps, q});
+    rotate(args, q, args.heads);
+  } else {
+    multiply(args, normed, args.size, {{w.k, k}, {w.v, v}});
+    attended = nullptr;
+  }
+  if (w.k_norm) window_norm({k, rows * args.kv_heads, args.head_dim, w.k_norm, 0.0f, w.eps, k});
   rotate(args, k, args.kv_heads);
   window_attention({DType::kFloat32, args.batch, args.width, args.heads, args.kv_heads, args.head_dim, args.capacity,
                     by_rows(q, args, args.heads), args.k_cache, args.v_cache, by_rows(k, args, args.kv_heads),
                     by_rows(v, args, args.kv_heads), args.seq_lens, args.scale, 0, 0.0f, attended, args.threads});
-  multiply(args, attended, args.heads * args.head_dim, {{args.output, added}});
+  if (!args.out) return;
+  multiply(args, attended, args.heads * args.head_dim, {{w.output, added}});
   add(args.x, added, all, args.out);
 
-  window_norm({args.out, rows, args.size, args.mlp_norm, 0.0f, args.eps, normed});
-  multiply(args, normed, args.size, {{args.gate, gates}, {args.up, ups}});
+  window_norm({args.out, rows, args.size, w.mlp_norm, 0.0f, w.eps, normed});
+  multiply(args, normed, args.size, {{w.gate, gates}, {w.up, ups}});
   gate(gates, ups, rows * args.inner);
-  multiply(args, gates, args.inner, {{args.down, added}});
+  multiply(args, gates, args.inner, {{w.down, added}});
   add(args.out, added, all, args.out);
 }
 

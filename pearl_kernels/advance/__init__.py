@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from pearl_kernels import checks
-from pearl_kernels.dispatch import choose, contiguous, define
+from pearl_kernels.dispatch import choose, contiguous, define, operation
 from pearl_kernels.types import AdvanceOutput, DecodeState, RowStats, SamplingTensors
 
 _ARGUMENTS = (
@@ -65,7 +65,7 @@ def advance_(
         raise ValueError(f"advance_: next_window must be at least 0, got {next_window}")
     draft_threshold, draft_lse = (None, None) if draft_stats is None else draft_stats
     return AdvanceOutput(
-        *torch.ops.pearl.advance_.default(
+        *operation("advance_", _advance)(
             state.tokens, state.committed, state.window, state.max_len, state.eos_ids, state.finished,
             state.status, target_logits, params.temperature, params.top_k, params.top_p, params.min_p,
             params.seed, draft_logits, draft_threshold, draft_lse, d2t, rule, next_window, backend,

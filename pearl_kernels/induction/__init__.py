@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from pearl_kernels import checks
-from pearl_kernels.dispatch import choose, contiguous, define
+from pearl_kernels.dispatch import choose, contiguous, define, operation
 
 MOST = 32
 
@@ -58,10 +58,7 @@ def induce_(
         checks.tensor(op, "d2t", d2t, (("vocab", logits.shape[1]),), torch.int64, device)
     if checks.readable(lengths) and batch:
         checks.in_range(op, "lengths", lengths, 0, capacity)
-    if torch.compiler.is_compiling():
-        torch.ops.pearl.induce_.default(logits, tokens, lengths, strengths, d2t, backend)
-    else:  # a draft calls this for every token: the registry costs more
-        _induce(logits, tokens, lengths, strengths, d2t, backend)
+    operation("induce_", _induce)(logits, tokens, lengths, strengths, d2t, backend)
     return logits
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from pearl_kernels import checks
-from pearl_kernels.dispatch import choose, contiguous, define
+from pearl_kernels.dispatch import choose, contiguous, define, operation
 from pearl_kernels.types import Purpose, RowStats, SampleOutput, SamplingTensors
 
 _ARGUMENTS = (
@@ -58,10 +58,10 @@ def sample(
         int(purpose), backend,
     )  # fmt: skip
     if out is None:
-        tokens, threshold, lse, status = torch.ops.pearl.sample.default(*arguments)
+        tokens, threshold, lse, status = operation("sample", _sample)(*arguments)
         return SampleOutput(tokens, RowStats(threshold, lse), status)
     _check_out(out, batch, device)
-    torch.ops.pearl.sample_out.default(
+    operation("sample_out", _sample_out)(
         *arguments, tokens=out.tokens, threshold=out.stats.threshold, lse=out.stats.lse, status=out.status
     )
     return out

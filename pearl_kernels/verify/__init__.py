@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from pearl_kernels import checks
-from pearl_kernels.dispatch import choose, contiguous, define
+from pearl_kernels.dispatch import choose, contiguous, define, operation
 from pearl_kernels.types import RowStats, SamplingTensors, VerifyOutput
 
 _ARGUMENTS = (
@@ -74,9 +74,9 @@ def verify(
         params.seed, positions, draft_logits, draft_threshold, draft_lse, d2t, rule, backend,
     )  # fmt: skip
     if out is None:
-        return VerifyOutput(*torch.ops.pearl.verify.default(*arguments))
+        return VerifyOutput(*operation("verify", _verify)(*arguments))
     _check_out(out, batch, device)
-    torch.ops.pearl.verify_out.default(
+    operation("verify_out", _verify_out)(
         *arguments, num_accepted=out.num_accepted, next_token=out.next_token, status=out.status
     )
     return out

@@ -1,8 +1,6 @@
-"""The door of `window_layer` and `window_layers`: whole decoder layers over a window's few rows."""
+"""The door of `window_layer`: a whole decoder layer over a window's few rows."""
 
 from __future__ import annotations
-
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -11,7 +9,7 @@ from pearl_kernels import checks
 from pearl_kernels.dispatch import choose, define
 from pearl_kernels.window_layer.weights import LayerWeights
 
-__all__ = ["LayerWeights", "window_layer", "window_layers"]
+__all__ = ["LayerWeights", "window_layer"]
 
 
 def window_layer(
@@ -50,60 +48,18 @@ def window_layer(
     Raises ValueError naming the argument, what was expected and what came.
     Source: Touvron et al. 2023, LLaMA: Open and Efficient Foundation Language Models.
     """
-    return window_layers(x, [weights], cos, sin, [(k_cache, v_cache)], seq_lens, scale=scale, backend=backend)
-
-
-def window_layers(
-    x: Tensor,
-    layers: Sequence[LayerWeights],
-    cos: Tensor,
-    sin: Tensor,
-    caches: Sequence[tuple[Tensor, Tensor]],
-    seq_lens: Tensor,
-    *,
-    scale: float,
-    backend: str | None = None,
-) -> Tensor:
-    """Several layers of the same shapes, each with its own (k_cache, v_cache), one after the other: see `window_layer`.
-
-    On the cpu backend that is one call, to the bits that the layers would give one by one.
-    """
-    if not layers or len(caches) != len(layers):
-        raise ValueError(
-            f"window_layer: caches must be as many as layers, at least 1, got {len(caches)}, {len(layers)}"
-        )
-    weights = layers[0]
-    batch, width = _check(x, weights, *caches[0])
+    batch, width = _check(x, weights, k_cache, v_cache)
     rows = cos.shape[0] if cos.ndim == 3 and cos.shape[0] in (1, batch) else batch
     angles = (("batch", rows), ("width", width), ("head_dim", weights.head_dim))
     checks.tensor("window_layer", "cos", cos, angles, torch.float32, x.device)
     checks.tensor("window_layer", "sin", sin, angles, torch.float32, x.device)
     checks.tensor("window_layer", "seq_lens", seq_lens, (("batch", batch),), torch.int64, x.device)
-    for other, cache in zip(layers[1:], caches[1:], strict=True):
-        _check_same(other, weights, cache, caches[0])
     if torch.compiler.is_compiling():
-        for layer, cache in zip(layers, caches, strict=True):
-            x = torch.ops.pearl.window_layer_.default(
-                x, *layer.as_lists(), layer.eps, cos, sin, *cache, seq_lens, scale, backend
-            )
-        return x
-    return _run(x, layers, cos, sin, caches, seq_lens, scale, backend)  # to ask the registry takes longer
-
-
-def _check_same(
-    weights: LayerWeights, first: LayerWeights, cache: tuple[Tensor, Tensor], first_cache: tuple[Tensor, Tensor]
-) -> None:
-    """Refuse a later layer that is not like the first, quickly: a window goes through all layers of a model."""
-    if weights.sizes != first.sizes:
-        raise ValueError(f"window_layer: layers must have the sizes of the first, {first.sizes}, got {weights.sizes}")
-    for tensor, like in zip(cache, first_cache, strict=True):
-        if tensor.shape != like.shape or tensor.dtype is not like.dtype or tensor.device != like.device:
-            raise ValueError(
-                f"window_layer: caches must be like the first, {like.dtype} of {tuple(like.shape)} on {like.device}, "
-                f"got {tensor.dtype} of {tuple(tensor.shape)} on {tensor.device}"
-            )
-        if tensor.stride(-1) != 1:
-            raise ValueError(f"window_layer: caches must have a contiguous last dimension, got {tensor.stride()}")
+        out: Tensor = torch.ops.pearl.window_layer_.default(
+            x, *weights.as_lists(), weights.eps, cos, sin, k_cache, v_cache, seq_lens, scale, backend
+        )
+        return out
+    return _run(x, weights, cos, sin, k_cache, v_cache, seq_lens, scale, backend)  # to ask the registry takes longer
 
 
 def _check(x: Tensor, weights: LayerWeights, k_cache: Tensor, v_cache: Tensor) -> tuple[int, int]:
@@ -125,16 +81,19 @@ def _check(x: Tensor, weights: LayerWeights, k_cache: Tensor, v_cache: Tensor) -
 
 def _run(
     x: Tensor,
-    layers: Sequence[LayerWeights],
+    weights: LayerWeights,
     cos: Tensor,
     sin: Tensor,
-    caches: Sequence[tuple[Tensor, Tensor]],
+    k_cache: Tensor,
+    v_cache: Tensor,
     seq_lens: Tensor,
     scale: float,
     backend: str | None,
 ) -> Tensor:
     run = choose("window_layer", x.device, backend)
-    out: Tensor = run(x.contiguous(), layers, cos.contiguous(), sin.contiguous(), caches, seq_lens.contiguous(), scale)
+    out: Tensor = run(
+        x.contiguous(), weights, cos.contiguous(), sin.contiguous(), k_cache, v_cache, seq_lens.contiguous(), scale
+    )
     return out
 
 
@@ -155,7 +114,7 @@ def _window_layer(
     backend: str | None,
 ) -> Tensor:
     layer = LayerWeights.of_lists(norms, weights, biases, scales, outputs, eps, k_cache.shape[3])
-    return _run(x, [layer], cos, sin, [(k_cache, v_cache)], seq_lens, scale, backend)
+    return _run(x, layer, cos, sin, k_cache, v_cache, seq_lens, scale, backend)
 
 
 def _fake(x: Tensor, *_: object) -> Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from weakref import WeakKeyDictionary
 
 import torch
@@ -15,36 +14,48 @@ from pearl_kernels.window_attention._native import by_heads
 from pearl_kernels.window_layer.weights import LayerWeights
 from pearl_kernels.window_linear._native import Described, described
 
-_Described = tuple[tuple[int, ...], float, tuple[Described, ...]]
+DescribedLayer = tuple[tuple[int, ...], float, tuple[Described, ...]]
+LayerSizes = tuple[int, int, int, int, int, int, int, int]
 
 # Of weights, by where they are: a layer's stay where they are for thousands of calls.
-_KNOWN: WeakKeyDictionary[LayerWeights, tuple[list[int], _Described]] = WeakKeyDictionary()
+_KNOWN: WeakKeyDictionary[LayerWeights, tuple[list[int], DescribedLayer]] = WeakKeyDictionary()
 
 
-def window_layers(
+def window_layer(
     x: Tensor,
-    layers: Sequence[LayerWeights],
+    weights: LayerWeights,
     cos: Tensor,
     sin: Tensor,
-    caches: Sequence[tuple[Tensor, Tensor]],
+    k_cache: Tensor,
+    v_cache: Tensor,
     seq_lens: Tensor,
     scale: float,
 ) -> Tensor:
-    """`pearl_kernels.window_layers` of CPU tensors, in one call."""
+    """`pearl_kernels.window_layer` of CPU tensors."""
     out = torch.empty_like(x)
-    batch, width, size = x.shape
-    one = layers[0]
-    _C.window_layers(
-        (batch, width, size, one.heads, one.kv_heads, one.head_dim, one.inner, caches[0][0].shape[2]),
+    _C.window_layer(
+        layer_sizes(x.shape[0], x.shape[1], weights, k_cache),
         x.data_ptr(),
-        [(*_described(weights), by_heads(k), by_heads(v)) for weights, (k, v) in zip(layers, caches, strict=True)],
+        described_layer(weights),
+        by_heads(k_cache),
+        by_heads(v_cache),
         (cos.data_ptr(), sin.data_ptr(), 0 if cos.shape[0] == 1 else cos.stride(0)),
-        seq_lens.data_ptr(), scale, out.data_ptr(), num_threads(),
-    )  # fmt: skip
+        seq_lens.data_ptr(),
+        scale,
+        out.data_ptr(),
+        num_threads(),
+    )
     return out
 
 
-def _described(weights: LayerWeights) -> _Described:
+def layer_sizes(batch: int, width: int, weights: LayerWeights, cache: Tensor) -> LayerSizes:
+    """The sizes of a layer, and of all that are like it, as the extension takes them."""
+    size, heads, kv_heads, head_dim, inner = weights.sizes
+    return batch, width, size, heads, kv_heads, head_dim, inner, cache.shape[2]
+
+
+def described_layer(weights: LayerWeights) -> DescribedLayer:
+    """A layer's weights as the extension takes them."""
     places = [tensor.data_ptr() for tensor in weights.tensors]
     known = _KNOWN.get(weights)
     if known is None or known[0] != places:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 from torch.nn.functional import linear, silu
@@ -20,21 +18,6 @@ def _rotated(heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """heads: (batch, width, heads, head_dim)"""
     first, second = heads.chunk(2, dim=-1)
     return heads * cos[:, :, None] + torch.cat((-second, first), dim=-1) * sin[:, :, None]
-
-
-def window_layers(
-    x: Tensor,
-    layers: Sequence[LayerWeights],
-    cos: Tensor,
-    sin: Tensor,
-    caches: Sequence[tuple[Tensor, Tensor]],
-    seq_lens: Tensor,
-    scale: float,
-) -> Tensor:
-    """`pearl_kernels.window_layers`, one after the other."""
-    for weights, cache in zip(layers, caches, strict=True):
-        x = window_layer(x, weights, cos, sin, *cache, seq_lens, scale)
-    return x
 
 
 @torch.no_grad()

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from pearl_kernels.dispatch import choose, define
+from pearl_kernels.dispatch import choose, define, operation
 
 WEIGHT_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.int8)
 BLOCK = 32  # outputs whose weights lie together in a packed weight
@@ -113,11 +113,8 @@ def window_linear(
     Raises ValueError naming the argument, what was expected and what came.
     """
     _check(x, Linear(weight, bias, scale, outputs))
-    if torch.compiler.is_compiling():
-        out: Tensor = torch.ops.pearl.window_linear.default(x, weight, bias, scale, outputs, backend)
-        return out
-    # A model calls this hundreds of times: the registry costs more.
-    return _window_linear(x, weight, bias, scale, outputs, backend)
+    out: Tensor = operation("window_linear", _window_linear)(x, weight, bias, scale, outputs, backend)
+    return out
 
 
 def window_linears(x: Tensor, layers: Sequence[Linear], *, backend: str | None = None) -> list[Tensor]:

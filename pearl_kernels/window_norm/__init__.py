@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from pearl_kernels.dispatch import choose, define
+from pearl_kernels.dispatch import choose, define, operation
 
 
 def window_norm(x: Tensor, weight: Tensor, *, eps: float, offset: float = 0.0, backend: str | None = None) -> Tensor:
@@ -34,10 +34,8 @@ def window_norm(x: Tensor, weight: Tensor, *, eps: float, offset: float = 0.0, b
         )
     if not eps >= 0:
         raise ValueError(f"window_norm: eps must be at least 0, got {eps!r}")
-    if torch.compiler.is_compiling():
-        out: Tensor = torch.ops.pearl.window_norm.default(x, weight, eps, offset, backend)
-        return out
-    return _window_norm(x, weight, eps, offset, backend)  # a model calls this many times: the registry costs more
+    out: Tensor = operation("window_norm", _window_norm)(x, weight, eps, offset, backend)
+    return out
 
 
 def _window_norm(x: Tensor, weight: Tensor, eps: float, offset: float, backend: str | None) -> Tensor:

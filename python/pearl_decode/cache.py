@@ -89,6 +89,7 @@ class WindowCache(Cache):
         self.appends_later = False  # whether attention, not `update`, writes the next forward's entries
         self._index: Index | None = None  # where ragged rows are written
         self._tokens: torch.Tensor | None = None
+        self._stack: list[torch.Tensor] = []  # keys and values of all layers, where those are parts of two tensors
 
     def place(self, starts: list[int], width: int, device: torch.device) -> torch.Tensor | None:
         """Announce a forward of `width` tokens per row, row b's first one at position starts[b].
@@ -128,6 +129,22 @@ class WindowCache(Cache):
             states = hidden_states.new_empty(len(hidden_states), kv_heads, 0, head_dim)
             layer.lazy_initialization(states, states)
         return layer.keys, layer.values
+
+    def stacked(self, layers: int, batch: int, kv_heads: int, head_dim: int) -> list[torch.Tensor]:
+        """Keys and values of so many float32 layers on a CPU, (layers, batch, kv_heads, capacity, head_dim) each."""
+        if not self._stack:
+            found = [self._layer(index) for index in range(layers)]
+            shape = layers, batch, kv_heads, self.capacity, head_dim
+            self._stack = [torch.zeros(shape) for _ in range(2)]
+            for index, layer in enumerate(found):
+                if layer.is_initialized:
+                    self._stack[0][index], self._stack[1][index] = layer.keys, layer.values
+            self._divide_stack()
+        return self._stack
+
+    def _divide_stack(self) -> None:
+        for layer, keys, values in zip(self._window_layers, *self._stack, strict=True):
+            layer.keys, layer.values, layer.is_initialized = keys, values, True
 
     def left_behind(self) -> bool:
         """Whether a forward did not append all that was to be appended later."""
@@ -171,11 +188,15 @@ class WindowCache(Cache):
     def release(self) -> None:
         """Give the memory back at once: a cache and its layers know each other, and would wait to be collected."""
         self._window_layers.clear()
+        self._stack.clear()
         self._tokens = None
 
     def keep(self, rows: list[int]) -> None:
         """Go on with these rows only, in this order."""
-        for layer in self._window_layers:
+        if self._stack:
+            self._stack = [tensor[:, rows] for tensor in self._stack]
+            self._divide_stack()
+        for layer in self._window_layers if not self._stack else ():
             index = torch.tensor(rows, device=layer.keys.device)
             layer.keys = layer.keys.index_select(0, index)
             layer.values = layer.values.index_select(0, index)

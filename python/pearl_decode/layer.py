@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from operator import is_
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from transformers import PreTrainedModel
 from pearl_decode.cache import WindowCache
 from pearl_decode.linear import WindowLinear
 from pearl_decode.norm import WindowNorm
-from pearl_kernels import LayerWeights, Linear, packed, window_layer
+from pearl_kernels import LayerWeights, Linear, window_layer
 
 # Layers that are written as `window_layer` is, up to what a trial shows.
 _KNOWN = ("LlamaDecoderLayer", "MistralDecoderLayer", "Qwen2DecoderLayer", "Qwen3DecoderLayer", "SmolLM3DecoderLayer")
@@ -20,16 +21,53 @@ _CLOSE = 1e-4  # of the greatest number
 
 
 class Parts:
+    """Modules and parameters as they were when they were looked at."""
+
+    def __init__(self) -> None:
+        self._owners: list[dict[str, Any]] = []
+        self._names: list[str] = []
+        self._values: list[Any] = []
+
+    @property
+    def unchanged(self) -> bool:
+        """Whether those who had these modules and parameters still have the same."""
+        return all(map(is_, map(dict.get, self._owners, self._names), self._values))
+
+    def child(self, module: nn.Module, name: str) -> Any:
+        return self._held(module._modules, name)
+
+    def parameter(self, module: nn.Module, name: str) -> Any:
+        return self._held(module._parameters, name)
+
+    def linear(self, module: WindowLinear) -> Linear:
+        weight, bias = self.parameter(module, "weight"), self.parameter(module, "bias")
+        return Linear(weight, bias, module.scale, module.out_features)
+
+    def add(self, others: Parts) -> None:
+        """Look at theirs too."""
+        self._owners += others._owners
+        self._names += others._names
+        self._values += others._values
+
+    def _held(self, owner: dict[str, Any], name: str) -> Any:
+        value = owner[name]
+        self._owners.append(owner)
+        self._names.append(name)
+        self._values.append(value)
+        return value
+
+
+class LayerParts(Parts):
     """What a layer is made of, as it was when the layer was found to be one of ours."""
 
     def __init__(self, layer: nn.Module) -> None:
         """Raises AttributeError, KeyError or ValueError for a layer that is made of something else."""
-        self._held: list[tuple[dict[str, Any], str, Any]] = []
-        attention, mlp = self._child(layer, "self_attn"), self._child(layer, "mlp")
+        super().__init__()
+        attention, mlp = self.child(layer, "self_attn"), self.child(layer, "mlp")
         config: Any = attention.config
         if any(getattr(owner, "sliding_window", None) for owner in (attention, config)):
             raise ValueError("its attention looks at a window")
-        if type(self._child(mlp, "act_fn")).__name__ not in ("SiLU", "SiLUActivation"):
+        if type(self.child(mlp, "act_fn")).__name__ not in ("SiLU", "SiLUActivation"):
             raise ValueError("its MLP has another activation")
         before, after = (self._norm(layer, name) for name in ("input_layernorm", "post_attention_layernorm"))
         q_norm, k_norm = (
@@ -43,45 +81,29 @@ class Parts:
         self.index: int = attention.layer_idx
         self.scale: float = attention.scaling
         self.weights = LayerWeights(
-            self._parameter(before, "weight"), q, k, v, output, self._parameter(after, "weight"), gate, up, down,
+            self.parameter(before, "weight"), q, k, v, output, self.parameter(after, "weight"), gate, up, down,
             head_dim=attention.head_dim, eps=before.norm_eps,
-            q_norm=None if q_norm is None else self._parameter(q_norm, "weight"),
-            k_norm=None if k_norm is None else self._parameter(k_norm, "weight"),
+            q_norm=None if q_norm is None else self.parameter(q_norm, "weight"),
+            k_norm=None if k_norm is None else self.parameter(k_norm, "weight"),
         )  # fmt: skip
 
-    @property
-    def unchanged(self) -> bool:
-        """Whether the layer is still made of the same modules and parameters."""
-        return all(owner.get(name) is value for owner, name, value in self._held)
-
-    def _child(self, module: nn.Module, name: str) -> Any:
-        child = module._modules[name]
-        self._held.append((module._modules, name, child))
-        return child
-
     def _norm(self, module: nn.Module, name: str) -> WindowNorm:
-        norm = self._child(module, name)
+        norm = self.child(module, name)
         if not isinstance(norm, WindowNorm):
             raise ValueError(f"{name} is another norm")
         return norm
 
     def _linear(self, module: nn.Module, name: str) -> Linear:
-        linear = self._child(module, name)
+        linear = self.child(module, name)
         if type(linear) is not WindowLinear:
             raise ValueError(f"{name} is no WindowLinear")
-        weight, bias = self._parameter(linear, "weight"), self._parameter(linear, "bias")
-        return Linear(weight, bias, linear.scale, linear.out_features)
-
-    def _parameter(self, module: nn.Module, name: str) -> Any:
-        parameter = module._parameters[name]
-        self._held.append((module._parameters, name, parameter))
-        return parameter
+        return self.linear(linear)
 
 
 class WindowDecoderLayer(nn.Module):
     """In front of a model's own class of layers, whose forward it takes over for windows of float32 rows."""
 
-    parts: Parts
+    parts: LayerParts
 
     def forward(self, hidden_states: Tensor, *args: Any, **named: Any) -> Any:
         if not args and not torch.compiler.is_compiling():
@@ -91,7 +113,7 @@ class WindowDecoderLayer(nn.Module):
         return super().forward(hidden_states, *args, **named)
 
 
-def run_layer(parts: Parts, hidden_states: Tensor, named: dict[str, Any]) -> Tensor | None:
+def run_layer(parts: LayerParts, hidden_states: Tensor, named: dict[str, Any]) -> Tensor | None:
     """What a layer that is called with these arguments gives; None where it has to be run as it is written.
 
     That is so unless a window of float32 rows is read over a `WindowCache` that left its entries to attention.
@@ -138,46 +160,11 @@ def use_window_layers(model: PreTrainedModel, trial: Callable[[], object]) -> No
         layer.__class__ = classes[own]
 
 
-def store_in_int8(draft: PreTrainedModel) -> None:
-    """Round the matrices of a draft that runs windows on a CPU to 8 bits: half as much to read as of 16.
-
-    What it shares with its target stays as it is for that one, and its embedding for both.
-    """
-    for module in draft.modules():
-        if isinstance(module, WindowLinear):
-            module.store_in_int8()
-    _look_again(draft)
-
-
-def pack_weights(*models: PreTrainedModel) -> None:
-    """Store the matrices that models multiply with on a CPU in the order in which they are read fastest.
-
-    Those that models share they share still. Embeddings stay as they are, so a head that shares its own has a copy.
-    """
-    stored: dict[int, Tensor] = {}
-    for model in models:
-        for module in model.modules():
-            if not isinstance(module, WindowLinear) or module.weight.device.type != "cpu" or module.operands.is_packed:
-                continue
-            place = module.weight.data_ptr()
-            if place not in stored:
-                stored[place] = packed(module.weight.detach())
-            module.pack(stored[place])
-        _look_again(model)
-
-
-def _look_again(model: PreTrainedModel) -> None:
-    """Let a model's layers run with the weights they have now."""
-    for module in model.modules():
-        if isinstance(module, WindowDecoderLayer):
-            module.parts = Parts(module)
-
-
-def _candidates(model: PreTrainedModel) -> Iterator[tuple[nn.Module, Parts]]:
+def _candidates(model: PreTrainedModel) -> Iterator[tuple[nn.Module, LayerParts]]:
     for module in model.modules():
         if type(module).__name__ not in _KNOWN or not type(module).__module__.startswith("transformers.models."):
             continue
         try:
-            yield module, Parts(module)
+            yield module, LayerParts(module)
         except (AttributeError, KeyError, ValueError):
             continue

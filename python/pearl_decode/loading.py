@@ -14,9 +14,9 @@ from transformers import PreTrainedModel
 from pearl_decode.checkpoints import check_same_tokens, default_device, load_model, load_tokenizer, resolve
 from pearl_decode.drafts import draft_directory, load_draft
 from pearl_decode.first_layers import first_layers
-from pearl_decode.layer import pack_weights, store_in_int8
 from pearl_decode.limits import check_decodes_windows
 from pearl_decode.linear import uses_window_linear
+from pearl_decode.storage import pack_weights, store_in_int8
 
 LOGGER = logging.getLogger(__name__)
 FIRST_LAYERS = "first-layers:"

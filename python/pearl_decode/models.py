@@ -173,11 +173,14 @@ class CausalModel:
     def _logits(
         self, run: Any, input_ids: torch.Tensor, positions: torch.Tensor, mask: Any, cache: WindowCache, keep: int
     ) -> torch.Tensor:
-        # A draft may be padded to fewer ids than the target: an id it does not know costs a refusal at most.
-        known_ids = input_ids.clamp(max=self._known_ids - 1)
-        # Only tokens past the end of a request reach the limit of the context: drafted, never committed.
-        within = positions if self.context is None else positions.clamp(max=self.context - 1)
-        logits = self.call(run, known_ids, within, mask, cache, keep)
+        whole: WindowModel | None = getattr(self.model, WHOLE, None) if run is self.model else None
+        logits = None if whole is None else whole.logits(input_ids, mask, cache, keep)
+        if logits is None:
+            # A draft may be padded to fewer ids than the target: an id it does not know costs a refusal at most.
+            known_ids = input_ids.clamp(max=self._known_ids - 1)
+            # Only tokens past the end of a request reach the limit of the context: drafted, never committed.
+            within = positions if self.context is None else positions.clamp(max=self.context - 1)
+            logits = self.call(run, known_ids, within, mask, cache, keep)
         if self.induction is not None:
             text = cache.remember(input_ids, positions)
             for column in range(-keep, 0):
@@ -188,10 +191,6 @@ class CausalModel:
         self, run: Any, input_ids: torch.Tensor, positions: torch.Tensor, mask: Any, cache: WindowCache, keep: int
     ) -> torch.Tensor:
         """What `run`, the model or the model compiled, gives for the last `keep` columns, with these very arguments."""
-        whole: WindowModel | None = getattr(self.model, WHOLE, None) if run is self.model else None
-        found = None if whole is None else whole.logits(input_ids, positions, mask, cache, keep)
-        if found is not None:
-            return found
         named: dict[str, Any] = {self._cache_argument: cache}
         if self._keeps_rows:
             named["logits_to_keep"] = self._last(keep, input_ids)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pearl_kernels import LayerWeights, Linear, packed, quantized, window_layer, window_layers
+from pearl_kernels import LayerWeights, Linear, packed, quantized, window_layer
 from pearl_kernels.window_layer.reference import window_layer as reference
 from tests.kernels.levels import run_at
 
@@ -128,57 +128,6 @@ def test_angles_may_be_shared_and_strides_be_any(backend):
     assert not spread.x.is_contiguous()
     assert torch.equal(spread.run(backend), wanted)
     assert torch.equal(case.run(backend), wanted)
-
-
-def stack_of(case: Case, *others: LayerWeights) -> tuple[list[LayerWeights], list[tuple[Tensor, Tensor]]]:
-    """The layer of a case and others, each with a cache of its own."""
-    caches = [(case.k_cache, case.v_cache)]
-    caches += [(draw(*case.k_cache.shape), draw(*case.v_cache.shape)) for _ in others]
-    return [case.weights, *others], caches
-
-
-def run_all(case: Case, layers: list[LayerWeights], caches: list[tuple[Tensor, Tensor]], backend: str) -> Tensor:
-    return window_layers(
-        case.x, layers, case.cos, case.sin, caches, case.seq_lens, scale=case.scale, backend=backend
-    )  # fmt: skip
-
-
-def test_several_layers_in_one_call_have_the_bits_of_one_after_the_other(backend):
-    case = case_of([3, 0, 31], 4, weights_of(extras=True))
-    layers, caches = stack_of(case, weights_of(dtype=torch.int8), weights_of(dtype=torch.bfloat16))
-    copies, x = [(k.clone(), v.clone()) for k, v in caches], case.x
-    for weights, (k, v) in zip(layers, copies, strict=True):
-        x = replace(case, x=x, weights=weights, k_cache=k, v_cache=v).run(backend)
-    before = case.x.clone()
-    assert torch.equal(run_all(case, layers, caches, backend), x)
-    assert torch.equal(case.x, before)
-    for ours, theirs in zip(caches, copies, strict=True):
-        assert torch.equal(ours[0], theirs[0])
-        assert torch.equal(ours[1], theirs[1])
-    compiled = torch.compile(
-        lambda x: run_all(replace(case, x=x), layers, caches, backend), fullgraph=True, backend="aot_eager"
-    )
-    assert torch.equal(compiled(case.x), x)
-
-
-def test_layers_that_are_not_alike_are_refused(backend):
-    case = case_of([3], 2, weights_of())
-    layers, caches = stack_of(case, weights_of())
-    k, v = caches[1]
-    for bad_layers, bad_caches, message in (
-        ([], [], r"caches must be as many as layers, at least 1, got 0, 0"),
-        (layers, caches[:1], r"caches must be as many as layers, at least 1, got 1, 2"),
-        (
-            [layers[0], weights_of(heads=4)],
-            caches,
-            r"layers must have the sizes of the first, \(40, 6, 2, 10, 72\), got",
-        ),
-        (layers, [caches[0], (k[:, :, 1:], v)], r"caches must be like the first, torch.float32 of \(1, 2, 50, 10\) on"),
-        (layers, [caches[0], (k, v.double())], r"caches must be like the first, .* got torch.float64"),
-        (layers, [caches[0], (k.mT.contiguous().mT, v)], r"caches must have a contiguous last dimension"),
-    ):
-        with pytest.raises(ValueError, match="window_layer: " + message):
-            run_all(case, bad_layers, bad_caches, backend)
 
 
 @pytest.mark.parametrize(("value", "wanted"), [(1e4, 1e4), (-1e4, 0.0), (-200.0, 0.0), (0.0, 0.0)])

@@ -9,8 +9,8 @@ from torch import nn
 from pearl_decode import PearlDecoder, SamplingParams
 from pearl_decode.bench.peer_models import plain
 from pearl_decode.first_layers import first_layers
-from pearl_decode.layer import store_in_int8
 from pearl_decode.linear import WindowLinear
+from pearl_decode.storage import store_in_int8
 from pearl_kernels import quantized
 from tests.runtime.test_layer import WHOLE as CONFIGS
 from tests.runtime.test_layer import load, windows

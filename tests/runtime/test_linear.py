@@ -16,10 +16,11 @@ from pearl_decode.checkpoints import load_model
 from pearl_decode.distill.lessons import Head
 from pearl_decode.first_layers import first_layers
 from pearl_decode.lanes.cpu import CpuLane, available_cores
-from pearl_decode.layer import WindowDecoderLayer, pack_weights
+from pearl_decode.layer import WindowDecoderLayer
 from pearl_decode.linear import WindowLinear, use_window_linear, uses_window_linear
 from pearl_decode.models import CausalModel
 from pearl_decode.norm import WindowNorm, own_class, use_window_norm
+from pearl_decode.storage import pack_weights
 from pearl_kernels import sample
 
 SIZES = {

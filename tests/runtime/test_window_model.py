@@ -1,4 +1,4 @@
-"""Models whose layers run in one call over a window: which do, that they say the same, and when they run as written."""
+"""Models that run in one call over a window: which do, that they say the same, and when they run as written."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ def no_gpu(monkeypatch):
 
 @pytest.fixture
 def calls(monkeypatch):
-    """How often layers ran in one call."""
-    return count_calls(monkeypatch, window_model, "window_layers")
+    """How often a model ran in one call."""
+    return count_calls(monkeypatch, window_model, "window_decoder")
 
 
 def as_written(model):
@@ -41,7 +41,7 @@ def rope(kind: str) -> dict[str, object]:
     return {"rope_theta": 10000.0, "rope_type": kind, "factor": 2.0, "original_max_position_embeddings": 32}
 
 
-ROTARIES = {kind: LlamaConfig(**SIZES, rope_parameters=rope(kind)) for kind in ("linear", "dynamic", "yarn")}
+ROTARIES = {kind: LlamaConfig(**SIZES, rope_parameters=rope(kind)) for kind in ("linear", "yarn")}
 
 
 @pytest.mark.parametrize("config", [*CONFIGS.values(), *ROTARIES.values()], ids=[*CONFIGS, *ROTARIES])
@@ -78,8 +78,16 @@ def test_drafts_made_of_a_model_run_as_it_does(tmp_path, calls):
         assert all(torch.equal(a, b) for a, b in zip(got, as_written(draft), strict=True))
 
 
-def test_a_model_with_a_layer_of_another_kind_runs_as_it_is_written(tmp_path):
-    assert not hasattr(load(SmolLM3Config(**SIZES, use_sliding_window=False), tmp_path), WHOLE)
+@pytest.mark.parametrize(
+    "config",
+    [SmolLM3Config(**SIZES, use_sliding_window=False), LlamaConfig(**SIZES, rope_parameters=rope("dynamic"))],
+    ids=["another kind of layer", "angles that depend on the length"],
+)
+def test_a_model_that_is_made_of_more_runs_as_it_is_written(config, tmp_path, calls):
+    model = load(config, tmp_path)
+    assert not hasattr(model, WHOLE)
+    windows(model)
+    assert not calls
 
 
 def test_a_model_that_does_more_than_its_parts_is_found_out(tmp_path, monkeypatch):
@@ -96,7 +104,8 @@ def test_a_model_that_does_more_than_its_parts_is_found_out(tmp_path, monkeypatc
 
 def test_who_watches_the_model_sees_what_goes_through_it(tmp_path, calls):
     model = load(CONFIGS["llama"], tmp_path)
-    for watched in (model, model.model, model.model.layers[2]):
+    inner = model.model
+    for watched in (model, inner, inner.embed_tokens, inner.layers[2], inner.norm, model.lm_head):
         seen = []
         hook = watched.register_forward_hook(lambda *_, seen=seen: seen.append(1))
         calls.clear()
@@ -141,6 +150,30 @@ def test_gradients_go_through_the_models_own_code(tmp_path, calls):
     CausalModel(model).forward(torch.tensor([[4]]), [3], cache, keep=1).sum().backward()
     assert not calls
     assert model.model.layers[0].mlp.down_proj.weight.grad is not None
+
+
+@pytest.mark.parametrize("change", [False, True])
+def test_caches_go_from_one_way_to_the_other_and_lose_rows(change, tmp_path, calls):
+    """As when a model is watched for a while."""
+    model = load(CONFIGS["llama"], tmp_path)
+    whole, ids = getattr(model, WHOLE), torch.arange(30).view(2, 15)
+
+    def logits(ways) -> list[torch.Tensor]:
+        causal, cache, found = CausalModel(model), WindowCache(20), []
+        with torch.inference_mode():
+            for step, (way, rows) in enumerate(zip(ways, (2, 2, 1, 1), strict=True)):
+                setattr(model, WHOLE, way)
+                if rows == 1 and step == 2:
+                    cache.keep([1])
+                window = ids[-rows:, 3 * step : 3 * step + 3]
+                found.append(causal.forward(window, [3 * step] * rows, cache, keep=1))
+        return found
+
+    wanted = logits([None] * 4)
+    calls.clear()
+    got = logits([None, whole, whole, None] if change else [whole, None, None, whole])
+    assert len(calls) == 2
+    assert all(torch.equal(a, b) for a, b in zip(got, wanted, strict=True))
 
 
 def read(model, prompts) -> WindowCache:

@@ -1,0 +1,83 @@
+"""The door of `window_decoder`: a whole decoder, from tokens to logits, over a window's few rows."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from pearl_kernels import checks
+from pearl_kernels.dispatch import choose
+from pearl_kernels.window_decoder.reference import one_by_one
+from pearl_kernels.window_decoder.weights import DecoderWeights
+
+__all__ = ["DecoderWeights", "window_decoder"]
+
+
+def window_decoder(
+    tokens: Tensor,
+    weights: DecoderWeights,
+    cos: Tensor,
+    sin: Tensor,
+    k_caches: Tensor,
+    v_caches: Tensor,
+    seq_lens: Tensor,
+    *,
+    scale: float,
+    keep: int,
+    backend: str | None = None,
+) -> Tensor:
+    """The logits of a window's last tokens, by a Llama-like decoder in float32.
+
+    Equivalent to, with the operations of these names:
+        x, cos, sin = embedding[tokens], cos[positions], sin[positions]
+        for layer, k_cache, v_cache in zip(layers, k_caches, v_caches):
+            x = window_layer(x, layer, cos, sin, k_cache, v_cache, seq_lens, scale=scale)
+        return window_linear(window_norm(x[:, width - keep:], norm, eps=eps), *head)
+    where positions[b, i] = seq_lens[b] + i and, with keep 0, no more of the last layer is computed than it caches.
+
+    tokens:   (batch, width) int64, in [0, vocab): others are taken to the nearer end
+    weights:  DecoderWeights
+    cos, sin: (positions, head_dim) float32, of every position there may be: those past the last have its angles
+    k_caches, v_caches: (layers, batch, kv_heads, capacity, head_dim) float32, last dimension contiguous; the window's
+              keys and values are stored at seq_lens[b] ... seq_lens[b] + width - 1
+    seq_lens: (batch,) int64, in [0, capacity - width]: others are taken to the nearer end
+    scale:    of the attention's scores
+    keep:     of each sequence's tokens, the last ones, whose logits are wanted: 0 ... width
+    backend:  None picks the best for the device
+
+    Returns (batch, keep, outputs of the head) float32. On the cpu backend it is one call, and each row's result is the
+    same to the bit whatever rows are beside it and however many threads work. There is no derivative.
+    Raises ValueError naming the argument, what was expected and what came.
+    Source: Touvron et al. 2023, LLaMA: Open and Efficient Foundation Language Models.
+    """
+    if tokens.ndim != 2 or tokens.dtype is not torch.int64 or tokens.device != weights.norm.device:
+        raise ValueError(
+            f"window_decoder: tokens must be (batch, width) int64 on {weights.norm.device}, "
+            f"got {tokens.dtype} of {tuple(tokens.shape)} on {tokens.device}"
+        )
+    (batch, width), device = tokens.shape, tokens.device
+    angles = (("positions", max(1, cos.shape[0] if cos.ndim else 0)), ("head_dim", weights.head_dim))
+    checks.tensor("window_decoder", "cos", cos, angles, torch.float32, device)
+    checks.tensor("window_decoder", "sin", sin, angles, torch.float32, device)
+    capacity = k_caches.shape[3] if k_caches.ndim == 5 else width
+    sizes = (
+        ("layers", len(weights.layers)), ("batch", batch), ("kv_heads", weights.kv_heads), ("capacity", capacity),
+        ("head_dim", weights.head_dim),
+    )  # fmt: skip
+    for name, caches in (("k_caches", k_caches), ("v_caches", v_caches)):
+        checks.tensor("window_decoder", name, caches, sizes, torch.float32, device)
+        if caches.stride(-1) != 1:
+            raise ValueError(f"window_decoder: {name} must have a contiguous last dimension, got {caches.stride()}")
+    if width > capacity:
+        raise ValueError(f"window_decoder: k_caches must have a capacity of at least width={width}, got {capacity}")
+    checks.tensor("window_decoder", "seq_lens", seq_lens, (("batch", batch),), torch.int64, device)
+    if not 0 <= keep <= width:
+        raise ValueError(f"window_decoder: keep must be from 0 to width={width}, got {keep}")
+    if torch.compiler.is_compiling():
+        return one_by_one(tokens, weights, cos, sin, k_caches, v_caches, seq_lens, scale, keep, backend)
+    run = choose("window_decoder", device, backend)
+    logits: Tensor = run(
+        tokens.contiguous(), weights, cos.contiguous(), sin.contiguous(), k_caches, v_caches, seq_lens.contiguous(),
+        scale, keep,
+    )  # fmt: skip
+    return logits

@@ -1,0 +1,65 @@
+"""`window_decoder` in C++."""
+
+from __future__ import annotations
+
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor
+
+from pearl_kernels import _C
+from pearl_kernels._pointers import DTYPES
+from pearl_kernels.threads import num_threads
+from pearl_kernels.window_attention._native import by_heads
+from pearl_kernels.window_decoder.weights import DecoderWeights
+from pearl_kernels.window_layer._native import DescribedLayer, described_layer, layer_sizes
+from pearl_kernels.window_linear._native import described
+
+# Of weights, by where they are: a decoder's stay where they are for thousands of calls.
+_KNOWN: WeakKeyDictionary[DecoderWeights, tuple[list[int], list[DescribedLayer]]] = WeakKeyDictionary()
+
+
+def window_decoder(
+    tokens: Tensor,
+    weights: DecoderWeights,
+    cos: Tensor,
+    sin: Tensor,
+    k_caches: Tensor,
+    v_caches: Tensor,
+    seq_lens: Tensor,
+    scale: float,
+    keep: int,
+) -> Tensor:
+    """`pearl_kernels.window_decoder` of CPU tensors, in one call."""
+    batch, width = tokens.shape
+    embedding, head = weights.embedding, weights.head
+    logits = torch.empty(batch, keep, head.out_features)
+    _C.window_decoder(
+        layer_sizes(batch, width, weights.layers[0], k_caches[0]),
+        tokens.data_ptr(),
+        (embedding.data_ptr(), DTYPES[embedding.dtype], embedding.shape[0]),
+        _described(weights),
+        _by_layers(k_caches),
+        _by_layers(v_caches),
+        (cos.data_ptr(), sin.data_ptr(), len(cos)),
+        seq_lens.data_ptr(),
+        scale,
+        (weights.norm.data_ptr(), weights.eps),
+        described(head, logits),
+        keep,
+        num_threads(),
+    )
+    return logits
+
+
+def _by_layers(caches: Tensor) -> tuple[tuple[int, int, int, int], int]:
+    """The first layer's cache, and the stride from layer to layer."""
+    return by_heads(caches[0]), caches.stride(0)
+
+
+def _described(weights: DecoderWeights) -> list[DescribedLayer]:
+    places = [tensor.data_ptr() for layer in weights.layers for tensor in layer.tensors]
+    known = _KNOWN.get(weights)
+    if known is None or known[0] != places:
+        _KNOWN[weights] = known = places, [described_layer(layer) for layer in weights.layers]
+    return known[1]

@@ -1,0 +1,51 @@
+"""`window_decoder` as the operations it is equivalent to."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from pearl_kernels.window_decoder.weights import DecoderWeights
+from pearl_kernels.window_layer import window_layer
+from pearl_kernels.window_linear import window_linear
+from pearl_kernels.window_norm import window_norm
+
+
+def one_by_one(
+    tokens: Tensor,
+    weights: DecoderWeights,
+    cos: Tensor,
+    sin: Tensor,
+    k_caches: Tensor,
+    v_caches: Tensor,
+    seq_lens: Tensor,
+    scale: float,
+    keep: int,
+    backend: str | None,
+) -> Tensor:
+    """`pearl_kernels.window_decoder`, one operation after the other."""
+    starts = seq_lens.clamp(0, k_caches.shape[3] - tokens.shape[1])
+    positions = (starts[:, None] + torch.arange(tokens.shape[1], device=tokens.device)).clamp(max=len(cos) - 1)
+    cos, sin = cos[positions], sin[positions]
+    x = weights.embedding[tokens.clamp(0, len(weights.embedding) - 1)].float()
+    for layer, k_cache, v_cache in zip(weights.layers, k_caches, v_caches, strict=True):
+        x = window_layer(x, layer, cos, sin, k_cache, v_cache, seq_lens, scale=scale, backend=backend)
+    last = x[:, x.shape[1] - keep :]
+    return window_linear(
+        window_norm(last, weights.norm, eps=weights.eps, backend=backend), *weights.head, backend=backend
+    )
+
+
+def window_decoder(
+    tokens: Tensor,
+    weights: DecoderWeights,
+    cos: Tensor,
+    sin: Tensor,
+    k_caches: Tensor,
+    v_caches: Tensor,
+    seq_lens: Tensor,
+    scale: float,
+    keep: int,
+) -> Tensor:
+    """`pearl_kernels.window_decoder` in plain torch."""
+    return one_by_one(tokens, weights, cos, sin, k_caches, v_caches, seq_lens, scale, keep, "reference")

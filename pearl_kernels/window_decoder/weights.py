@@ -1,0 +1,69 @@
+"""The weights of a whole decoder, looked at once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from pearl_kernels.window_layer import LayerWeights
+from pearl_kernels.window_layer.weights import LinearLike
+from pearl_kernels.window_linear import Linear, check_linear
+
+_EMBEDDING_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+class DecoderWeights:
+    """What `window_decoder` is made of. The tensors are the caller's; their values and addresses may change later.
+
+    embedding: (vocab, size) float32/bfloat16/float16 contiguous
+    layers:    LayerWeights, at least one, all of the same sizes
+    norm:      (size,) float32 contiguous, before the head
+    head:      a `Linear` or a tuple of the same: a weight (outputs, size) as `window_linear` takes it, a bias or None,
+               a scale if the weight is int8
+    eps:       of the norm before the head
+    Raises ValueError naming the argument, what was expected and what came.
+    """
+
+    def __init__(
+        self, embedding: Tensor, layers: Sequence[LayerWeights], norm: Tensor, head: LinearLike, *, eps: float
+    ) -> None:
+        self.embedding, self.layers, self.norm, self.head, self.eps = embedding, list(layers), norm, Linear(*head), eps
+        if not self.layers:
+            raise ValueError("window_decoder: layers must be at least 1, got 0")
+        first = self.layers[0]
+        self.sizes, self.kv_heads, self.head_dim = first.sizes, first.kv_heads, first.head_dim
+        for layer in self.layers:
+            if layer.sizes != self.sizes:
+                raise ValueError(
+                    f"window_decoder: layers must have the sizes of the first, {self.sizes}, got {layer.sizes}"
+                )
+        if (
+            embedding.dtype not in _EMBEDDING_DTYPES
+            or embedding.shape[1:] != (first.size,)
+            or not embedding.numel()
+            or not embedding.is_contiguous()
+        ):
+            raise ValueError(
+                f"window_decoder: embedding must be (vocab, size={first.size}) float32, bfloat16 or float16 and "
+                f"contiguous, got {embedding.dtype} of {tuple(embedding.shape)}"
+            )
+        if norm.shape != (first.size,) or norm.dtype is not torch.float32 or not norm.is_contiguous():
+            raise ValueError(
+                f"window_decoder: norm must be ({first.size},) float32 and contiguous, "
+                f"got {norm.dtype} of {tuple(norm.shape)}"
+            )
+        check_linear("window_decoder", "head", self.head)
+        if self.head.in_features != first.size:
+            raise ValueError(
+                f"window_decoder: head must be of shape (outputs, {first.size}), "
+                f"got ({self.head.out_features}, {self.head.in_features})"
+            )
+        if not eps >= 0:
+            raise ValueError(f"window_decoder: eps must be at least 0, got {eps!r}")
+        device = first.norms[0].device
+        parts = (("layers", layer.norms[0]) for layer in self.layers)
+        for name, tensor in (("embedding", embedding), ("norm", norm), ("head", self.head.weight), *parts):
+            if tensor.device != device:
+                raise ValueError(f"window_decoder: {name} must be on {device}, got {tensor.device}")
