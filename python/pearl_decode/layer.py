@@ -124,11 +124,16 @@ def run_layer(parts: LayerParts, hidden_states: Tensor, named: dict[str, Any]) -
     weights = parts.weights
     if hidden_states.dtype is not torch.float32 or torch.is_grad_enabled():
         return None
-    if not cache.appends_later or not parts.unchanged:
+    if not cache.appends_later or not parts.unchanged or not is_wide(weights.norms[0]):
         return None
     cos, sin = named["position_embeddings"]
     buffers = cache.buffers(parts.index, hidden_states, weights.kv_heads, weights.head_dim)
     return window_layer(hidden_states, weights, cos, sin, *buffers, lengths.reshape(-1), scale=parts.scale)
+
+
+def is_wide(vector: Tensor) -> bool:
+    """Whether a vector of a layer is still as loading leaves it: float32 and on a CPU."""
+    return vector.dtype is torch.float32 and vector.device.type == "cpu"
 
 
 @torch.inference_mode()

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from pearl_decode.cache import WindowCache
-from pearl_decode.layer import Parts, WindowDecoderLayer
+from pearl_decode.layer import Parts, WindowDecoderLayer, is_wide
 from pearl_decode.linear import WideEmbedding, WindowLinear
 from pearl_decode.norm import WindowNorm
 from pearl_kernels import DecoderWeights, window_decoder
@@ -69,9 +69,9 @@ class WindowModel:
         ours = isinstance(mask, Tensor) and mask.dtype is torch.int64 and mask.ndim == 4
         if not ours or torch.is_grad_enabled() or torch.compiler.is_compiling() or self._is_watched():
             return None
-        if not cache.appends_later or not self._parts.unchanged:
-            return None
         weights = self._weights
+        if not cache.appends_later or not self._parts.unchanged or not is_wide(weights.norm):
+            return None
         keys, values = cache.stacked(len(self._layers), len(input_ids), weights.kv_heads, weights.head_dim)
         cos, sin = self._angles_of(cache.capacity)
         return window_decoder(

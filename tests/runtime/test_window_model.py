@@ -130,6 +130,16 @@ def test_what_was_changed_takes_part(tmp_path, calls):
     torch.testing.assert_close(windows(model)[0], 2 * changed[0])
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_model_of_another_type_runs_as_it_is_written(dtype, tmp_path, calls):
+    model = load(CONFIGS["llama"], tmp_path)
+    before = windows(model)
+    calls.clear()
+    for mine, theirs in zip(windows(model.to(dtype)), before, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-4)
+    assert not calls
+
+
 def test_layers_that_were_exchanged_run_in_their_new_order(tmp_path, calls):
     model = load(CONFIGS["llama"], tmp_path)
     before, layers = windows(model), model.model.layers
