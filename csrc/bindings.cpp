@@ -368,6 +368,8 @@ PYBIND11_MODULE(_C, m) {
   m.def("window_layer", &window_layer, WithoutGil());
   m.def("window_decoder", &window_decoder, WithoutGil());
 #ifdef PEARL_WITH_CUDA
+  m.def("cuda_problem", &pearl::cuda_problem, WithoutGil(), arg("device"),
+        "What keeps the kernels from running on a device, or None.");
   m.def("cuda_memory", &cuda_memory, "What the kernels' blocks talk through, for tests to look at and to poison.");
   def_cuda_op(m, "sample_cuda", &sample_args,
               [](const auto& args, const auto& queue) { return pearl::sample_cuda(args, queue); });

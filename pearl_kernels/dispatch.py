@@ -63,7 +63,7 @@ def _state(name: str) -> Backend:
     if name == "flash":
         return _flash_state()
     try:
-        info = importlib.import_module("pearl_kernels._C").build_info()
+        info = _extension().build_info()
         for op in _operations(name):
             _entry(name, op)
     except ImportError as error:
@@ -74,7 +74,17 @@ def _state(name: str) -> Backend:
         return Backend(False, "the native extension was built without CUDA")
     if not torch.cuda.is_available():
         return Backend(False, "needs a CUDA device")
+    for device in range(torch.cuda.device_count()):
+        problem = _extension().cuda_problem(device)
+        if problem is not None:
+            return Backend(
+                False, f"its kernels, built for {info['cuda_architectures']}, fail on cuda:{device}: {problem}"
+            )
     return Backend(True, f"CUDA C++ for CUDA tensors, built for {info['cuda_architectures']}")
+
+
+def _extension() -> Any:
+    return importlib.import_module("pearl_kernels._C")
 
 
 def _triton_state() -> Backend:

@@ -48,4 +48,14 @@ const char* sample_cuda(const SampleArgs& args, const CudaQueue& queue) {
   });
 }
 
+const char* cuda_problem(int device) {
+  const cuda::DeviceScope scope(device);
+  cudaError_t error = scope.error();
+  cudaFuncAttributes attributes;
+  if (error == cudaSuccess) {
+    error = cudaFuncGetAttributes(&attributes, reinterpret_cast<const void*>(cuda::sample_kernel));
+  }
+  return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
+}
+
 }  // namespace pearl

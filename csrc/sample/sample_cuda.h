@@ -9,4 +9,8 @@ namespace pearl {
 // or what the CUDA runtime says went wrong.
 const char* sample_cuda(const SampleArgs& args, const CudaQueue& queue);
 
+// What keeps this binary's kernels from running on a device: null, or what the CUDA runtime says, as of a device or a
+// driver that is older than they are.
+const char* cuda_problem(int device);
+
 }  // namespace pearl

@@ -70,6 +70,26 @@ def test_without_the_extension_the_reference_runs_with_one_warning(caplog: pytes
         sample(backend="cpu")
 
 
+def test_cuda_is_not_there_for_devices_that_its_kernels_fail_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Extension:
+        @staticmethod
+        def build_info() -> dict[str, object]:
+            return {"cuda": True, "cuda_architectures": "80-real"}
+
+        @staticmethod
+        def cuda_problem(device: int) -> str | None:
+            return "no kernel image is available" if device == 1 else None
+
+    monkeypatch.setattr(dispatch, "_extension", Extension)
+    monkeypatch.setattr(dispatch, "_operations", lambda name: set())
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for devices, available in ((1, True), (2, False)):
+        monkeypatch.setattr(torch.cuda, "device_count", lambda devices=devices: devices)
+        assert dispatch._state.__wrapped__("cuda").available is available
+    reason = dispatch._state.__wrapped__("cuda").reason
+    assert reason == "its kernels, built for 80-real, fail on cuda:1: no kernel image is available"
+
+
 @pytest.fixture
 def no_interpreter(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """As in a process that does not interpret Triton."""
