@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,6 +14,8 @@ MOST_WIDTH = 64  # kMostCudaWidth of csrc/verify/chain_cuda.h
 # (device, stream, multiprocessors of the device, the first number of its compute capability), as
 # csrc/common/cuda/queue.h has it
 Queue = tuple[int, int, int, int]
+
+_OUT_OF_MEMORY = "out of memory"  # what the CUDA runtime says
 
 
 def queue(logits: Tensor, width: int) -> Queue:
@@ -24,6 +28,30 @@ def queue(logits: Tensor, width: int) -> Queue:
         raise ValueError(f"cuda backend: chains must be at most {MOST_WIDTH} long, got width={width}")
     device = logits.device
     return logits.get_device(), _stream(device), *_properties(device)
+
+
+def launch(operation: Callable[..., None], *arguments: Any) -> None:
+    """Queue an operation of the extension.
+
+    The memory that its blocks talk through is not torch's: where there is none left, torch gives back what it holds
+    without using it, but not in a capture, and the operation is queued again. Raises torch.OutOfMemoryError.
+    """
+    try:
+        operation(*arguments)
+    except RuntimeError as error:
+        if _OUT_OF_MEMORY not in str(error):
+            raise
+        if torch.cuda.is_current_stream_capturing():
+            raise torch.OutOfMemoryError(str(error)) from error
+    else:
+        return
+    torch.cuda.empty_cache()
+    try:
+        operation(*arguments)
+    except RuntimeError as error:
+        if _OUT_OF_MEMORY not in str(error):
+            raise
+        raise torch.OutOfMemoryError(str(error)) from error
 
 
 def _stream(device: torch.device) -> int:

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from pearl_kernels import _C
-from pearl_kernels._cuda import queue
+from pearl_kernels._cuda import launch, queue
 from pearl_kernels.advance._native import arguments
 
 
@@ -25,4 +25,4 @@ def advance_(
     """Queue what `pearl_kernels.advance_` says on the current stream, without synchronising."""
     state = (tokens, committed, window, max_len, eos_ids, finished, status)
     prepared = (*arguments(*state, target_logits, *rest), queue(target_logits, target_logits.shape[1]))
-    _C.advance_cuda(*prepared)
+    launch(_C.advance_cuda, *prepared)
