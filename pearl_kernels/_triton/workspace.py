@@ -6,7 +6,8 @@ It is taken once and kept: a call as large as one before on its stream allocates
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -103,6 +104,24 @@ def bytes_of(size: Size) -> int:
     return sum(dtype.itemsize * length for dtype, length in parts_of(size))
 
 
+def lasting(make: Callable[..., Tensor], length: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Memory that is kept, for the current stream.
+
+    By another thread on a GPU: what this one allocates may go to a pool that will be used for other things, as while
+    torch.compile warms up graphs of its own.
+    """
+    if device.type != "cuda":
+        return make(length, dtype=dtype, device=device)
+    stream = torch.cuda.current_stream(device)
+
+    def work() -> Tensor:
+        with torch.cuda.stream(stream):
+            return make(length, dtype=dtype, device=device)
+
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(work).result()
+
+
 @dataclass(eq=False)
 class Slot:
     """The memory of a stream. turn: held while a call is queued, as threads that share a stream would mix theirs"""
@@ -119,9 +138,9 @@ class Slot:
             return found
         counters, memory = counters_of(size), bytes_of(size)
         if self.counters is None or len(self.counters) < counters:
-            self.counters, self.carved = torch.zeros(counters, dtype=torch.int32, device=device), {}
+            self.counters, self.carved = lasting(torch.zeros, counters, torch.int32, device), {}
         if self.memory is None or len(self.memory) < memory:
-            self.memory, self.carved = torch.empty(memory, dtype=torch.uint8, device=device), {}
+            self.memory, self.carved = lasting(torch.empty, memory, torch.uint8, device), {}
         scratch = self.carved[size] = carve(size, self.counters, self.memory)
         return scratch
 
@@ -137,7 +156,7 @@ class Reserve:
         """Outside a capture, and ready when it returns."""
         if self.used <= RESERVED_COUNTERS // 2:
             return
-        self.chunks.append(torch.zeros(RESERVED_COUNTERS, dtype=torch.int32, device=device))
+        self.chunks.append(lasting(torch.zeros, RESERVED_COUNTERS, torch.int32, device))
         torch.cuda.current_stream(device).synchronize()
         self.used = 0
 
