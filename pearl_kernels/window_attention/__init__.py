@@ -12,6 +12,7 @@ from pearl_kernels import checks
 from pearl_kernels.dispatch import choose, define
 
 MAX_HEAD_DIM = 512
+MOST_TRITON_WIDTH = 256
 _MOST_GOOD = 4096
 _ARGUMENTS = "Tensor seq_lens, float scale, int? window, float? softcap, str? backend"
 
@@ -142,7 +143,8 @@ def _append_and_attend(
 ) -> Tensor:
     if q.shape[0] == 0:
         return _fake(q)
-    run = choose("window_attention", q.device, backend, () if flash_takes(q) else ("flash",))
+    unfit = [name for name, takes in (("flash", flash_takes), ("triton", triton_takes)) if not takes(q)]
+    run = choose("window_attention", q.device, backend, tuple(unfit))
     out: Tensor = run(q, k_cache, v_cache, k_new, v_new, seq_lens.contiguous(), scale, window, softcap)
     return out
 
@@ -150,6 +152,11 @@ def _append_and_attend(
 def flash_takes(q: Tensor) -> bool:
     """Whether flash-attn has a kernel for these queries."""
     return q.dtype is not torch.float32 and q.shape[-1] % 8 == 0 and q.shape[-1] <= 256
+
+
+def triton_takes(q: Tensor) -> bool:
+    """Whether the Triton kernel holds as many new entries at once."""
+    return q.shape[1] <= MOST_TRITON_WIDTH
 
 
 def _attend(q: Tensor, k_cache: Tensor, v_cache: Tensor, *rest: Any) -> Tensor:

@@ -9,6 +9,7 @@ import triton
 from torch import Tensor
 
 from pearl_kernels._triton.attention import attend_parts, join_parts
+from pearl_kernels.window_attention import MOST_TRITON_WIDTH
 
 SHORTEST_PART = 256  # entries
 MOST_PARTS = 128
@@ -55,6 +56,8 @@ def window_attention(
 ) -> Tensor:
     """`pearl_kernels.window_attention`. The grid is of the capacity: no length is read on the host."""
     (batch, width, heads, dim), (kv_heads, capacity) = q.shape, k_cache.shape[1:3]
+    if width > MOST_TRITON_WIDTH:
+        raise ValueError(f"triton backend: windows must be at most {MOST_TRITON_WIDTH} wide, got width={width}")
     group = heads // kv_heads
     tile = launch_of(width * group, dim, q.dtype)
     part_length = part_length_of(capacity)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 import pearl_kernels
-from pearl_kernels.window_attention import reference
+from pearl_kernels.window_attention import MOST_TRITON_WIDTH, reference
 from tests.kernels.test_ops import compiled
 
 TOLERANCES = [(torch.float32, 2e-6, 1e-5), (torch.float16, 2e-3, 4e-3), (torch.bfloat16, 1.6e-2, 1.6e-2)]
@@ -245,7 +245,7 @@ def test_bad_arguments_are_named(changes: dict[str, Any], message: str) -> None:
     [(torch.bfloat16, 256, True), (torch.float16, 8, True), (torch.bfloat16, 512, False), (torch.bfloat16, 100, False),
      (torch.float32, 64, False)],
 )  # fmt: skip
-def test_flash_is_left_out_where_it_has_no_kernel(
+def test_flash_and_triton_are_left_out_where_they_have_no_kernel(
     dtype: torch.dtype, dim: int, taken: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def choose(op: str, device: torch.device, backend: str | None, unfit: tuple[str, ...] = ()) -> Any:
@@ -256,6 +256,10 @@ def test_flash_is_left_out_where_it_has_no_kernel(
     monkeypatch.setattr(sys.modules["pearl_kernels.window_attention"], "choose", choose)
     case_of([3], dim=dim, dtype=dtype).run(None)
     assert chosen == [() if taken else ("flash",)]
+    chosen.clear()
+    width = MOST_TRITON_WIDTH + 1
+    case_of([3], width=width, capacity=width + 3, dim=dim, dtype=dtype).run(None)
+    assert chosen == [("triton",) if taken else ("flash", "triton")]
 
 
 def test_backends_that_do_not_have_it_say_so() -> None:
@@ -267,3 +271,12 @@ def test_backends_that_do_not_have_it_say_so() -> None:
         pearl_kernels.sample(
             torch.zeros(1, 2), pearl_kernels.SamplingTensors.make(1), torch.zeros(1, dtype=torch.int64), backend="flash"
         )
+
+
+def test_triton_refuses_more_new_entries_than_it_holds() -> None:
+    width = MOST_TRITON_WIDTH + 1
+    message = rf"^triton backend: windows must be at most {MOST_TRITON_WIDTH} wide, got width={width}$"
+    if not pearl_kernels.backends()["triton"].available:
+        pytest.skip("Triton is not interpreted here")
+    with pytest.raises(ValueError, match=message):
+        case_of([3], width=width, capacity=width + 3).run("triton")
