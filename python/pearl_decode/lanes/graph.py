@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -11,21 +12,23 @@ import torch
 
 # Their captures broke: torch's allocator of pinned memory may still ask them whether they are under way.
 _broken: list[torch.cuda.CUDAGraph] = []
+_turn = threading.Lock()  # a capture begins by waiting for the device, which breaks one that is under way
 
 
 def capture(work: Callable[[], object], stream: torch.cuda.Stream) -> Callable[[], None]:
     """Work as a CUDA graph of the stream's device, to be replayed there. It is not run now.
 
-    Waits for the device. Raises what work raises, and torch's errors for what no graph can hold; other captures, and
-    whatever else there is on the device, go on as before.
+    Waits for the device, and for captures of other threads. Raises what work raises, and torch's errors for what no
+    graph can hold; other captures, and whatever else there is on the device, go on as before.
     """
-    graph, pool = torch.cuda.CUDAGraph(), torch.cuda.graph_pool_handle()
-    try:
-        with _no_collection(), _capturing(graph, pool, stream):
-            work()
-    except BaseException:
-        _end_broken(graph, pool, stream)
-        raise
+    with _turn:
+        graph, pool = torch.cuda.CUDAGraph(), torch.cuda.graph_pool_handle()
+        try:
+            with _no_collection(), _own_workspace(stream), _capturing(graph, pool, stream):
+                work()
+        except BaseException:
+            _end_broken(graph, pool, stream)
+            raise
     replay: Callable[[], None] = graph.replay
     return replay
 
@@ -33,12 +36,30 @@ def capture(work: Callable[[], object], stream: torch.cuda.Stream) -> Callable[[
 @contextmanager
 def _capturing(graph: torch.cuda.CUDAGraph, pool: Any, stream: torch.cuda.Stream) -> Iterator[None]:
     with (
-        torch.inference_mode(),
+        torch.inference_mode(False),  # captures of others share torch's random state, which is made by the first
         torch.cuda.stream(stream),  # a capture that fails does not put the caller's stream back
         # Threads of the caller's may go on allocating while this one captures.
         torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"),
+        torch.inference_mode(),
     ):
         yield
+
+
+@contextmanager
+def _own_workspace(stream: torch.cuda.Stream) -> Iterator[None]:
+    """Within, what cuBLAS works in is allocated anew, in the graph's own pool, and is no one else's afterwards.
+
+    Torch keeps one for each stream, and lets go of it when any graph that was captured there is destroyed, while others
+    that have it go on using it (pytorch/pytorch#193402).
+    """
+    with torch.cuda.stream(stream):
+        # This thread's, which cannot be made in a capture (pytorch/pytorch#99397).
+        torch.cuda.current_blas_handle()  # type: ignore[no-untyped-call]
+    torch._C._cuda_clearCublasWorkspaces()
+    try:
+        yield
+    finally:
+        torch._C._cuda_clearCublasWorkspaces()
 
 
 @contextmanager
