@@ -53,8 +53,10 @@ class Drafted:
         if self.logits is None or other.logits is None:
             return
         drafted = self.tokens.shape[1]
-        for mine, theirs in zip((self.logits, *self.stats), (other.logits, *other.stats), strict=True):
-            mine[:, :drafted].copy_(theirs[:, :drafted], non_blocking=True)
+        self.logits[:, :drafted].copy_(other.logits[:, :drafted], non_blocking=True)
+        # All of it, and so in one piece: other copies go by way of another stream where the devices see no peer.
+        for mine, theirs in zip(self.stats, other.stats, strict=True):
+            mine.copy_(theirs, non_blocking=True)
 
 
 def message_width(shape: Shape) -> int:
