@@ -235,3 +235,30 @@ def test_a_runner_for_gpus_replaces_attention_where_one_trial_gives_the_same(
     assert trials == [model]
     assert len(caplog.messages) == (2 if refusal else 0)
     assert all("longest row's length" in message and refusal in message for message in caplog.messages)
+
+
+class CompilerError(Exception):
+    """As Triton's own, which are no RuntimeErrors."""
+
+
+@pytest.mark.parametrize(
+    ("error", "trials"), [(CompilerError("no such shape"), 1), (torch.OutOfMemoryError("memory is short"), 2)]
+)
+def test_a_trial_that_fails_leaves_the_attention_and_a_lack_of_memory_is_not_remembered(
+    error: Exception, trials: int, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried = []
+
+    def failing(*args: object, **options: object) -> None:
+        tried.append(1)
+        raise error
+
+    monkeypatch.setattr("pearl_decode.attention.window_attention", failing)
+    model = enlarged(_llama)
+    for _ in range(2):
+        assert not runner._read_lengths("target", CausalModel(model))
+        assert model.config._attn_implementation == "sdpa"
+    assert len(tried) == trials
+    assert all(str(error) in message for message in caplog.messages)
+    monkeypatch.undo()
+    assert runner._read_lengths("target", CausalModel(model)) is (trials == 2)

@@ -104,7 +104,11 @@ def _read_lengths(role: str, model: CausalModel) -> bool:
         # In 16 bits rounding changes one or two percent. Of another attention than the model's, logits would have
         # nothing in common.
         within = max(1e-3, 25 * torch.finfo(model.model.dtype).eps)
-        _REFUSALS[model.model] = try_window_attention(model.model, within)
+        try:
+            _REFUSALS[model.model] = try_window_attention(model.model, within)
+        except torch.OutOfMemoryError as error:
+            LOGGER.warning("%s: attention looks at the longest row's length for all rows, this time: %s", role, error)
+            return False
     elif _REFUSALS[model.model] is None:
         use_window_attention(model.model)
     refusal = _REFUSALS[model.model]
