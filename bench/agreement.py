@@ -28,13 +28,13 @@ class Agreement:
     Use `follow` before the first forward. Positions that a forward reads must be given to it as position_ids.
     """
 
-    def __init__(self) -> None:
-        self._seen = self._wrong_seen = self._guess = torch.zeros(1, 1, dtype=torch.int64)
+    def __init__(self, device: torch.device | str = "cpu") -> None:
+        self._seen = self._wrong_seen = self._guess = torch.zeros(1, 1, dtype=torch.int64, device=device)
 
     @classmethod
     def of(cls, draft: PreTrainedModel) -> Agreement:
         """Hook one to this model, for good."""
-        agreement = cls()
+        agreement = cls(draft.device)
         draft.register_forward_hook(agreement, with_kwargs=True)
         return agreement
 

@@ -107,7 +107,7 @@ fi
 if command -v compute-sanitizer >/dev/null; then
   # Python's and torch's own probing of the driver counts as errors otherwise; torch's kernels need no watching.
   watched=(--report-api-errors no)
-  compute-sanitizer --help 2>&1 | grep -q -- --kernel-name && watched+=(--kernel-name kns=pearl)
+  compute-sanitizer --help 2>&1 | grep -- --kernel-name >/dev/null && watched+=(--kernel-name kns=pearl)
   for tool in memcheck racecheck; do
     PYTORCH_NO_CUDA_MEMORY_CACHING=1 step "$tool" 120 \
       compute-sanitizer --tool "$tool" "${watched[@]}" --error-exitcode 1 "$python" bench/sanitize.py

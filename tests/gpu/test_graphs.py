@@ -45,8 +45,7 @@ def test_a_captured_call_is_kernels_alone(rule: str, gpu: torch.device, tmp_path
     """On a stream where nothing ran before: no clearing, copying or allocating is left to the replays."""
     case: VerifyCase = moved(verify_case(4, 5, 32000, rule=rule, stats=False), gpu)
     wanted = case.run("cuda")
-    graph = torch.cuda.CUDAGraph()
-    graph.enable_debug_mode()
+    graph = torch.cuda.CUDAGraph(keep_graph=True)  # or there is nothing to dump
     with torch.cuda.graph(graph, stream=torch.cuda.Stream()):
         out = case.run("cuda")
     nodes = tmp_path / "graph.dot"
@@ -159,6 +158,18 @@ def test_replayed_rounds_decode_what_eager_ones_decode(rule: str, backend: str, 
         for f in fields(DecodeState):
             assert torch.equal(getattr(replayed.state, f.name), getattr(eager.state, f.name)), f"{f.name}, round {i}"
     assert (eager.state.committed > 10).any()
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_graphs_of_the_compilers_own_draw_what_calls_draw(rule: str, backend: str, gpu: torch.device) -> None:
+    """They are warmed up in a pool that is used again for other things."""
+    case: VerifyCase = moved(verify_case(4, 5, 3000, rule=rule), gpu)
+    wanted = case.run(backend)
+    compiled = torch.compile(lambda logits: case.with_(target_logits=2 * logits).run(backend), mode="reduce-overhead")
+    halved = case.target_logits / 2
+    for _ in range(5):
+        for a, b in zip(compiled(halved), wanted, strict=True):
+            assert torch.equal(a, b)
 
 
 def test_two_graphs_keep_to_themselves(backend: str, gpu: torch.device) -> None:

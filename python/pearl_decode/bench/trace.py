@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
@@ -82,7 +83,14 @@ def record_static(
     replayed in the second, which is the one that is shown.
     """
     plan = Plan(strategy, gamma, decoder.plan.rule)
-    runner = DeviceRunner(decoder.target, decoder.draft, compile=False)
+    with closing(DeviceRunner(decoder.target, decoder.draft, compile=False)) as runner:
+        return _record(runner, plan, decoder, prompt, params)
+
+
+def _record(
+    runner: DeviceRunner, plan: Plan, decoder: PearlDecoder, prompt: Sequence[int], params: SamplingParams
+) -> Timeline:
+    strategy, gamma = plan.strategy, int(plan.gamma)
 
     def decode() -> tuple[list[int], DeviceEngine]:
         stats = DecodeStats(strategy, gamma, plan.rule)
