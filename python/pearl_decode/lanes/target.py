@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from concurrent.futures import Future
 
 import torch
@@ -27,6 +28,10 @@ class TargetLane:
 
     def window_logits(self, width: int) -> Future[torch.Tensor]:
         """Logits (batch, width, vocab): row i is the target's distribution of the token at committed + i."""
+        return self.prepared_window(width)()
+
+    def prepared_window(self, width: int) -> Callable[[], Future[torch.Tensor]]:
+        """`window_logits`, to be called when the lane shall begin."""
         starts = [committed - 1 for committed in self.batch.committed]
         inputs = self.batch.gather(starts, width)
 
@@ -34,7 +39,7 @@ class TargetLane:
             with self.lane.forward():
                 return self.model.forward(inputs, starts, self.cache, keep=width)
 
-        return self.lane.run(work)
+        return lambda: self.lane.run(work)
 
     def keep(self, rows: list[int]) -> None:
         self.cache.keep(rows)

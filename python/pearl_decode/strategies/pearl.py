@@ -11,8 +11,10 @@ def pearl_round(round: Round) -> Outcome:
     The first new token completes the chain being verified. If all of it is accepted, the other gamma - 1 are the
     next window; if not, they are forgotten.
     """
+    # Beside a lane that has begun everything here takes longer, for there is one interpreter.
+    verify = round.target.prepared_window(width=1 + max(round.batch.window))
     drafting = round.draft.write_ahead(round.gamma) if round.draft and round.drafting else None
-    verifying = round.target.window_logits(width=1 + max(round.batch.window))
+    verifying = verify()
     round.do_chores(beside=verifying)
     drafted = round.drafted(drafting) if drafting else None
     chain = [window + (drafted is not None) for window in round.batch.window]
