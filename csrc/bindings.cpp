@@ -8,6 +8,7 @@
 
 #include "common/parallel.h"
 #include "cpu_kernels.h"
+#include "draft_chain/draft_chain.h"
 #include "induction/induction.h"
 #ifdef PEARL_WITH_CUDA
 #include "common/cuda/memory.h"
@@ -240,33 +241,71 @@ void window_layer(const LayerSizes& sizes, Address x, const Weights& weights, co
   pearl::cpu_kernels().window_layer(args);
 }
 
-// embedding: (address, type, vocab); caches: (the first layer's, stride between layers); angles: (cos, sin, positions);
-// norm: (weight, eps)
-void window_decoder(const LayerSizes& sizes, Address tokens, const std::tuple<Address, int32_t, int64_t>& embedding,
-                    const std::vector<Weights>& layers, const std::tuple<Heads, int64_t>& k_caches,
-                    const std::tuple<Heads, int64_t>& v_caches, const Angles& angles, Address seq_lens, float scale,
-                    const std::tuple<Address, float>& norm, const Linear& head, int64_t keep, int threads) {
-  std::vector<pearl::LayerWeights> weights;
-  weights.reserve(layers.size());
-  for (const Weights& layer : layers) weights.push_back(layer_weights(layer));
+// (sizes, tokens, (embedding, type, vocab), layers, k and v: (the first layer's cache, stride between layers),
+//  (cos, sin, positions), seq_lens, scale, (norm, eps), head, threads)
+using Caches = std::tuple<Heads, int64_t>;
+using Decoder = std::tuple<LayerSizes, Address, std::tuple<Address, int32_t, int64_t>, std::vector<Weights>, Caches,
+                           Caches, Angles, Address, float, std::tuple<Address, float>, Linear, int>;
+
+// weights: where the layers' are kept meanwhile
+pearl::DecoderArgs decoder_args(const Decoder& decoder, std::vector<pearl::LayerWeights>* weights) {
+  const auto& [sizes, tokens, embedding, layers, k_caches, v_caches, angles, seq_lens, scale, norm, head, threads] =
+      decoder;
+  weights->reserve(layers.size());
+  for (const Weights& layer : layers) weights->push_back(layer_weights(layer));
   pearl::DecoderArgs args;
   args.tokens = pointer<int64_t>(tokens);
   args.embedding = pointer<void>(std::get<0>(embedding));
   args.embedding_type = static_cast<pearl::DType>(std::get<1>(embedding));
   args.vocab = std::get<2>(embedding);
   args.each = layer_args(sizes, angles, seq_lens, scale, threads);
-  args.positions = std::get<2>(angles);
   args.each.k_cache = heads_view(std::get<0>(k_caches));
   args.each.v_cache = heads_view(std::get<0>(v_caches));
-  args.layers = weights.data();
-  args.count = static_cast<int64_t>(weights.size());
+  args.positions = std::get<2>(angles);
+  args.layers = weights->data();
+  args.count = static_cast<int64_t>(weights->size());
   args.k_layer_stride = std::get<1>(k_caches);
   args.v_layer_stride = std::get<1>(v_caches);
   args.norm = pointer<float>(std::get<0>(norm));
   args.eps = std::get<1>(norm);
   args.head = linear_layer(head);
+  args.keep = 0;
+  return args;
+}
+
+void window_decoder(const Decoder& decoder, int64_t keep, Address logits) {
+  std::vector<pearl::LayerWeights> weights;
+  pearl::DecoderArgs args = decoder_args(decoder, &weights);
   args.keep = keep;
+  args.head.out = pointer<float>(logits);
   pearl::cpu_kernels().window_decoder(args);
+}
+
+// text: (address, stride between rows, length); strengths: (address, most); out: (logits, tokens, threshold, lse, status)
+void draft_chain(const Decoder& decoder, int64_t steps, int64_t vocab, const Params& params, Address epochs,
+                 uint32_t purpose, Address d2t, const std::tuple<Address, int64_t, int64_t>& text,
+                 const std::tuple<Address, int64_t>& strengths,
+                 const std::tuple<Address, Address, Address, Address, Address>& out) {
+  std::vector<pearl::LayerWeights> weights;
+  pearl::DraftChainArgs args;
+  args.decoder = decoder_args(decoder, &weights);
+  args.steps = steps;
+  args.vocab = vocab;
+  args.params = sampling_params(params);
+  args.epochs = pointer<int64_t>(epochs);
+  args.purpose = static_cast<pearl::Purpose>(purpose);
+  args.d2t = pointer<int64_t>(d2t);
+  args.text = pointer<int64_t>(std::get<0>(text));
+  args.text_stride = std::get<1>(text);
+  args.text_length = std::get<2>(text);
+  args.strengths = pointer<float>(std::get<0>(strengths));
+  args.most = std::get<1>(strengths);
+  args.logits = pointer<float>(std::get<0>(out));
+  args.tokens = pointer<int64_t>(std::get<1>(out));
+  args.threshold = pointer<float>(std::get<2>(out));
+  args.lse = pointer<float>(std::get<3>(out));
+  args.status = pointer<int32_t>(std::get<4>(out));
+  pearl::draft_chain(args);
 }
 
 #ifdef PEARL_WITH_CUDA
@@ -367,6 +406,7 @@ PYBIND11_MODULE(_C, m) {
   def_op(m, "window_attention", &attention_args, [](const auto& args) { pearl::cpu_kernels().window_attention(args); });
   m.def("window_layer", &window_layer, WithoutGil());
   m.def("window_decoder", &window_decoder, WithoutGil());
+  m.def("draft_chain", &draft_chain, WithoutGil());
 #ifdef PEARL_WITH_CUDA
   m.def("cuda_problem", &pearl::cuda_problem, WithoutGil(), arg("device"),
         "What keeps the kernels from running on a device, or None.");

@@ -1,4 +1,4 @@
-from typing import TypedDict
+from typing import Any, TypedDict
 
 _Logits = tuple[int, int, int, int, int]
 _Draft = tuple[_Logits, int, int, int]
@@ -8,6 +8,7 @@ _Linear = tuple[int, int, int, int, bool, int, int, int]
 _Weights = tuple[tuple[int, ...], float, tuple[_Linear, ...]]
 _LayerSizes = tuple[int, int, int, int, int, int, int, int]
 _Angles = tuple[int, int, int]
+_Decoder = tuple[Any, ...]
 _Queue = tuple[int, int, int, int]
 _State = tuple[int, int, int, int, int, int, int, int, int]
 
@@ -102,20 +103,18 @@ def window_layer(
     out: int,
     threads: int,
 ) -> None: ...
-def window_decoder(
-    sizes: _LayerSizes,
-    tokens: int,
-    embedding: tuple[int, int, int],
-    layers: list[_Weights],
-    k_caches: tuple[_Heads, int],
-    v_caches: tuple[_Heads, int],
-    angles: _Angles,
-    seq_lens: int,
-    scale: float,
-    norm: tuple[int, float],
-    head: _Linear,
-    keep: int,
-    threads: int,
+def window_decoder(decoder: _Decoder, keep: int, logits: int) -> None: ...
+def draft_chain(
+    decoder: _Decoder,
+    steps: int,
+    vocab: int,
+    params: _Params,
+    epochs: int,
+    purpose: int,
+    d2t: int,
+    text: tuple[int, int, int],
+    strengths: tuple[int, int],
+    out: tuple[int, int, int, int, int],
 ) -> None: ...
 def release_threads() -> None: ...
 def read_bytes(address: int, bytes: int) -> float: ...

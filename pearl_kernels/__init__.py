@@ -6,6 +6,7 @@ others do not. Nothing here knows of models, caches or loops.
 
 from pearl_kernels.advance import advance_
 from pearl_kernels.dispatch import Backend, backends
+from pearl_kernels.draft_chain import DraftChain, draft_chain
 from pearl_kernels.induction import induce_
 from pearl_kernels.sample import sample
 from pearl_kernels.threads import kernels_alone, release_threads
@@ -32,6 +33,7 @@ __all__ = [
     "Backend",
     "DecodeState",
     "DecoderWeights",
+    "DraftChain",
     "Finished",
     "LayerWeights",
     "Linear",
@@ -43,6 +45,7 @@ __all__ = [
     "VerifyOutput",
     "advance_",
     "backends",
+    "draft_chain",
     "induce_",
     "kernels_alone",
     "packed",

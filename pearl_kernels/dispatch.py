@@ -28,11 +28,13 @@ _ENTRY = {
     "window_attention": "window_attention",
     "window_layer": "window_layer",
     "window_decoder": "window_decoder",
+    "draft_chain": "draft_chain",
 }
 # Operations a backend does not have.
+_ON_CPUS = {"window_linear", "window_norm", "window_layer", "window_decoder", "draft_chain"}
 _WITHOUT = {
-    "triton": {"window_linear", "window_norm", "window_layer", "window_decoder"},
-    "cuda": {"induction", "window_linear", "window_norm", "window_attention", "window_layer", "window_decoder"},
+    "triton": _ON_CPUS,
+    "cuda": _ON_CPUS | {"induction", "window_attention"},
     "flash": _ENTRY.keys() - {"window_attention"},
 }
 _MODULE = {"reference": "reference", "cpu": "_native", "triton": "_triton", "cuda": "_cuda", "flash": "_flash"}

@@ -45,21 +45,29 @@ def induce_(
     op = "induce_"
     checks.logits(op, "logits", logits, ("batch", "vocab"))
     batch, device = logits.shape[0], logits.device
-    capacity = tokens.shape[-1] if isinstance(tokens, Tensor) and tokens.ndim else 0
-    checks.tensor(op, "tokens", tokens, (("batch", batch), ("capacity", capacity)), torch.int64, device)
-    if tokens.stride(-1) != 1 and capacity > 1:
-        raise ValueError(f"{op}: tokens must have a contiguous last dimension, got strides {tokens.stride()}")
+    capacity = check_induction(op, "tokens", tokens, strengths, d2t, batch, logits.shape[1], device)
     checks.tensor(op, "lengths", lengths, (("batch", batch),), torch.int64, device)
+    if checks.readable(lengths) and batch:
+        checks.in_range(op, "lengths", lengths, 0, capacity)
+    operation("induce_", _induce)(logits, tokens, lengths, strengths, d2t, backend)
+    return logits
+
+
+def check_induction(
+    op: str, name: str, text: Any, strengths: Any, d2t: Any, batch: int, vocab: int, device: torch.device
+) -> int:
+    """Refuse a text, called `name`, strengths or a d2t that do not fit. Returns the capacity of the text."""
+    capacity = text.shape[-1] if isinstance(text, Tensor) and text.ndim else 0
+    checks.tensor(op, name, text, (("batch", batch), ("capacity", capacity)), torch.int64, device)
+    if text.stride(-1) != 1 and capacity > 1:
+        raise ValueError(f"{op}: {name} must have a contiguous last dimension, got strides {text.stride()}")
     most = len(strengths) if isinstance(strengths, Tensor) and strengths.ndim else 0
     checks.tensor(op, "strengths", strengths, (("most", most),), torch.float32, device)
     if not 1 <= most <= MOST:
         raise ValueError(f"{op}: strengths must be 1 to {MOST} numbers, got {most}")
     if d2t is not None:
-        checks.tensor(op, "d2t", d2t, (("vocab", logits.shape[1]),), torch.int64, device)
-    if checks.readable(lengths) and batch:
-        checks.in_range(op, "lengths", lengths, 0, capacity)
-    operation("induce_", _induce)(logits, tokens, lengths, strengths, d2t, backend)
-    return logits
+        checks.tensor(op, "d2t", d2t, (("vocab", vocab),), torch.int64, device)
+    return capacity
 
 
 def _induce(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
@@ -31,13 +32,29 @@ def window_decoder(
     keep: int,
 ) -> Tensor:
     """`pearl_kernels.window_decoder` of CPU tensors, in one call."""
-    batch, width = tokens.shape
-    embedding, head = weights.embedding, weights.head
-    logits = torch.empty(batch, keep, head.out_features)
+    logits = torch.empty(len(tokens), keep, weights.head.out_features)
     _C.window_decoder(
+        described_decoder(tokens, weights, cos, sin, k_caches, v_caches, seq_lens, scale), keep, logits.data_ptr()
+    )
+    return logits
+
+
+def described_decoder(
+    tokens: Tensor,
+    weights: DecoderWeights,
+    cos: Tensor,
+    sin: Tensor,
+    k_caches: Tensor,
+    v_caches: Tensor,
+    seq_lens: Tensor,
+    scale: float,
+) -> tuple[Any, ...]:
+    """A decoder over a window as the extension takes it."""
+    batch, width = tokens.shape
+    return (
         layer_sizes(batch, width, weights.layers[0], k_caches[0]),
         tokens.data_ptr(),
-        (embedding.data_ptr(), DTYPES[embedding.dtype], embedding.shape[0]),
+        (weights.embedding.data_ptr(), DTYPES[weights.embedding.dtype], weights.embedding.shape[0]),
         _described(weights),
         _by_layers(k_caches),
         _by_layers(v_caches),
@@ -45,11 +62,9 @@ def window_decoder(
         seq_lens.data_ptr(),
         scale,
         (weights.norm.data_ptr(), weights.eps),
-        described(head, logits),
-        keep,
+        described(weights.head),
         num_threads(),
     )
-    return logits
 
 
 def _by_layers(caches: Tensor) -> tuple[tuple[int, int, int, int], int]:

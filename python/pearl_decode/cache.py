@@ -175,9 +175,13 @@ class WindowCache(Cache):
 
     def remember(self, tokens: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
         """Cache tokens (batch, width) int64 themselves at these positions. Returns all, (batch, capacity)."""
+        return self.text(tokens).scatter_(1, positions, tokens)
+
+    def text(self, tokens: torch.Tensor) -> torch.Tensor:
+        """The tokens that are cached themselves, (batch, capacity) like `tokens` (batch, ...)."""
         if self._tokens is None:
             self._tokens = tokens.new_zeros(len(tokens), self.capacity)
-        return self._tokens.scatter_(1, positions, tokens)
+        return self._tokens
 
     def clear(self) -> None:
         """Make ready for other sequences: what these left behind may be NaN, which even a weight of 0 does not hide."""

@@ -18,7 +18,7 @@ from pearl_decode.linear import multiplies_by_kernels
 from pearl_decode.masks import ragged_masks
 from pearl_decode.placement import is_spread
 from pearl_decode.window_model import WHOLE, WindowModel
-from pearl_kernels import induce_, kernels_alone
+from pearl_kernels import DraftChain, Purpose, SamplingTensors, induce_, kernels_alone
 
 LOGGER = logging.getLogger(__name__)
 MOST_WINDOW = 64  # new tokens per row; for longer texts torch's own attention is made
@@ -109,6 +109,39 @@ class CausalModel:
             self._appends_later = False  # this model's attention looks at copies of what the cache gave it
             return self._window_logits(input_ids, starts, cache, keep)
         return logits
+
+    @property
+    def drafts_at_once(self) -> bool:
+        """Whether `draft` may be called: on a CPU, for a model that is run as one call."""
+        whole: WindowModel | None = getattr(self.model, WHOLE, None)
+        return whole is not None and self._runs_by_kernels and self._appends_later and whole.is_ready
+
+    def draft(
+        self,
+        input_ids: torch.Tensor,
+        starts: list[int],
+        cache: WindowCache,
+        params: SamplingTensors,
+        steps: int,
+        vocab_size: int,
+        *,
+        purpose: Purpose,
+        epochs: torch.Tensor | None,
+    ) -> DraftChain:
+        """Draw `steps` tokens after each row, one after the other, from the first vocab_size ids of the target's.
+
+        input_ids, starts: as in `forward`; the others as in `pearl_kernels.draft_chain`
+        """
+        whole: WindowModel = getattr(self.model, WHOLE)
+        induction = {}
+        if self.induction is not None:
+            induction = {"text": cache.text(input_ids), "strengths": self.induction}
+        with self.kernels_alone():
+            return whole.draft(
+                input_ids, starts_on(input_ids.device, starts), cache, params, steps=steps, purpose=purpose,
+                vocab=min(vocab_size, self.vocab_size) if self.d2t is None else None, epochs=epochs, d2t=self.d2t,
+                **induction,
+            )  # fmt: skip
 
     def forward_at(
         self, input_ids: torch.Tensor, starts: torch.Tensor, cache: WindowCache, view: int, keep: int

@@ -12,7 +12,7 @@ from pearl_decode.cache import WindowCache
 from pearl_decode.layer import Parts, WindowDecoderLayer, is_wide
 from pearl_decode.linear import WideEmbedding, WindowLinear
 from pearl_decode.norm import WindowNorm
-from pearl_kernels import DecoderWeights, window_decoder
+from pearl_kernels import DecoderWeights, DraftChain, SamplingTensors, draft_chain, window_decoder
 
 WHOLE = "window_model"  # attribute of a model that is run by its WindowModel
 # Of these a position's angles depend on nothing else.
@@ -36,8 +36,8 @@ class WindowModel:
             for name in [name for name, module in owner._modules.items() if module is head]:
                 parts.child(owner, name)
         modules = parts.child(base, "layers")
-        self._layers = [parts.child(modules, name) for name in modules._modules]
-        kinds: list[tuple[Any, type[nn.Module]]] = [(layer, WindowDecoderLayer) for layer in self._layers]
+        layers = [parts.child(modules, name) for name in modules._modules]
+        kinds: list[tuple[Any, type[nn.Module]]] = [(layer, WindowDecoderLayer) for layer in layers]
         kinds += [(embedding, WideEmbedding), (norm, WindowNorm), (head, WindowLinear)]
         for module, kind in kinds:
             if not isinstance(module, kind):
@@ -46,16 +46,16 @@ class WindowModel:
             raise ValueError("its angles depend on more than the position")
         if norm.norm_offset or embedding.max_norm is not None:
             raise ValueError("its norm or its embedding does more than others")
-        if [layer.parts.index for layer in self._layers] != list(range(len(self._layers))):
+        if [layer.parts.index for layer in layers] != list(range(len(layers))):
             raise ValueError("its layers are numbered otherwise")
-        if len({layer.parts.scale for layer in self._layers}) != 1:
+        if len({layer.parts.scale for layer in layers}) != 1:
             raise ValueError("its layers have different scales")
-        for layer in self._layers:
+        for layer in layers:
             parts.add(layer.parts)
-        self._watchable: list[Any] = [model, base, embedding, *self._layers, norm, head]
-        self._scale: float = self._layers[0].parts.scale
+        self._watchable: list[Any] = [model, base, embedding, *layers, norm, head]
+        self._scale: float = layers[0].parts.scale
         self._weights = DecoderWeights(
-            parts.parameter(embedding, "weight"), [layer.parts.weights for layer in self._layers],
+            parts.parameter(embedding, "weight"), [layer.parts.weights for layer in layers],
             parts.parameter(norm, "weight"), parts.linear(head), eps=norm.norm_eps,
         )  # fmt: skip
         self._angles: tuple[Tensor, Tensor] | None = None  # cos and sin of each position, (positions, head_dim)
@@ -67,20 +67,34 @@ class WindowModel:
         mask: (batch, 1, 1, 1) int64, each row's first position; a mask of any other kind is not for us
         """
         ours = isinstance(mask, Tensor) and mask.dtype is torch.int64 and mask.ndim == 4
-        if not ours or torch.is_grad_enabled() or torch.compiler.is_compiling() or self._is_watched():
+        if not ours or not cache.appends_later or not self.is_ready:
             return None
-        weights = self._weights
-        if not cache.appends_later or not self._parts.unchanged or not is_wide(weights.norm):
-            return None
-        keys, values = cache.stacked(len(self._layers), len(input_ids), weights.kv_heads, weights.head_dim)
-        cos, sin = self._angles_of(cache.capacity)
-        return window_decoder(
-            input_ids, weights, cos, sin, keys, values, mask.reshape(-1), scale=self._scale, keep=keep
-        )  # fmt: skip
+        memory = self._memory(input_ids, cache)
+        return window_decoder(input_ids, self._weights, *memory, mask.reshape(-1), scale=self._scale, keep=keep)
+
+    def draft(
+        self, input_ids: Tensor, starts: Tensor, cache: WindowCache, params: SamplingTensors, **options: Any
+    ) -> DraftChain:
+        """`pearl_kernels.draft_chain` after a window (batch, width) at starts (batch,), if the model is ready."""
+        memory = self._memory(input_ids, cache)
+        return draft_chain(input_ids, self._weights, *memory, starts, params, scale=self._scale, **options)
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether it can stand for the model as that is now."""
+        if torch.is_grad_enabled() or torch.compiler.is_compiling() or self._is_watched():
+            return False
+        return self._parts.unchanged and is_wide(self._weights.norm)
 
     def _is_watched(self) -> bool:
         """Whether hooks want to see what goes through the model or a part."""
         return any(module._forward_hooks or module._forward_pre_hooks for module in self._watchable)
+
+    def _memory(self, input_ids: Tensor, cache: WindowCache) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Angles of all positions, and the caches of all layers."""
+        weights = self._weights
+        keys, values = cache.stacked(len(weights.layers), len(input_ids), weights.kv_heads, weights.head_dim)
+        return *self._angles_of(cache.capacity), keys, values
 
     def _angles_of(self, capacity: int) -> tuple[Tensor, Tensor]:
         """cos and sin (positions, head_dim) of as many positions at least."""

@@ -262,16 +262,16 @@ def test_each_round_is_learnt_from_once_beside_the_forward_of_the_next(llama, ne
         method = getattr(owner, name)
         monkeypatch.setattr(owner, name, lambda *args, **named: (events.append(name), method(*args, **named))[1])
 
-    noted(TargetLane, "window_logits")
+    noted(TargetLane, "prepared_window")
     noted(Chooser, "observe")
     noted(Batch, "refresh")
     with PearlDecoder(llama, near_llama) as decoder:
         [one] = decoder.generate([[5, 6, 7]], SamplingParams(max_tokens=30))
-        first, later = ["window_logits", "refresh"], ["window_logits", "observe", "refresh"]
-        assert events[events.index("window_logits") :] == first + (one.stats.rounds - 1) * later + ["observe"]
+        first, later = ["prepared_window", "refresh"], ["prepared_window", "observe", "refresh"]
+        assert events[events.index("prepared_window") :] == first + (one.stats.rounds - 1) * later + ["observe"]
         events.clear()
         batch = decoder.generate([[5, 6, 7], [8, 9]], [SamplingParams(max_tokens=n) for n in (9, 30)])
-    assert events.count("observe") == events.count("window_logits") == max(r.stats.rounds for r in batch)
+    assert events.count("observe") == events.count("prepared_window") == max(r.stats.rounds for r in batch)
 
 
 def test_lookup_needs_no_draft_and_saves_forwards():

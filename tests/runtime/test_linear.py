@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, Gemma2Config, LlamaConfig, Qwen2Config
 
-from pearl_decode import PearlDecoder, SamplingParams, attention
+from pearl_decode import PearlDecoder, SamplingParams, attention, lanes, window_model
 from pearl_decode.attention import ATTENTION_NAME
 from pearl_decode.cache import WindowCache
 from pearl_decode.checkpoints import load_model
@@ -21,7 +21,6 @@ from pearl_decode.linear import WindowLinear, use_window_linear, uses_window_lin
 from pearl_decode.models import CausalModel
 from pearl_decode.norm import WindowNorm, own_class, use_window_norm
 from pearl_decode.storage import pack_weights
-from pearl_kernels import sample
 
 SIZES = {
     "vocab_size": 96, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
@@ -87,22 +86,29 @@ def test_torch_keeps_out_of_the_way_where_kernels_multiply_all(directory):
     assert _threads_of_torch(ours, 5) == [3]
 
 
-@pytest.mark.parametrize("dtype", [None, torch.bfloat16])
-def test_torch_keeps_out_of_the_way_between_a_drafts_steps_too(directory, monkeypatch, dtype):
+@pytest.mark.parametrize(("dtype", "hooked"), [(None, False), (None, True), (torch.bfloat16, False)])
+def test_torch_keeps_out_of_the_way_between_a_drafts_steps_too(directory, monkeypatch, dtype, hooked):
+    """Be they taken in one call or, as where a hook looks on, one by one."""
     seen = []
 
-    def watched(*args, **options):
-        seen.append(torch.get_num_threads())
-        return sample(*args, **options)
+    def watched(run):
+        def noted(*args, **options):
+            seen.append(torch.get_num_threads())
+            return run(*args, **options)
 
-    monkeypatch.setattr("pearl_decode.lanes.draft.sample", watched)
+        return noted
+
+    for owner, run in ((window_model, "draft_chain"), (lanes.draft, "sample")):
+        monkeypatch.setattr(owner, run, watched(getattr(owner, run)))
     before = torch.get_num_threads()
     torch.set_num_threads(3)
     target = CpuLane("target", available_cores()[:1] * 3)  # lanes have as many threads as cores, and as torch
     torch.set_num_threads(before)
-    lanes = target, CpuLane("draft", target.cores, thread_of=target)
-    options = {"dtype": dtype, "strategy": "sequential", "gamma": 2, "lanes": lanes}
+    pair = target, CpuLane("draft", target.cores, thread_of=target)
+    options = {"dtype": dtype, "strategy": "sequential", "gamma": 2, "lanes": pair}
     with PearlDecoder.from_pretrained(directory, "first-layers:1", **options) as decoder:
+        if hooked:
+            decoder.draft.model.register_forward_hook(lambda *_: None)
         decoder.generate([[1, 2, 3]], SamplingParams(max_tokens=4, temperature=1.0, seed=1))
     assert set(seen) == {1 if dtype is None else 3}
 

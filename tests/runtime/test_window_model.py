@@ -186,6 +186,31 @@ def test_caches_go_from_one_way_to_the_other_and_lose_rows(change, tmp_path, cal
     assert all(torch.equal(a, b) for a, b in zip(got, wanted, strict=True))
 
 
+@pytest.mark.parametrize("strategy", ["sequential", "pearl"])
+@pytest.mark.parametrize("rule", ["token", "block", "coupled"])
+@pytest.mark.parametrize("reduced", [False, True])
+def test_a_draft_in_one_call_drafts_what_it_does_step_by_step(strategy, rule, reduced, tmp_path, monkeypatch):
+    """As it does where a hook looks on: texts, what was accepted, and the times that are noted."""
+    model = load(CONFIGS["llama"], tmp_path)
+    draft = new_draft(model, [0, 3], torch.arange(0, 96, 2) if reduced else None)
+    draft.induction = torch.tensor([1.0, 3.0])
+    called = count_calls(monkeypatch, window_model, "draft_chain")
+    params = [SamplingParams(max_tokens=24, temperature=t, seed=3, ignore_eos=True) for t in (0.0, 0.9, 1.3)]
+    found, forwards = [], []
+    with PearlDecoder(model, draft, strategy=strategy, gamma=3, rule=rule) as decoder:
+        for watched in (False, True):
+            called.clear()
+            hook = draft.register_forward_hook(lambda *_: None) if watched else None
+            results = decoder.generate([[5, 6, 7, 5, 6], [9], [1, 2, 1, 2]], params)
+            assert bool(called) is not watched
+            found.append([(result.token_ids, result.stats.accepted_lengths) for result in results])
+            forwards.append(results[0].stats.draft_forwards)
+        assert hook is not None
+        hook.remove()
+    assert found[0] == found[1]
+    assert forwards[0] == forwards[1]
+
+
 def read(model, prompts) -> WindowCache:
     """What a lane caches of prompts."""
     several, no_seeds = [SamplingParams(max_tokens=4)] * len(prompts), [0] * len(prompts)

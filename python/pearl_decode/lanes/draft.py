@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 
@@ -12,7 +13,10 @@ from pearl_decode.lanes.cpu import CpuLane
 from pearl_decode.lanes.prefill import prefill
 from pearl_decode.models import CausalModel
 from pearl_decode.state import PLACEHOLDER, Batch
-from pearl_kernels import Purpose, RowStats, sample
+from pearl_kernels import Purpose, RowStats, SampleOutput, sample
+
+# Draws of (batch, gamma), and step by step the logits (batch, draft_vocab) they were drawn from, where those are kept.
+Drawn = tuple[SampleOutput, Sequence[torch.Tensor]]
 
 
 @dataclass(frozen=True)
@@ -129,31 +133,49 @@ class DraftLane:
     def _steps(
         self, inputs: torch.Tensor, heads: list[int], windows: list[int], gamma: int, run_ahead: bool
     ) -> torch.Tensor:
-        device = inputs.device
-        positions = torch.tensor([[head + step for head in heads] for step in range(gamma)], device=device)
         # A position may be drafted again in a later round; its noise must then be new.
         committed = [head - window for head, window in zip(heads, windows, strict=True)]
-        epochs = None if self.purpose is Purpose.SAMPLE else torch.tensor(committed, device=device)
-        drafted, bad = [], []
+        epochs = None if self.purpose is Purpose.SAMPLE else torch.tensor(committed, device=inputs.device)
+        draw = self._draw_at_once if self.model.drafts_at_once else self._draw
+        drawn, rows = draw(inputs, heads, gamma, epochs)
+        for step in range(gamma) if self.keeps_logits else ():
+            logits, stats = rows[step], RowStats(*(each[:, step] for each in drawn.stats))
+            if step == 0 or not run_ahead:
+                self.chain = self.chain or ChainLogits.empty(logits, self.most_drafted + 1)
+                self.chain.put([window + step for window in windows], logits, stats)
+            else:
+                self.ahead = self.ahead or ChainLogits.empty(logits, self.most_drafted + 1)
+                self.ahead.put([step - 1] * len(windows), logits, stats)
+        return drawn.tokens.masked_fill(drawn.status != 0, PLACEHOLDER)
+
+    def _draw_at_once(self, inputs: torch.Tensor, heads: list[int], gamma: int, epochs: torch.Tensor | None) -> Drawn:
+        self.forwards += gamma
+        starts = [head - inputs.shape[1] for head in heads]
+        with self.lane.forward(gamma):
+            drawn, logits = self.model.draft(
+                inputs, starts, self.cache, self.batch.params, gamma, self.vocab_size, purpose=self.purpose,
+                epochs=epochs,
+            )  # fmt: skip
+        return drawn, self._columns(logits).unbind(1) if self.keeps_logits else ()
+
+    def _draw(self, inputs: torch.Tensor, heads: list[int], gamma: int, epochs: torch.Tensor | None) -> Drawn:
+        device = inputs.device
+        positions = torch.tensor([[head + step for head in heads] for step in range(gamma)], device=device)
+        outputs, rows = [], []
         for step, position in enumerate(positions.unbind()):
-            logits = self._forward(inputs, [head + step - inputs.shape[1] for head in heads])
+            self.forwards += 1
+            with self.lane.forward():
+                starts = [head + step - inputs.shape[1] for head in heads]
+                logits = self._columns(self.model.forward(inputs, starts, self.cache, keep=1)[:, -1])
             tokens, stats, status = sample(logits, self.batch.params, position, purpose=self.purpose, epochs=epochs)
-            if self.keeps_logits:
-                if step == 0 or not run_ahead:
-                    self.chain = self.chain or ChainLogits.empty(logits, self.most_drafted + 1)
-                    self.chain.put([window + step for window in windows], logits, stats)
-                else:
-                    self.ahead = self.ahead or ChainLogits.empty(logits, self.most_drafted + 1)
-                    self.ahead.put([step - 1] * len(windows), logits, stats)
             if self.model.d2t is not None:
                 tokens = self.model.d2t[tokens]
             inputs = tokens[:, None]
-            drafted.append(tokens)
-            bad.append(status)
-        return torch.stack(drafted, dim=1).masked_fill_(torch.stack(bad, dim=1) != 0, PLACEHOLDER)
+            outputs.append((tokens, *stats, status))
+            rows.append(logits)
+        tokens, threshold, lse, status = (torch.stack(column, dim=1) for column in zip(*outputs, strict=True))
+        return SampleOutput(tokens, RowStats(threshold, lse), status), rows
 
-    def _forward(self, inputs: torch.Tensor, starts: list[int]) -> torch.Tensor:
-        self.forwards += 1
-        with self.lane.forward():
-            logits = self.model.forward(inputs, starts, self.cache, keep=1)[:, -1]
-            return logits if self.model.d2t is not None else logits[:, : self.vocab_size]
+    def _columns(self, logits: torch.Tensor) -> torch.Tensor:
+        """Those of ids that the target has too."""
+        return logits if self.model.d2t is not None else logits[..., : self.vocab_size]

@@ -19,9 +19,9 @@ class PacedLane(CpuLane):
         self.forward_s = forward_s
 
     @contextmanager
-    def forward(self) -> Iterator[None]:
-        with super().forward():
-            end = time.perf_counter() + self.forward_s
+    def forward(self, count: int = 1) -> Iterator[None]:
+        with super().forward(count):
+            end = time.perf_counter() + count * self.forward_s
             yield
             time.sleep(max(0.0, end - WAKE_S - time.perf_counter()))
             while time.perf_counter() < end:

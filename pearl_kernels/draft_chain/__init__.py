@@ -1,0 +1,104 @@
+"""The door of `draft_chain`: all steps of a draft, each a decoder's forward and a draw."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from pearl_kernels import checks
+from pearl_kernels.dispatch import choose
+from pearl_kernels.draft_chain.reference import one_by_one
+from pearl_kernels.induction import check_induction
+from pearl_kernels.types import Purpose, RowStats, SampleOutput, SamplingTensors
+from pearl_kernels.window_decoder import DecoderWeights, check_window
+
+__all__ = ["DraftChain", "draft_chain"]
+
+
+class DraftChain(NamedTuple):
+    """What was drawn, and from what.
+
+    drawn:  SampleOutput of (batch, steps); its tokens are target ids
+    logits: (batch, steps, outputs of the head) float32, induction included
+    """
+
+    drawn: SampleOutput
+    logits: Tensor
+
+
+def draft_chain(
+    tokens: Tensor,
+    weights: DecoderWeights,
+    cos: Tensor,
+    sin: Tensor,
+    k_caches: Tensor,
+    v_caches: Tensor,
+    seq_lens: Tensor,
+    params: SamplingTensors,
+    *,
+    scale: float,
+    steps: int,
+    vocab: int | None = None,
+    purpose: Purpose = Purpose.DRAFT,
+    epochs: Tensor | None = None,
+    d2t: Tensor | None = None,
+    text: Tensor | None = None,
+    strengths: Tensor | None = None,
+    backend: str | None = None,
+) -> DraftChain:
+    """Draft `steps` tokens after a window: each is drawn from the decoder's last row, and is then the next window.
+
+    Equivalent to, `steps` times:
+        logits = window_decoder(tokens, ..., seq_lens, keep=1)[:, 0, :vocab]
+        seq_lens += width
+        induce_(logits, text, seq_lens, strengths, d2t=d2t), the window's tokens written to the text before
+        drawn = sample(logits, params, seq_lens, purpose=purpose, epochs=epochs)
+        tokens = d2t[drawn.tokens]
+
+    tokens ... seq_lens, scale: as in `window_decoder`; seq_lens + width + steps - 1 must not exceed the capacity
+    params, purpose, epochs:    as in `sample`
+    steps:      at least 1
+    vocab:      columns of the logits that are drawn from, the first ones; None: all
+    d2t:        (vocab,) int64, strictly increasing, the target id of each column; None: they are target ids
+    text:       (batch, length) int64, the sequences up to the window, for induction; the window and the drafted tokens
+                but for the last are written to it. None: no induction
+    strengths:  as in `induce_`, with a text
+    backend:    None picks the best for the device
+
+    Returns DraftChain. On the cpu backend it is one call, with the bits of the operations one by one. A row that cannot
+    be drawn from has a status, and goes on with column 0.
+    Raises ValueError naming the argument, what was expected and what came.
+    """
+    op = "draft_chain"
+    capacity = check_window(op, tokens, weights, cos, sin, k_caches, v_caches, seq_lens)
+    (batch, width), device, outputs = tokens.shape, tokens.device, weights.head.out_features
+    if steps < 1:
+        raise ValueError(f"{op}: steps must be at least 1, got {steps}")
+    vocab = outputs if vocab is None else vocab
+    if not 1 <= vocab <= outputs:
+        raise ValueError(f"{op}: vocab must be from 1 to the head's {outputs} outputs, got {vocab}")
+    checks.params(op, params, batch, device)
+    if not isinstance(purpose, Purpose):
+        raise ValueError(f"{op}: purpose must be a Purpose, got {purpose!r}")
+    if epochs is not None:
+        checks.tensor(op, "epochs", epochs, (("batch", batch),), torch.int64, device)
+    if (text is None) != (strengths is None):
+        raise ValueError(f"{op}: text and strengths must be given together, got one of them")
+    if text is not None:
+        check_induction(op, "text", text, strengths, d2t, batch, vocab, device)
+    elif d2t is not None:
+        checks.tensor(op, "d2t", d2t, (("vocab", vocab),), torch.int64, device)
+    if checks.readable(seq_lens) and batch:
+        checks.in_range(op, "seq_lens", seq_lens, 0, capacity - width - steps + 1)
+    arguments = (
+        tokens, weights, cos, sin, k_caches, v_caches, seq_lens, params, scale, steps, vocab, purpose, epochs, d2t,
+        text, strengths,
+    )  # fmt: skip
+    if torch.compiler.is_compiling():
+        found = one_by_one(backend, *arguments)
+    else:
+        found = choose(op, device, backend)(*arguments)
+    ids, threshold, lse, status, logits = found
+    return DraftChain(SampleOutput(ids, RowStats(threshold, lse), status), logits)

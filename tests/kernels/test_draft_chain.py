@@ -1,0 +1,223 @@
+"""All steps of a draft in one call, against the operations one by one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from pearl_kernels import DecoderWeights, Purpose, SamplingTensors, draft_chain, induce_, sample, window_decoder
+from tests.kernels.levels import run_at
+from tests.kernels.test_window_decoder import OUTPUTS, case_of, decoder_of, three_layers
+from tests.kernels.test_window_layer import CAPACITY
+
+LENGTHS, WIDTH, STEPS = [3, 0, 31], 2, 4
+
+
+@dataclass
+class Case:
+    tokens: Tensor
+    weights: DecoderWeights
+    cos: Tensor
+    sin: Tensor
+    k_caches: Tensor
+    v_caches: Tensor
+    seq_lens: Tensor
+    params: SamplingTensors
+    scale: float = 0.3
+    steps: int = STEPS
+    options: dict[str, Any] = field(default_factory=dict)
+
+    def arguments(self) -> dict[str, Any]:
+        given = dict(vars(self))
+        return given | given.pop("options")
+
+    def run(self, backend: str | None = None) -> Any:
+        return draft_chain(**self.arguments(), backend=backend)
+
+    def cloned(self) -> Case:
+        options = {key: value.clone() if key == "text" else value for key, value in self.options.items()}
+        return replace(self, k_caches=self.k_caches.clone(), v_caches=self.v_caches.clone(), options=options)
+
+
+def chain_of(lengths: list[int] = LENGTHS, width: int = WIDTH, **options: Any) -> Case:
+    window = case_of(lengths, width, decoder_of(*three_layers(), dtype=torch.bfloat16))
+    given = vars(window)
+    del given["keep"], given["scale"]
+    params = SamplingTensors.make(
+        len(lengths), temperature=[0.0, 0.8, 1.3][: len(lengths)], top_k=[0, 5, 0][: len(lengths)], seed=7
+    )  # fmt: skip
+    return Case(**given, params=params, options=options)
+
+
+def induction_of(case: Case) -> dict[str, Tensor]:
+    """With texts that repeat themselves, so that it changes what is drawn."""
+    period = torch.arange(CAPACITY) % 3 + 1
+    text = torch.stack([period] * len(case.tokens))
+    for row, length in enumerate(case.seq_lens.tolist()):
+        case.tokens[row] = period[length : length + case.tokens.shape[1]]
+    return {"text": text, "strengths": torch.tensor([4.0, 9.0, 30.0])}
+
+
+def one_by_one(case: Case, backend: str) -> tuple[list[Any], list[Tensor]]:
+    """Its draws and logits, step by step; the caches and the text are written to."""
+    options, tokens, lengths = case.options, case.tokens, case.seq_lens
+    vocab, d2t, text = (options.get(name) for name in ("vocab", "d2t", "text"))
+    drawn, rows = [], []
+    for _ in range(case.steps):
+        [logits] = window_decoder(
+            tokens, case.weights, case.cos, case.sin, case.k_caches, case.v_caches, lengths, scale=case.scale, keep=1,
+            backend=backend,
+        ).unbind(1)  # fmt: skip
+        if text is not None:
+            text.scatter_(1, lengths[:, None] + torch.arange(tokens.shape[1]), tokens)
+        lengths = lengths + tokens.shape[1]
+        if text is not None:
+            induce_(logits[:, :vocab], text, lengths, options["strengths"], d2t=d2t, backend=backend)
+        noise = {"purpose": options.get("purpose", Purpose.DRAFT), "epochs": options.get("epochs")}
+        out = sample(logits[:, :vocab], case.params, lengths, **noise, backend=backend)
+        ids = out.tokens if d2t is None else d2t[out.tokens]
+        drawn.append((ids, *out.stats, out.status))
+        rows.append(logits)
+        tokens = ids[:, None]
+    return drawn, rows
+
+
+@pytest.fixture(autouse=True)
+def seed() -> None:
+    torch.manual_seed(3)
+
+
+@pytest.fixture(params=["cpu", "reference"])
+def backend(request) -> str:
+    return request.param
+
+
+D2T = torch.arange(OUTPUTS) + torch.arange(OUTPUTS) // 2  # past the embedding's ids too
+
+
+@pytest.mark.parametrize("width", [1, 3])
+@pytest.mark.parametrize("induces", [False, True])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"vocab": 23}, {"d2t": D2T}, {"purpose": Purpose.SAMPLE}, {"epochs": torch.tensor([5, 1 << 40, 2])}],
+    ids=["plain", "fewer ids", "d2t", "coupled", "epochs"],
+)
+def test_one_call_has_the_bits_of_the_operations_one_by_one(backend, width, induces, options):
+    case = chain_of(width=width, **options)
+    if induces:
+        case.options |= induction_of(case)
+    apart = case.cloned()
+    drawn, rows = one_by_one(apart, backend)
+    found, logits = case.run(backend)
+    assert torch.equal(logits, torch.stack(rows, dim=1))
+    got = (found.tokens, *found.stats, found.status)
+    for column, mine in zip(zip(*drawn, strict=True), got, strict=True):
+        wanted = torch.stack(column, dim=1)
+        assert mine.dtype is wanted.dtype
+        assert torch.equal(mine, wanted)
+    assert torch.equal(case.k_caches, apart.k_caches)
+    assert torch.equal(case.v_caches, apart.v_caches)
+    if induces:
+        assert torch.equal(case.options["text"], apart.options["text"])
+        assert (found.tokens[:, 0] == case.tokens[:, -1] % 3 + 1).any() or "d2t" in options
+
+
+def test_what_was_drawn_is_what_the_next_step_reads(backend):
+    """A chain of one step after a chain of three is the fourth step."""
+    case = chain_of([3, 0, 31], 2, d2t=D2T)
+    whole, parts = case.cloned().run(backend), case.cloned()
+    parts.steps = 3
+    first = parts.run(backend).drawn.tokens
+    then = replace(parts, tokens=first[:, -1:], seq_lens=case.seq_lens + 2 + 2, steps=1).run(backend)
+    assert torch.equal(whole.drawn.tokens[:, :3], first)
+    assert torch.equal(whole.drawn.tokens[:, 3:], then.drawn.tokens)
+    assert len(set(whole.drawn.tokens.flatten().tolist())) > 3
+
+
+def test_a_row_that_cannot_be_drawn_from_says_so_and_the_others_go_on(backend):
+    case = chain_of(d2t=D2T)
+    whole = case.cloned().run(backend).drawn
+    case.v_caches[:, 1, :, 0] = torch.nan
+    case.seq_lens[1] = 5
+    found = case.run(backend).drawn
+    assert (found.status[1] != 0).all()
+    assert (found.tokens[1] == D2T[0]).all()
+    assert not found.status[[0, 2]].any()
+    assert torch.equal(found.tokens[[0, 2]], whole.tokens[[0, 2]])
+
+
+def test_a_row_draws_what_it_would_alone(backend):
+    case = chain_of()
+    together = case.cloned().run(backend).drawn
+    for row in range(3):
+        b = slice(row, row + 1)
+        columns = {name: getattr(case.params, name)[b] for name in ("temperature", "top_k", "top_p", "min_p", "seed")}
+        alone = replace(
+            case, tokens=case.tokens[b], k_caches=case.k_caches[:, b].clone(), v_caches=case.v_caches[:, b].clone(),
+            seq_lens=case.seq_lens[b], params=SamplingTensors(**columns),
+        ).run(backend)  # fmt: skip
+        assert torch.equal(alone.drawn.tokens[0], together.tokens[row])
+
+
+def test_can_be_compiled(backend):
+    case = chain_of(d2t=D2T)
+    wanted = case.cloned().run(backend)
+
+    def chain(tokens: Tensor) -> tuple[Tensor, Tensor]:
+        drawn, logits = replace(case, tokens=tokens).run(backend)
+        return drawn.tokens, logits
+
+    tokens, logits = torch.compile(chain, fullgraph=True, backend="aot_eager")(case.tokens)
+    assert torch.equal(tokens, wanted.drawn.tokens)
+    assert torch.equal(logits, wanted.logits)
+
+
+@pytest.mark.parametrize("level", ["baseline", "avx2", "avx512"])
+def test_every_level_this_processor_runs(level):
+    program = """
+import torch
+from tests.kernels.test_draft_chain import chain_of, one_by_one
+torch.manual_seed(0)
+case = chain_of()
+apart = case.cloned()
+drawn, rows = one_by_one(apart, "cpu")
+found = case.run("cpu")
+assert torch.equal(found.logits, torch.stack(rows, dim=1))
+assert torch.equal(found.drawn.tokens, torch.stack([each[0] for each in drawn], dim=1))
+"""
+    run_at(level, program)
+
+
+TEXT, STRENGTHS = torch.zeros(3, CAPACITY, dtype=torch.int64), torch.ones(4)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"tokens": torch.zeros(3, 2)}, r"tokens must be \(batch, width\) int64"),
+        ({"cos": torch.zeros(8, 8)}, r"cos must be \(positions=8, head_dim=10\) float32"),
+        ({"params": SamplingTensors.make(2)}, r"params.temperature must be \(batch=3,\) float32"),
+        ({"params": SamplingTensors.make(3, top_p=0.0)}, r"params.top_p must be in \(0, 1\]"),
+        ({"steps": 0}, r"steps must be at least 1, got 0"),
+        ({"steps": 60}, r"seq_lens must be in \[0, -11\]"),
+        ({"seq_lens": torch.tensor([0, 1, CAPACITY - 4])}, r"seq_lens must be in \[0, 45\]"),
+        ({"seq_lens": torch.tensor([0, -1, 4])}, r"seq_lens must be in \[0, 45\]"),
+        ({"options": {"vocab": OUTPUTS + 1}}, r"vocab must be from 1 to the head's 41 outputs, got 42"),
+        ({"options": {"vocab": 0}}, r"vocab must be from 1"),
+        ({"options": {"purpose": 3}}, r"purpose must be a Purpose, got 3"),
+        ({"options": {"epochs": torch.zeros(3)}}, r"epochs must be \(batch=3,\) int64"),
+        ({"options": {"d2t": torch.arange(7)}}, r"d2t must be \(vocab=41,\) int64"),
+        ({"options": {"text": TEXT}}, r"text and strengths must be given together"),
+        ({"options": {"strengths": STRENGTHS}}, r"text and strengths must be given together"),
+        ({"options": {"text": TEXT[:2], "strengths": STRENGTHS}}, r"text must be \(batch=3, capacity=50\) int64"),
+        ({"options": {"text": TEXT, "strengths": torch.ones(0)}}, r"strengths must be 1 to 32 numbers, got 0"),
+        ({"options": {"text": TEXT, "strengths": STRENGTHS, "d2t": torch.arange(7)}}, r"d2t must be \(vocab=41,\)"),
+    ],
+)
+def test_a_mistake_is_named(changes, message):
+    with pytest.raises(ValueError, match="draft_chain: .*" + message):
+        replace(chain_of(), **changes).run()
