@@ -80,7 +80,7 @@ class CausalModel:
         Where kernels multiply, long texts are read in windows of so many rows that arithmetic is the cost.
         """
         batch, width = input_ids.shape
-        windows = -(-width // max(1, MOST_ROWS // batch)) if self._runs_by_kernels else 1
+        windows = -(-width // max(1, MOST_ROWS // batch)) if self.runs_by_kernels else 1
         for begin, end in pairwise(width * i // windows for i in range(windows + 1)):
             self.forward(input_ids[:, begin:end], [start + begin] * batch, cache, keep=0)
 
@@ -114,7 +114,7 @@ class CausalModel:
     def drafts_at_once(self) -> bool:
         """Whether `draft` may be called: on a CPU, for a model that is run as one call."""
         whole: WindowModel | None = getattr(self.model, WHOLE, None)
-        return whole is not None and self._runs_by_kernels and self._appends_later and whole.is_ready
+        return whole is not None and self.runs_by_kernels and self._appends_later and whole.is_ready
 
     def draft(
         self,
@@ -186,12 +186,13 @@ class CausalModel:
         return bool(self.config._attn_implementation == ATTENTION_NAME)
 
     @property
-    def _runs_by_kernels(self) -> bool:
+    def runs_by_kernels(self) -> bool:
+        """Whether its products and its attention over windows are our kernels' on a CPU."""
         return self.reads_lengths and self._multiplies_by_kernels
 
     def kernels_alone(self) -> AbstractContextManager[None]:
         """`pearl_kernels.kernels_alone` where kernels run this model: for forwards and what is done between them."""
-        return kernels_alone() if self._runs_by_kernels else nullcontext()
+        return kernels_alone() if self.runs_by_kernels else nullcontext()
 
     @property
     def is_compiled(self) -> bool:

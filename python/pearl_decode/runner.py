@@ -63,7 +63,7 @@ class CpuRunner:
         if self._given is not None:
             return self._given
         if overlaps not in self._lanes:
-            self._lanes[overlaps] = lane_pair(concurrent=overlaps)
+            self._lanes[overlaps] = lane_pair(overlaps, by_kernels=self.target.runs_by_kernels)
         return self._lanes[overlaps]
 
 

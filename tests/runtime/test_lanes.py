@@ -111,6 +111,19 @@ def test_lane_runs_work_in_order_on_its_own_cores_and_threads():
     lane.close()
 
 
+def test_lane_keeps_its_threads_whatever_other_threads_are_given():
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    lane = CpuLane("test", available_cores()[:1] * 3)
+    lane.run(lambda: None).result()
+    torch.set_num_threads(1)
+    try:
+        assert lane.run(torch.get_num_threads).result() == 3
+    finally:
+        torch.set_num_threads(before)
+        lane.close()
+
+
 def test_lane_takes_no_more_threads_than_torch_was_given():
     torch.set_num_threads(1)
     lane = CpuLane("test", available_cores() * 2)
@@ -145,6 +158,24 @@ def test_lanes_that_take_turns_share_a_thread_and_others_have_one_each():
         assert len(threads) == 1 + concurrent
         for lane in pair:
             lane.close()
+
+
+@pytest.mark.parametrize(
+    ("cores", "by_kernels", "target", "draft"),
+    [
+        ([3], True, (3,), (3,)),
+        ([0, 1], False, (0,), (1,)),
+        ([0, 1], True, (0, 1), (1,)),
+        ([0, 1, 5], True, (0, 1), (5,)),
+        ([0, 1, 5], False, (0, 1), (5,)),
+    ],
+)
+def test_lanes_that_work_at_once_share_the_cores_out(cores, by_kernels, target, draft, monkeypatch):
+    monkeypatch.setattr("pearl_decode.lanes.cpu.available_cores", lambda: cores)
+    pair = lane_pair(True, by_kernels=by_kernels)
+    assert tuple(lane.cores for lane in pair) == (target, draft)
+    for lane in pair:
+        lane.close()
 
 
 def test_a_lane_at_rest_has_no_compute_threads_and_works_again():

@@ -56,7 +56,7 @@ def record(decoder: PearlDecoder, strategy: str, gamma: int, prompt: Sequence[in
     """
     if decoder.target.device.type == "cuda":
         return record_static(decoder, strategy, gamma, prompt, params)
-    lanes = lane_pair(concurrent=strategy == "pearl")
+    lanes = lane_pair(strategy == "pearl", by_kernels=decoder.target.runs_by_kernels)
     draft = decoder.draft.model if decoder.draft else None
     with PearlDecoder(
         decoder.target.model, draft, decoder.tokenizer, gamma=gamma, rule=decoder.plan.rule, lanes=lanes

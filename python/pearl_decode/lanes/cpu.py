@@ -41,6 +41,7 @@ class CpuLane:
         # Affinity and thread count belong to the calling thread; compute threads it starts inherit the cores.
         if hasattr(os, "sched_setaffinity"):
             os.sched_setaffinity(0, self.cores)
+        torch.get_num_threads()  # or torch would set it later, to what any thread was given last
         torch.set_num_threads(self._threads)
 
     def run(self, work: Callable[[], T]) -> Future[T]:
@@ -80,11 +81,16 @@ def available_cores() -> list[int]:
     return list(range(os.cpu_count() or 1))
 
 
-def lane_pair(concurrent: bool) -> tuple[CpuLane, CpuLane]:
+def lane_pair(concurrent: bool, *, by_kernels: bool = False) -> tuple[CpuLane, CpuLane]:
     """Target and draft lane. Concurrent ones share the cores out: one to the draft, the rest to the target; others have
-    all the cores each, and one thread."""
+    all the cores each, and one thread.
+
+    by_kernels: whether our kernels run the target. They take what they get of a core, so of two cores it has both, and
+                the draft is in its way for as long as it computes, which is not long. torch's threads would stand still
+    """
     cores = available_cores()
     if concurrent and len(cores) > 1:
-        return CpuLane("target", cores[:-1]), CpuLane("draft", cores[-1:])
+        of_target = cores if by_kernels and len(cores) == 2 else cores[:-1]
+        return CpuLane("target", of_target), CpuLane("draft", cores[-1:])
     target = CpuLane("target", cores)
     return target, CpuLane("draft", cores, thread_of=target)
