@@ -1,5 +1,6 @@
 #include "common/parallel.h"
 #include "cpu_kernels.h"
+#include "draft_chain/draft_chain.h"
 #include "induction/induction.h"
 
 // The emulated extension has no CPU kernels: the bindings find none here.
@@ -11,11 +12,13 @@ const std::vector<CpuKernels>& compiled_kernels() {
 }
 
 const CpuKernels& cpu_kernels() {
-  static const CpuKernels none{"none", nullptr, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr};
+  static const CpuKernels none{"none"};
   return none;
 }
 
 void induce(const InductionArgs&) {}
+
+void draft_chain(const DraftChainArgs&) {}
 
 void release_threads() {}
 
