@@ -35,8 +35,8 @@ class WindowModel:
         for owner in model.modules():
             for name in [name for name, module in owner._modules.items() if module is head]:
                 parts.child(owner, name)
-        modules = parts.child(base, "layers")
-        layers = [parts.child(modules, name) for name in modules._modules]
+        self._stack = parts.child(base, "layers")
+        layers = [parts.child(self._stack, name) for name in self._stack._modules]
         kinds: list[tuple[Any, type[nn.Module]]] = [(layer, WindowDecoderLayer) for layer in layers]
         kinds += [(embedding, WideEmbedding), (norm, WindowNorm), (head, WindowLinear)]
         for module, kind in kinds:
@@ -84,7 +84,8 @@ class WindowModel:
         """Whether it can stand for the model as that is now."""
         if torch.is_grad_enabled() or torch.compiler.is_compiling() or self._is_watched():
             return False
-        return self._parts.unchanged and is_wide(self._weights.norm)
+        unchanged = self._parts.unchanged and len(self._stack) == len(self._weights.layers)
+        return unchanged and is_wide(self._weights.norm)
 
     def _is_watched(self) -> bool:
         """Whether hooks want to see what goes through the model or a part."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, SmolLM3Config
@@ -150,6 +152,17 @@ def test_layers_that_were_exchanged_run_in_their_new_order(tmp_path, calls):
     layers[1], layers[2] = layers[2], layers[1]
     assert torch.equal(windows(model)[0], before[0])
     assert len(calls) == 4
+
+
+def test_a_layer_that_was_added_takes_part(tmp_path, calls):
+    model = load(CONFIGS["llama"], tmp_path)
+    before = windows(model)
+    model.model.layers.append(copy.deepcopy(model.model.layers[0]))
+    model.model.layers[-1].self_attn.layer_idx = len(model.model.layers) - 1
+    model.config.num_hidden_layers = len(model.model.layers)
+    calls.clear()
+    assert (windows(model)[0] - before[0]).abs().max() > 1e-3
+    assert not calls
 
 
 def test_gradients_go_through_the_models_own_code(tmp_path, calls):
