@@ -36,22 +36,17 @@ def launch(operation: Callable[..., None], *arguments: Any) -> None:
     The memory that its blocks talk through is not torch's: where there is none left, torch gives back what it holds
     without using it, but not in a capture, and the operation is queued again. Raises torch.OutOfMemoryError.
     """
-    try:
-        operation(*arguments)
-    except RuntimeError as error:
-        if _OUT_OF_MEMORY not in str(error):
-            raise
-        if torch.cuda.is_current_stream_capturing():
-            raise torch.OutOfMemoryError(str(error)) from error
-    else:
-        return
-    torch.cuda.empty_cache()
-    try:
-        operation(*arguments)
-    except RuntimeError as error:
-        if _OUT_OF_MEMORY not in str(error):
-            raise
-        raise torch.OutOfMemoryError(str(error)) from error
+    for again in (True, False):
+        try:
+            operation(*arguments)
+        except RuntimeError as error:
+            if _OUT_OF_MEMORY not in str(error):
+                raise
+            if not again or torch.cuda.is_current_stream_capturing():
+                raise torch.OutOfMemoryError(str(error)) from error
+        else:
+            return
+        torch.cuda.empty_cache()
 
 
 def _stream(device: torch.device) -> int:

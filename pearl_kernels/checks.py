@@ -12,7 +12,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
-from pearl_kernels.types import DecodeState, Finished, RowStats, SamplingTensors
+from pearl_kernels.types import DecodeState, Finished, Purpose, RowStats, SamplingTensors
 
 RULES = ("greedy", "token", "block", "coupled")
 LOGIT_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -74,6 +74,14 @@ def params(op: str, value: Any, batch: int, device: torch.device) -> None:
         in_range(op, "params.top_p", value.top_p, 0.0, 1.0, open_below=True)
         in_range(op, "params.min_p", value.min_p, 0.0, 1.0)
         _GOOD[value] = (batch, device, *_versions(value))
+
+
+def noise(op: str, purpose: Any, epochs: Any, batch: int, device: torch.device) -> None:
+    """Refuse what does not say which noise to draw with."""
+    if not isinstance(purpose, Purpose):
+        raise ValueError(f"{op}: purpose must be a Purpose, got {purpose!r}")
+    if epochs is not None:
+        tensor(op, "epochs", epochs, (("batch", batch),), torch.int64, device)
 
 
 def draft(

@@ -80,10 +80,7 @@ def draft_chain(
     if not 1 <= vocab <= outputs:
         raise ValueError(f"{op}: vocab must be from 1 to the head's {outputs} outputs, got {vocab}")
     checks.params(op, params, batch, device)
-    if not isinstance(purpose, Purpose):
-        raise ValueError(f"{op}: purpose must be a Purpose, got {purpose!r}")
-    if epochs is not None:
-        checks.tensor(op, "epochs", epochs, (("batch", batch),), torch.int64, device)
+    checks.noise(op, purpose, epochs, batch, device)
     if (text is None) != (strengths is None):
         raise ValueError(f"{op}: text and strengths must be given together, got one of them")
     if text is not None:

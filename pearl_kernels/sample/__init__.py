@@ -49,10 +49,7 @@ def sample(
     batch, device = logits.shape[0], logits.device
     checks.params("sample", params, batch, device)
     checks.tensor("sample", "positions", positions, (("batch", batch),), torch.int64, device)
-    if not isinstance(purpose, Purpose):
-        raise ValueError(f"sample: purpose must be a Purpose, got {purpose!r}")
-    if epochs is not None:
-        checks.tensor("sample", "epochs", epochs, (("batch", batch),), torch.int64, device)
+    checks.noise("sample", purpose, epochs, batch, device)
     arguments = (
         logits, params.temperature, params.top_k, params.top_p, params.min_p, params.seed, positions, epochs,
         int(purpose), backend,

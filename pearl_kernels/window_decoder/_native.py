@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -13,11 +12,8 @@ from pearl_kernels._pointers import DTYPES
 from pearl_kernels.threads import num_threads
 from pearl_kernels.window_attention._native import by_heads
 from pearl_kernels.window_decoder.weights import DecoderWeights
-from pearl_kernels.window_layer._native import DescribedLayer, described_layer, layer_sizes
+from pearl_kernels.window_layer._native import described_layer, layer_sizes
 from pearl_kernels.window_linear._native import described
-
-# Of weights, by where they are: a decoder's stay where they are for thousands of calls.
-_KNOWN: WeakKeyDictionary[DecoderWeights, tuple[list[int], list[DescribedLayer]]] = WeakKeyDictionary()
 
 
 def window_decoder(
@@ -55,7 +51,7 @@ def described_decoder(
         layer_sizes(batch, width, weights.layers[0], k_caches[0]),
         tokens.data_ptr(),
         (weights.embedding.data_ptr(), DTYPES[weights.embedding.dtype], weights.embedding.shape[0]),
-        _described(weights),
+        [described_layer(layer) for layer in weights.layers],
         _by_layers(k_caches),
         _by_layers(v_caches),
         (cos.data_ptr(), sin.data_ptr(), len(cos)),
@@ -70,11 +66,3 @@ def described_decoder(
 def _by_layers(caches: Tensor) -> tuple[tuple[int, int, int, int], int]:
     """The first layer's cache, and the stride from layer to layer."""
     return by_heads(caches[0]), caches.stride(0)
-
-
-def _described(weights: DecoderWeights) -> list[DescribedLayer]:
-    places = [tensor.data_ptr() for layer in weights.layers for tensor in layer.tensors]
-    known = _KNOWN.get(weights)
-    if known is None or known[0] != places:
-        _KNOWN[weights] = known = places, [described_layer(layer) for layer in weights.layers]
-    return known[1]

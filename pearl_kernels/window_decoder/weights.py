@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from pearl_kernels.window_layer import LayerWeights
-from pearl_kernels.window_layer.weights import LinearLike
+from pearl_kernels.window_layer.weights import LinearLike, check_vector
 from pearl_kernels.window_linear import Linear, check_linear
 
 _EMBEDDING_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -49,11 +49,8 @@ class DecoderWeights:
                 f"window_decoder: embedding must be (vocab, size={first.size}) float32, bfloat16 or float16 and "
                 f"contiguous, got {embedding.dtype} of {tuple(embedding.shape)}"
             )
-        if norm.shape != (first.size,) or norm.dtype is not torch.float32 or not norm.is_contiguous():
-            raise ValueError(
-                f"window_decoder: norm must be ({first.size},) float32 and contiguous, "
-                f"got {norm.dtype} of {tuple(norm.shape)}"
-            )
+        device = first.norms[0].device
+        check_vector("window_decoder", "norm", norm, first.size, device)
         check_linear("window_decoder", "head", self.head)
         if self.head.in_features != first.size:
             raise ValueError(
@@ -62,8 +59,7 @@ class DecoderWeights:
             )
         if not eps >= 0:
             raise ValueError(f"window_decoder: eps must be at least 0, got {eps!r}")
-        device = first.norms[0].device
         parts = (("layers", layer.norms[0]) for layer in self.layers)
-        for name, tensor in (("embedding", embedding), ("norm", norm), ("head", self.head.weight), *parts):
+        for name, tensor in (("embedding", embedding), ("head", self.head.weight), *parts):
             if tensor.device != device:
                 raise ValueError(f"window_decoder: {name} must be on {device}, got {tensor.device}")

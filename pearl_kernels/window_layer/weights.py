@@ -12,6 +12,17 @@ from pearl_kernels.window_linear import Linear, check_linear
 LinearLike = tuple[Tensor, Tensor | None] | tuple[Tensor, Tensor | None, Tensor | None] | Linear
 
 
+def check_vector(operation: str, name: str, vector: Tensor, length: int, device: torch.device) -> None:
+    """Raise ValueError unless a vector is (length,) float32 and contiguous on the device."""
+    if vector.shape != (length,) or vector.dtype is not torch.float32 or not vector.is_contiguous():
+        raise ValueError(
+            f"{operation}: {name} must be ({length},) float32 and contiguous, "
+            f"got {vector.dtype} of {tuple(vector.shape)}"
+        )
+    if vector.device != device:
+        raise ValueError(f"{operation}: {name} must be on {device}, got {vector.device}")
+
+
 class LayerWeights:
     """What `window_layer` multiplies with. The tensors are the caller's; their values and addresses may change later.
 
@@ -90,17 +101,7 @@ class LayerWeights:
                 raise ValueError(f"window_layer: {name} must be on {device}, got {linear.weight.device}")
         for name, norm, length in zip(self.NORMS, self.norms, (size, size, *[self.head_dim] * 2), strict=True):
             if norm is not None:
-                self._check_vector(name, norm, length)
-
-    def _check_vector(self, name: str, vector: Tensor, length: int) -> None:
-        device = self.norms[0].device
-        if vector.shape != (length,) or vector.dtype is not torch.float32 or not vector.is_contiguous():
-            raise ValueError(
-                f"window_layer: {name} must be ({length},) float32 and contiguous, "
-                f"got {vector.dtype} of {tuple(vector.shape)}"
-            )
-        if vector.device != device:
-            raise ValueError(f"window_layer: {name} must be on {device}, got {vector.device}")
+                check_vector("window_layer", name, norm, length, device)
 
     def as_lists(
         self,

@@ -200,7 +200,7 @@ class WindowCache(Cache):
         if self._stack:
             self._stack = [tensor[:, rows] for tensor in self._stack]
             self._divide_stack()
-        for layer in self._window_layers if not self._stack else ():
+        for layer in () if self._stack else self._window_layers:
             index = torch.tensor(rows, device=layer.keys.device)
             layer.keys = layer.keys.index_select(0, index)
             layer.values = layer.values.index_select(0, index)

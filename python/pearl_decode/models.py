@@ -111,9 +111,15 @@ class CausalModel:
         return logits
 
     @property
+    def _whole(self) -> WindowModel | None:
+        """What runs the model as one call, unless it has changed."""
+        whole: WindowModel | None = getattr(self.model, WHOLE, None)
+        return whole
+
+    @property
     def drafts_at_once(self) -> bool:
         """Whether `draft` may be called: on a CPU, for a model that is run as one call."""
-        whole: WindowModel | None = getattr(self.model, WHOLE, None)
+        whole = self._whole
         return whole is not None and self.runs_by_kernels and self._appends_later and whole.is_ready
 
     def draft(
@@ -132,7 +138,8 @@ class CausalModel:
 
         input_ids, starts: as in `forward`; the others as in `pearl_kernels.draft_chain`
         """
-        whole: WindowModel = getattr(self.model, WHOLE)
+        whole = self._whole
+        assert whole is not None, "a model that does not draft at once"
         induction = {}
         if self.induction is not None:
             induction = {"text": cache.text(input_ids), "strengths": self.induction}
@@ -207,7 +214,7 @@ class CausalModel:
     def _logits(
         self, run: Any, input_ids: torch.Tensor, positions: torch.Tensor, mask: Any, cache: WindowCache, keep: int
     ) -> torch.Tensor:
-        whole: WindowModel | None = getattr(self.model, WHOLE, None) if run is self.model else None
+        whole = self._whole if run is self.model else None
         logits = None if whole is None else whole.logits(input_ids, mask, cache, keep)
         if logits is None:
             # A draft may be padded to fewer ids than the target: an id it does not know costs a refusal at most.
