@@ -9,10 +9,10 @@ from torch import Tensor
 
 from pearl_kernels import checks
 from pearl_kernels.dispatch import choose
-from pearl_kernels.draft_chain.reference import one_by_one
+from pearl_kernels.draft_chain.reference import Draws, one_by_one
 from pearl_kernels.induction import check_induction
 from pearl_kernels.types import Purpose, RowStats, SampleOutput, SamplingTensors
-from pearl_kernels.window_decoder import DecoderWeights, check_window
+from pearl_kernels.window_decoder import DecoderWeights, Window
 
 __all__ = ["DraftChain", "draft_chain"]
 
@@ -72,7 +72,8 @@ def draft_chain(
     Raises ValueError naming the argument, what was expected and what came.
     """
     op = "draft_chain"
-    capacity = check_window(op, tokens, weights, cos, sin, k_caches, v_caches, seq_lens)
+    window = Window(tokens, weights, cos, sin, k_caches, v_caches, seq_lens, scale)
+    capacity = window.check(op)
     (batch, width), device, outputs = tokens.shape, tokens.device, weights.head.out_features
     if steps < 1:
         raise ValueError(f"{op}: steps must be at least 1, got {steps}")
@@ -89,13 +90,10 @@ def draft_chain(
         checks.tensor(op, "d2t", d2t, (("vocab", vocab),), torch.int64, device)
     if checks.readable(seq_lens) and batch:
         checks.in_range(op, "seq_lens", seq_lens, 0, capacity - width - steps + 1)
-    arguments = (
-        tokens, weights, cos, sin, k_caches, v_caches, seq_lens, params, scale, steps, vocab, purpose, epochs, d2t,
-        text, strengths,
-    )  # fmt: skip
+    draws = Draws(params, steps, vocab, purpose, epochs, d2t, text, strengths)
     if torch.compiler.is_compiling():
-        found = one_by_one(backend, *arguments)
+        found = one_by_one(window, draws, backend)
     else:
-        found = choose(op, device, backend)(*arguments)
+        found = choose(op, device, backend)(window.contiguous(), draws)
     ids, threshold, lse, status, logits = found
     return DraftChain(SampleOutput(ids, RowStats(threshold, lse), status), logits)

@@ -3,46 +3,27 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
 
 from pearl_kernels import _C
 from pearl_kernels._pointers import address, sampling_params
 from pearl_kernels.dispatch import contiguous
-from pearl_kernels.draft_chain.reference import Found
-from pearl_kernels.types import Purpose, SamplingTensors
-from pearl_kernels.window_decoder import DecoderWeights
-from pearl_kernels.window_decoder._native import described_decoder
+from pearl_kernels.draft_chain.reference import Draws, Found
+from pearl_kernels.window_decoder import Window
+from pearl_kernels.window_decoder._native import described_window
 
 
-def draft_chain(
-    tokens: Tensor,
-    weights: DecoderWeights,
-    cos: Tensor,
-    sin: Tensor,
-    k_caches: Tensor,
-    v_caches: Tensor,
-    seq_lens: Tensor,
-    params: SamplingTensors,
-    scale: float,
-    steps: int,
-    vocab: int,
-    purpose: Purpose,
-    epochs: Tensor | None,
-    d2t: Tensor | None,
-    text: Tensor | None,
-    strengths: Tensor | None,
-) -> Found:
+def draft_chain(window: Window, draws: Draws) -> Found:
     """`pearl_kernels.draft_chain` of CPU tensors, in one call. What it returns lies step by step."""
-    batch = len(tokens)
+    params, steps, vocab, purpose, _, _, text, _ = draws
+    batch = len(window.tokens)
     columns = contiguous(params.temperature, params.top_k, params.top_p, params.min_p, params.seed)
-    epochs, d2t, strengths = contiguous(epochs, d2t, strengths)
-    window = [each.contiguous() for each in (tokens, cos, sin, seq_lens)]
-    logits = torch.empty(steps, batch, weights.head.out_features)
+    epochs, d2t, strengths = contiguous(draws.epochs, draws.d2t, draws.strengths)
+    logits = torch.empty(steps, batch, window.weights.head.out_features)
     ids = torch.empty(steps, batch, dtype=torch.int64)
     threshold, lse = torch.empty(steps, batch), torch.empty(steps, batch)
     status = torch.empty(steps, batch, dtype=torch.int32)
     _C.draft_chain(
-        described_decoder(window[0], weights, window[1], window[2], k_caches, v_caches, window[3], scale),
+        described_window(window),
         steps,
         vocab,
         sampling_params(*columns),  # type: ignore[arg-type]

@@ -5,12 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from pearl_kernels import checks
 from pearl_kernels.dispatch import choose
 from pearl_kernels.window_decoder.reference import one_by_one
 from pearl_kernels.window_decoder.weights import DecoderWeights
+from pearl_kernels.window_decoder.window import Window
 
-__all__ = ["DecoderWeights", "check_window", "window_decoder"]
+__all__ = ["DecoderWeights", "Window", "window_decoder"]
 
 
 def window_decoder(
@@ -50,50 +50,12 @@ def window_decoder(
     Raises ValueError naming the argument, what was expected and what came.
     Source: Touvron et al. 2023, LLaMA: Open and Efficient Foundation Language Models.
     """
-    check_window("window_decoder", tokens, weights, cos, sin, k_caches, v_caches, seq_lens)
+    window = Window(tokens, weights, cos, sin, k_caches, v_caches, seq_lens, scale)
+    window.check("window_decoder")
     width = tokens.shape[1]
     if not 0 <= keep <= width:
         raise ValueError(f"window_decoder: keep must be from 0 to width={width}, got {keep}")
     if torch.compiler.is_compiling():
-        return one_by_one(tokens, weights, cos, sin, k_caches, v_caches, seq_lens, scale, keep, backend)
-    run = choose("window_decoder", tokens.device, backend)
-    logits: Tensor = run(
-        tokens.contiguous(), weights, cos.contiguous(), sin.contiguous(), k_caches, v_caches, seq_lens.contiguous(),
-        scale, keep,
-    )  # fmt: skip
+        return one_by_one(window, keep, backend)
+    logits: Tensor = choose("window_decoder", tokens.device, backend)(window.contiguous(), keep)
     return logits
-
-
-def check_window(
-    op: str,
-    tokens: Tensor,
-    weights: DecoderWeights,
-    cos: Tensor,
-    sin: Tensor,
-    k_caches: Tensor,
-    v_caches: Tensor,
-    seq_lens: Tensor,
-) -> int:
-    """Refuse a window that does not fit the decoder or its caches. Returns the capacity of these."""
-    if tokens.ndim != 2 or tokens.dtype is not torch.int64 or tokens.device != weights.norm.device:
-        raise ValueError(
-            f"{op}: tokens must be (batch, width) int64 on {weights.norm.device}, "
-            f"got {tokens.dtype} of {tuple(tokens.shape)} on {tokens.device}"
-        )
-    (batch, width), device = tokens.shape, tokens.device
-    angles = (("positions", max(1, cos.shape[0] if cos.ndim else 0)), ("head_dim", weights.head_dim))
-    checks.tensor(op, "cos", cos, angles, torch.float32, device)
-    checks.tensor(op, "sin", sin, angles, torch.float32, device)
-    capacity = k_caches.shape[3] if k_caches.ndim == 5 else width
-    sizes = (
-        ("layers", len(weights.layers)), ("batch", batch), ("kv_heads", weights.kv_heads), ("capacity", capacity),
-        ("head_dim", weights.head_dim),
-    )  # fmt: skip
-    for name, caches in (("k_caches", k_caches), ("v_caches", v_caches)):
-        checks.tensor(op, name, caches, sizes, torch.float32, device)
-        if caches.stride(-1) != 1:
-            raise ValueError(f"{op}: {name} must have a contiguous last dimension, got {caches.stride()}")
-    if width > capacity:
-        raise ValueError(f"{op}: k_caches must have a capacity of at least width={width}, got {capacity}")
-    checks.tensor(op, "seq_lens", seq_lens, (("batch", batch),), torch.int64, device)
-    return capacity

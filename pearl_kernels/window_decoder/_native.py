@@ -11,41 +11,21 @@ from pearl_kernels import _C
 from pearl_kernels._pointers import DTYPES
 from pearl_kernels.threads import num_threads
 from pearl_kernels.window_attention._native import by_heads
-from pearl_kernels.window_decoder.weights import DecoderWeights
+from pearl_kernels.window_decoder.window import Window
 from pearl_kernels.window_layer._native import described_layer, layer_sizes
 from pearl_kernels.window_linear._native import described
 
 
-def window_decoder(
-    tokens: Tensor,
-    weights: DecoderWeights,
-    cos: Tensor,
-    sin: Tensor,
-    k_caches: Tensor,
-    v_caches: Tensor,
-    seq_lens: Tensor,
-    scale: float,
-    keep: int,
-) -> Tensor:
+def window_decoder(window: Window, keep: int) -> Tensor:
     """`pearl_kernels.window_decoder` of CPU tensors, in one call."""
-    logits = torch.empty(len(tokens), keep, weights.head.out_features)
-    _C.window_decoder(
-        described_decoder(tokens, weights, cos, sin, k_caches, v_caches, seq_lens, scale), keep, logits.data_ptr()
-    )
+    logits = torch.empty(len(window.tokens), keep, window.weights.head.out_features)
+    _C.window_decoder(described_window(window), keep, logits.data_ptr())
     return logits
 
 
-def described_decoder(
-    tokens: Tensor,
-    weights: DecoderWeights,
-    cos: Tensor,
-    sin: Tensor,
-    k_caches: Tensor,
-    v_caches: Tensor,
-    seq_lens: Tensor,
-    scale: float,
-) -> tuple[Any, ...]:
-    """A decoder over a window as the extension takes it."""
+def described_window(window: Window) -> tuple[Any, ...]:
+    """A contiguous window as the extension takes it."""
+    tokens, weights, cos, sin, k_caches, v_caches, seq_lens, scale = window
     batch, width = tokens.shape
     return (
         layer_sizes(batch, width, weights.layers[0], k_caches[0]),

@@ -5,25 +5,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from pearl_kernels.window_decoder.weights import DecoderWeights
+from pearl_kernels.window_decoder.window import Window
 from pearl_kernels.window_layer import window_layer
 from pearl_kernels.window_linear import window_linear
 from pearl_kernels.window_norm import window_norm
 
 
-def one_by_one(
-    tokens: Tensor,
-    weights: DecoderWeights,
-    cos: Tensor,
-    sin: Tensor,
-    k_caches: Tensor,
-    v_caches: Tensor,
-    seq_lens: Tensor,
-    scale: float,
-    keep: int,
-    backend: str | None,
-) -> Tensor:
+def one_by_one(window: Window, keep: int, backend: str | None) -> Tensor:
     """`pearl_kernels.window_decoder`, one operation after the other."""
+    tokens, weights, cos, sin, k_caches, v_caches, seq_lens, scale = window
     starts = seq_lens.clamp(0, k_caches.shape[3] - tokens.shape[1])
     positions = (starts[:, None] + torch.arange(tokens.shape[1], device=tokens.device)).clamp(max=len(cos) - 1)
     cos, sin = cos[positions], sin[positions]
@@ -36,16 +26,6 @@ def one_by_one(
     )
 
 
-def window_decoder(
-    tokens: Tensor,
-    weights: DecoderWeights,
-    cos: Tensor,
-    sin: Tensor,
-    k_caches: Tensor,
-    v_caches: Tensor,
-    seq_lens: Tensor,
-    scale: float,
-    keep: int,
-) -> Tensor:
+def window_decoder(window: Window, keep: int) -> Tensor:
     """`pearl_kernels.window_decoder` in plain torch."""
-    return one_by_one(tokens, weights, cos, sin, k_caches, v_caches, seq_lens, scale, keep, "reference")
+    return one_by_one(window, keep, "reference")
