@@ -23,6 +23,7 @@ from pearl_kernels import SamplingTensors, Status, sample
 LOGGER = logging.getLogger(__name__)
 TEMPERATURES = (0.0, 0.7, 1.0)
 SHARD = 8  # batches whose prompts are sorted by length together
+STAYING = 0.875  # share of a batch's rows that have no end, from which on the others leave it: their caches are copied
 
 
 @dataclass(frozen=True)
@@ -137,7 +138,7 @@ def _answer_in_parts(
 
 
 def answer_batch(target: CausalModel, jobs: Sequence[Job], max_tokens: int, eos_ids: Sequence[int]) -> Iterable[Answer]:
-    """Decode one batch, shorter prompts padded on the left; rows leave it as they end.
+    """Decode one batch, shorter prompts padded on the left; rows that have ended leave it, several at once.
 
     Raises ValueError where the target's logits are nothing to draw from.
     """
@@ -150,28 +151,34 @@ def answer_batch(target: CausalModel, jobs: Sequence[Job], max_tokens: int, eos_
     seen = torch.arange(cache.capacity, device=device) >= pads[:, None]  # (rows, capacity)
     inputs, rows = inputs.to(device), list(jobs)
     texts: list[list[int]] = [[] for _ in rows]
+    going = list(range(len(rows)))
     params = _params(rows, device)
     for start in range(width, width + max_tokens):
         logits = _forward(target, inputs, cache, seen, pads, start)
-        drawn, keep = sample(logits, params, start - pads), []
-        for row, (token, bad) in enumerate(zip(drawn.tokens.tolist(), drawn.status.tolist(), strict=True)):
-            if bad:
+        drawn = sample(logits, params, start - pads)
+        tokens, status = drawn.tokens.tolist(), drawn.status.tolist()
+        keep = []
+        for row in going:
+            if status[row]:
                 key, count = rows[row].prompt.key, len(texts[row])
-                raise ValueError(f"target: after {count} tokens of an answer to {key!r} its logits are {Status(bad)!r}")
-            texts[row].append(token)
-            if token in ends or len(texts[row]) == max_tokens:
+                problem = Status(status[row])
+                raise ValueError(f"target: after {count} tokens of an answer to {key!r} its logits are {problem!r}")
+            texts[row].append(tokens[row])
+            if tokens[row] in ends or len(texts[row]) == max_tokens:
                 job = rows[row]
                 yield Answer(job.prompt.key, job.round, job.temperature, job.prompt.token_ids, texts[row])
             else:
                 keep.append(row)
-        if not keep:
+        going = keep
+        if not going:
             return
         inputs = drawn.tokens[:, None]
-        if len(keep) < len(rows):
-            index = torch.tensor(keep, device=device)
-            cache.keep(keep)
-            rows, texts = [rows[row] for row in keep], [texts[row] for row in keep]
+        if len(going) <= STAYING * len(rows):
+            index = torch.tensor(going, device=device)
+            cache.keep(going)
+            rows, texts = [rows[row] for row in going], [texts[row] for row in going]
             inputs, pads, seen, params = inputs[index], pads[index], seen[index], _params(rows, device)
+            going = list(range(len(rows)))
 
 
 def _forward(
