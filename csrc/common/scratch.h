@@ -14,6 +14,7 @@ enum class Scratch {
   kLayer,
   kDecoder,
   kLinear,
+  kSplit,
   kCount
 };
 

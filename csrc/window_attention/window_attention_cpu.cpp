@@ -137,7 +137,7 @@ void score(const AttentionArgs& args, const Task& task, const float* queries, fl
   for (int64_t position = task.low(); position < task.high(); position += kBlock) {
     const auto* key = vector_of<Kept>(args.k_cache, task.batch, task.kv_head, position);
     const int64_t count = std::min<int64_t>(kBlock, task.high() - position);
-    transpose<Kept, kBlock>(key, args.k_cache.position_stride, count, args.head_dim, kAhead, keys);
+    transpose<Kept, kBlock>(key, args.k_cache.position_stride * sizeof(*key), count, args.head_dim, kAhead, keys);
     for (int64_t t = 0, tiles = tiles_of(task.count); t < tiles; ++t) {
       const int64_t n = task.count * t / tiles;
       with_constant<kTile>(static_cast<int>(task.count * (t + 1) / tiles - n), [&](auto size) {

@@ -2,6 +2,7 @@
 
 #include <initializer_list>
 
+#include "common/parallel.h"
 #include "common/scratch.h"
 #include "common/simd/simd.h"
 #include "cpu_level.h"
@@ -41,38 +42,53 @@ void multiply(const LayerArgs& args, const float* x, int64_t inputs, std::initia
   window_linear({x, args.batch * args.width, inputs, inputs, layers, count, args.threads});
 }
 
-// Pairs (i, i + half) of each head turn by the angles of its position.
-void rotate(const LayerArgs& args, float* states, int64_t heads) {
+constexpr int64_t kPieceFloats = 16 << 10;  // less is not worth waking a thread for
+
+// Calls work(begin, end) on pieces of [0, count), of so many floats each, by as many threads as they are worth.
+template <typename Work>
+void by_pieces(int64_t count, int64_t floats, int threads, Work work) {
+  const auto piece = [](void* context, int64_t begin, int64_t end) { (*static_cast<Work*>(context))(begin, end); };
+  parallel_for(count, count * floats / kPieceFloats, threads, piece, &work);
+}
+
+void normalize(const LayerArgs& args, const float* x, const float* weight, int64_t size, int64_t begin, int64_t end,
+               float* out) {
+  window_norm({x + begin * size, end - begin, size, weight, 0.0f, args.weights.eps, out + begin * size});
+}
+
+// Norms the heads of rows if there is a norm for that, and turns their pairs (i, i + half) by the angles of the row's
+// position.
+void place(const LayerArgs& args, float* states, int64_t heads, const float* norm, int64_t begin, int64_t end) {
+  if (norm) normalize(args, states, norm, args.head_dim, begin * heads, end * heads, states);
   const int64_t half = args.head_dim / 2;
-  for (int64_t b = 0; b < args.batch; ++b) {
-    for (int64_t i = 0; i < args.width; ++i) {
-      const float* cos = args.cos + b * args.rotary_stride + i * args.head_dim;
-      const float* sin = args.sin + b * args.rotary_stride + i * args.head_dim;
-      for (int64_t h = 0; h < heads; ++h, states += args.head_dim) {
-        for (int64_t d = 0; d < half; ++d) {
-          const float first = states[d], second = states[d + half];
-          states[d] = first * cos[d] - second * sin[d];
-          states[d + half] = second * cos[d + half] + first * sin[d + half];
-        }
+  states += begin * heads * args.head_dim;
+  for (int64_t row = begin; row < end; ++row) {
+    const int64_t angles = row / args.width * args.rotary_stride + row % args.width * args.head_dim;
+    const float *cos = args.cos + angles, *sin = args.sin + angles;
+    for (int64_t h = 0; h < heads; ++h, states += args.head_dim) {
+      for (int64_t d = 0; d < half; ++d) {
+        const float first = states[d], second = states[d + half];
+        states[d] = first * cos[d] - second * sin[d];
+        states[d + half] = second * cos[d + half] + first * sin[d + half];
       }
     }
   }
 }
 
-void add(const float* x, const float* y, int64_t count, float* out) {
-  for (int64_t i = 0; i < count; ++i) out[i] = x[i] + y[i];
+void add(const float* x, const float* y, int64_t begin, int64_t end, float* out) {
+  for (int64_t i = begin; i < end; ++i) out[i] = x[i] + y[i];
 }
 
-// gates = silu(gates) * x, in whole vectors.
-void gate(float* gates, const float* x, int64_t count) {
-  for (int64_t i = 0; i < count; i += kLanes) {
+// gates = silu(gates) * x
+void gate(float* gates, const float* x, int64_t begin, int64_t end) {
+  for (int64_t i = begin * kLanes; i < end * kLanes; i += kLanes) {
     const Float g = load_float32(gates + i);
     const Float power = exp(min(broadcast(87.0f), max(broadcast(-87.0f), -g)));
     store_float32(gates + i, g / (power + 1.0f) * load_float32(x + i));
   }
 }
 
-HeadsView by_rows(float* states, const LayerArgs& args, int64_t heads) {
+HeadsView view(float* states, const LayerArgs& args, int64_t heads) {
   return {states, args.width * heads * args.head_dim, args.head_dim, heads * args.head_dim};
 }
 
@@ -88,29 +104,35 @@ void window_layer(const LayerArgs& args) {
   float *k = workspace.take(of_k), *v = workspace.take(of_k);
   float *gates = workspace.take(rows * args.inner), *ups = workspace.take(rows * args.inner);
 
-  window_norm({args.x, rows, args.size, w.attention_norm, 0.0f, w.eps, normed});
+  const auto by_rows = [&](int64_t floats, auto work) { by_pieces(rows, floats, args.threads, work); };
+  by_rows(args.size, [&](int64_t begin, int64_t end) {
+    normalize(args, args.x, w.attention_norm, args.size, begin, end, normed);
+  });
   if (args.out) {
     multiply(args, normed, args.size, {{w.q, q}, {w.k, k}, {w.v, v}});
-    if (w.q_norm) window_norm({q, rows * args.heads, args.head_dim, w.q_norm, 0.0f, w.eps, q});
-    rotate(args, q, args.heads);
   } else {
     multiply(args, normed, args.size, {{w.k, k}, {w.v, v}});
     attended = nullptr;
   }
-  if (w.k_norm) window_norm({k, rows * args.kv_heads, args.head_dim, w.k_norm, 0.0f, w.eps, k});
-  rotate(args, k, args.kv_heads);
+  by_rows((args.heads + args.kv_heads) * args.head_dim, [&](int64_t begin, int64_t end) {
+    if (args.out) place(args, q, args.heads, w.q_norm, begin, end);
+    place(args, k, args.kv_heads, w.k_norm, begin, end);
+  });
   window_attention({DType::kFloat32, args.batch, args.width, args.heads, args.kv_heads, args.head_dim, args.capacity,
-                    by_rows(q, args, args.heads), args.k_cache, args.v_cache, by_rows(k, args, args.kv_heads),
-                    by_rows(v, args, args.kv_heads), args.seq_lens, args.scale, 0, 0.0f, attended, args.threads});
+                    view(q, args, args.heads), args.k_cache, args.v_cache, view(k, args, args.kv_heads),
+                    view(v, args, args.kv_heads), args.seq_lens, args.scale, 0, 0.0f, attended, args.threads});
   if (!args.out) return;
   multiply(args, attended, args.heads * args.head_dim, {{w.output, added}});
-  add(args.x, added, all, args.out);
-
-  window_norm({args.out, rows, args.size, w.mlp_norm, 0.0f, w.eps, normed});
+  by_rows(2 * args.size, [&](int64_t begin, int64_t end) {
+    add(args.x, added, begin * args.size, end * args.size, args.out);
+    normalize(args, args.out, w.mlp_norm, args.size, begin, end, normed);
+  });
   multiply(args, normed, args.size, {{w.gate, gates}, {w.up, ups}});
-  gate(gates, ups, rows * args.inner);
+  by_pieces((rows * args.inner + kLanes - 1) / kLanes, kLanes, args.threads,
+            [&](int64_t begin, int64_t end) { gate(gates, ups, begin, end); });
   multiply(args, gates, args.inner, {{w.down, added}});
-  add(args.out, added, all, args.out);
+  by_rows(args.size,
+          [&](int64_t begin, int64_t end) { add(args.out, added, begin * args.size, end * args.size, args.out); });
 }
 
 }  // namespace pearl::PEARL_SIMD

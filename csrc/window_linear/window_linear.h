@@ -10,8 +10,9 @@ enum class WeightType : int32_t { kFloat32 = 0, kBFloat16 = 1, kFloat16 = 2, kIn
 constexpr int kBlockOutputs = 32;  // that lie together in a packed weight
 
 struct LinearLayer {
-  // Packed: (outputs / kBlockOutputs, inputs, kBlockOutputs), contiguous, of bfloat16 with output n + 16 of a block beside
-  // output n. Otherwise (outputs, inputs), each row contiguous.
+  // Packed: (outputs / kBlockOutputs, inputs, kBlockOutputs), contiguous. Of bfloat16 two inputs' weights for an output lie
+  // side by side, (inputs / 2, kBlockOutputs, 2), those of a last odd one by themselves. Otherwise (outputs, inputs), each
+  // row contiguous.
   const void* weight;
   WeightType type;
   int64_t outputs;

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <type_traits>
 
 #include "common/fetch.h"
 #include "common/parallel.h"
@@ -9,6 +10,8 @@
 #include "common/stored.h"
 #include "common/transpose.h"
 #include "cpu_level.h"
+#include "window_linear/finish.h"
+#include "window_linear/tiles.h"
 
 // Rows against a whole weight matrix: each number of a row, broadcast, times the weights of many outputs at once. Where
 // rows are few, reading the weights is the cost: each is read once for up to kTileRows rows. Where they are many, a part
@@ -18,12 +21,11 @@
 namespace pearl::PEARL_SIMD {
 namespace {
 
-constexpr int kChunk = 16;                 // inputs: of each row of a tile so many lie together
-constexpr int64_t kPart = 1024;            // inputs, at most, whose products are summed by themselves
-constexpr int64_t kTurn = 128;             // inputs, whole chunks
-constexpr int kStreams = 4;                // places in memory that a block is fetched from at once
-constexpr int64_t kGroup = 256 << 10;      // bytes of weights that stay in the second cache
-constexpr int64_t kPieceBytes = 64 << 10;  // of weights: less is not worth waking a thread for
+constexpr int kChunk = 16;             // inputs: of each row of a tile so many lie together
+constexpr int64_t kPart = 1024;        // inputs, at most, whose products are summed by themselves
+constexpr int64_t kTurn = 128;         // inputs, whole chunks
+constexpr int kStreams = 4;            // places in memory that a block is fetched from at once
+constexpr int64_t kGroup = 256 << 10;  // bytes of weights that stay in the second cache
 
 // A tile's outputs come in pairs of vectors, kHalf outputs apart: pair p of a block is p * kLanes behind its begin.
 constexpr int kHalf = kBlockOutputs / 2;
@@ -35,26 +37,20 @@ constexpr int kTilePairs = std::max(2, kBlockPairs) * 2 * (Rows + 1) + 2 <= kReg
                            : 4 * (Rows + 1) + 2 <= kRegisters                          ? 2
                                                                                        : 1;
 
-// Inputs [begin, end) of a layer.
-struct Part {
-  int64_t begin, end;
-  bool first, last;
-};
-
 // Of one input, its weights for a block's pair p.
 template <typename Weight>
-PEARL_INLINE void load_pair(const typename Weight::Stored* block, int p, Float& first, Float& second) {
-  first = Weight::load(block + p * kLanes);
-  second = Weight::load(block + kHalf + p * kLanes);
+PEARL_INLINE void load_pair(const typename Weight::Stored* input, int p, Float& first, Float& second) {
+  first = Weight::load(input + p * kLanes);
+  second = Weight::load(input + kHalf + p * kLanes);
 }
 
-// A word holds the weights of both outputs.
-template <>
-PEARL_INLINE void load_pair<BFloat16>(const uint16_t* block, int p, Float& first, Float& second) {
-  Word words;
-  std::memcpy(&words, block + 2 * p * kLanes, sizeof words);
-  first = (Float)(words << 16);
-  second = (Float)(words & 0xffff0000u);
+// The same of two inputs whose weights share words: of the second one or the first.
+PEARL_INLINE void load_pair_of_words(const uint16_t* inputs, bool of_second, int p, Float& first, Float& second) {
+  Word words[2];
+  std::memcpy(&words[0], inputs + 2 * p * kLanes, sizeof words[0]);
+  std::memcpy(&words[1], inputs + 2 * (kHalf + p * kLanes), sizeof words[1]);
+  first = (Float)(of_second ? words[0] & 0xffff0000u : words[0] << 16);
+  second = (Float)(of_second ? words[1] & 0xffff0000u : words[1] << 16);
 }
 
 // A part of the weights of whole blocks of outputs. Those of a block are (inputs, kBlockOutputs), blocks are `stride`
@@ -77,7 +73,8 @@ PEARL_INLINE void add_products(const Blocks<Weight>& blocks, const float* x, int
   constexpr int kLineWeights = kLine / sizeof(Stored), kLines = kChunk * kBlockOutputs / kLineWeights;  // of a chunk
   constexpr int kBlocks = std::max(1, Pairs / kBlockPairs), kOfBlock = Pairs / kBlocks;
   const Stored* weights = blocks.weights + block * blocks.stride;
-  const auto step = [&](int64_t k, int i, const Stored* next, int64_t apart) {
+  // is_alone: its weights share no words
+  const auto step = [&](int64_t k, int i, const Stored* next, int64_t apart, bool is_alone) {
     Float values[2 * Pairs];
 #pragma GCC unroll 4
     for (int b = 0; b < kBlocks; ++b) {
@@ -87,7 +84,14 @@ PEARL_INLINE void add_products(const Blocks<Weight>& blocks, const float* x, int
       const Stored* weight = weights + b * blocks.stride + (k + i) * kBlockOutputs;
 #pragma GCC unroll 4
       for (int n = b * kOfBlock; n < (b + 1) * kOfBlock; ++n) {
-        load_pair<Weight>(weight, p + n % kOfBlock, values[2 * n], values[2 * n + 1]);
+        const int pair = p + n % kOfBlock;
+        if constexpr (std::is_same_v<Weight, BFloat16>) {
+          if (!is_alone) {
+            load_pair_of_words(weight - i % 2 * kBlockOutputs, i % 2, pair, values[2 * n], values[2 * n + 1]);
+            continue;
+          }
+        }
+        load_pair<Weight>(weight, pair, values[2 * n], values[2 * n + 1]);
       }
     }
 #pragma GCC unroll 16
@@ -113,30 +117,9 @@ PEARL_INLINE void add_products(const Blocks<Weight>& blocks, const float* x, int
     }
     const Stored* next = weights + (fetches_next ? blocks.stride + k / kChunk * kPlace : ahead);
 #pragma GCC unroll 4
-    for (int i = 0; i < kChunk; ++i) step(k, i, next, apart);
+    for (int i = 0; i < kChunk; ++i) step(k, i, next, apart, false);
   }
-  for (int i = 0; k + i < end; ++i) step(k, i, weights, 0);
-}
-
-// Adds what was summed of earlier parts, and after the last one scales and shifts. At most `count` lanes are outputs.
-PEARL_INLINE void finish(const LinearLayer& layer, const Part& part, int64_t output, int64_t row, Float sum,
-                         int64_t count) {
-  float* out = layer.out + row * layer.outputs + output;
-  const auto finished = [&](const float* earlier, const float* scale, const float* bias) {
-    if (!part.first) sum += load_float32(earlier);
-    if (part.last && scale) sum *= load_float32(scale);
-    if (part.last && bias) sum += load_float32(bias);
-    return sum;
-  };
-  const float* scale = layer.scale ? layer.scale + output : nullptr;
-  const float* bias = layer.bias ? layer.bias + output : nullptr;
-  if (count >= kLanes) return store_float32(out, finished(out, scale, bias));
-  float padded[3][kLanes] = {};
-  if (!part.first) std::copy_n(out, count, padded[0]);
-  if (scale) std::copy_n(scale, count, padded[1]);
-  if (bias) std::copy_n(bias, count, padded[2]);
-  store_float32(padded[0], finished(padded[0], scale ? padded[1] : nullptr, bias ? padded[2] : nullptr));
-  std::copy_n(padded[0], count, out);
+  for (int i = 0; k + i < end; ++i) step(k, i, weights, 0, i % 2 == 0 && k + i + 1 == end);
 }
 
 // The outputs of a block, or of as many as a tile spans.
@@ -218,7 +201,8 @@ void multiply(const LinearArgs& args, const LinearLayer& layer, const Part& part
 template <typename Weight>
 void multiply_blocks(const LinearArgs& args, const LinearLayer& layer, int64_t first, int64_t last) {
   using Stored = typename Weight::Stored;
-  const int64_t parts = std::max<int64_t>(1, (args.inputs + kPart - 1) / kPart);
+  const int64_t chunks = (args.inputs + kChunk - 1) / kChunk;
+  const int64_t parts = std::max<int64_t>(1, (chunks * kChunk + kPart - 1) / kPart);
   const int64_t block_bytes =
       kBlockOutputs * (layer.packed ? sizeof(Stored) : sizeof(float)) * (args.inputs / parts + 1);
   const int64_t group = std::max<int64_t>(2, kGroup / block_bytes / 2 * 2);
@@ -226,7 +210,8 @@ void multiply_blocks(const LinearArgs& args, const LinearLayer& layer, int64_t f
     const int64_t count = std::min(group, last - block), output = block * kBlockOutputs;
     const int64_t outputs = std::min(count * kBlockOutputs, layer.outputs - output);
     for (int64_t p = 0; p < parts; ++p) {
-      const Part part = {args.inputs * p / parts, args.inputs * (p + 1) / parts, p == 0, p == parts - 1};
+      const int64_t end = std::min(args.inputs, chunks * (p + 1) / parts * kChunk);
+      const Part part = {chunks * p / parts * kChunk, end, p == 0, p == parts - 1};
       const int64_t inputs = part.end - part.begin, stride = inputs * kBlockOutputs;
       if (layer.packed) {
         const auto* weights = static_cast<const Stored*>(layer.weight) + output * args.inputs;
@@ -239,8 +224,9 @@ void multiply_blocks(const LinearArgs& args, const LinearLayer& layer, int64_t f
       const auto* rows = static_cast<const Stored*>(layer.weight) + output * layer.weight_stride + part.begin;
       const int64_t between = kBlockOutputs * layer.weight_stride;
       for (int64_t b = 0; b < count; ++b) {
-        transpose<Weight, kBlockOutputs>(rows + b * between, layer.weight_stride, outputs - b * kBlockOutputs, inputs,
-                                         between * sizeof(Stored), packed + b * stride);
+        transpose<Weight, kBlockOutputs>(rows + b * between, layer.weight_stride * sizeof(Stored),
+                                         outputs - b * kBlockOutputs, inputs, between * sizeof(Stored),
+                                         packed + b * stride);
       }
       multiply<Float32>(args, layer, part, {packed, stride, inputs, output, outputs, true, true});
     }
@@ -249,19 +235,31 @@ void multiply_blocks(const LinearArgs& args, const LinearLayer& layer, int64_t f
 
 int64_t blocks_of(const LinearLayer& layer) { return (layer.outputs + kBlockOutputs - 1) / kBlockOutputs; }
 
-// The blocks of all layers are counted through, one layer after the other.
+int64_t pairs_of(const LinearLayer& layer) { return (blocks_of(layer) + 1) / 2; }
+
+struct Job {
+  const LinearArgs& args;
+  const SplitRows& split;
+};
+
+// Threads share out pairs of blocks, as tiles take them. Those of all layers are counted through, one layer after the other.
 void all_between(void* context, int64_t begin, int64_t end) {
-  const LinearArgs& args = *static_cast<const LinearArgs*>(context);
+  const auto& [args, split] = *static_cast<const Job*>(context);
   int64_t first = 0;
   for (int64_t i = 0; i < args.count; ++i) {
     const LinearLayer& layer = args.layers[i];
-    const int64_t blocks = blocks_of(layer);
-    const int64_t from = std::max<int64_t>(begin - first, 0), to = std::min(end - first, blocks);
-    first += blocks;
+    const int64_t from = 2 * std::max<int64_t>(begin - first, 0), to = std::min(2 * (end - first), blocks_of(layer));
+    first += pairs_of(layer);
     if (from >= to) continue;
     switch (layer.type) {
       case WeightType::kFloat32: multiply_blocks<Float32>(args, layer, from, to); break;
-      case WeightType::kBFloat16: multiply_blocks<BFloat16>(args, layer, from, to); break;
+      case WeightType::kBFloat16:
+        if (split.values) {
+          multiply_by_tiles(split, layer, from, to);
+        } else {
+          multiply_blocks<BFloat16>(args, layer, from, to);
+        }
+        break;
       case WeightType::kFloat16: multiply_blocks<Float16>(args, layer, from, to); break;
       case WeightType::kInt8: multiply_blocks<Int8>(args, layer, from, to); break;
     }
@@ -279,13 +277,15 @@ int64_t size_of(WeightType type) {
 }  // namespace
 
 void window_linear(const LinearArgs& args) {
-  int64_t blocks = 0, bytes = 0;
+  int64_t pairs = 0, bytes = 0;
   for (int64_t i = 0; i < args.count; ++i) {
-    blocks += blocks_of(args.layers[i]);
+    pairs += pairs_of(args.layers[i]);
     bytes += args.layers[i].outputs * args.inputs * size_of(args.layers[i].type);
   }
   const int64_t pieces = std::min<int64_t>(2 * args.threads, bytes / kPieceBytes);
-  parallel_for(blocks, pieces, args.threads, all_between, const_cast<LinearArgs*>(&args));
+  const SplitRows split = split_rows(args);
+  Job job = {args, split};
+  parallel_for(pairs, pieces, args.threads, all_between, &job);
 }
 
 }  // namespace pearl::PEARL_SIMD

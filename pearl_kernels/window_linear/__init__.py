@@ -61,21 +61,19 @@ def packed(weight: Tensor) -> Tensor:
     if weight.ndim != 2:
         raise ValueError(f"packed: weight must be (outputs, inputs), got shape {tuple(weight.shape)}")
     blocks = -(-weight.shape[0] // BLOCK)
-    whole = pad(weight, (0, 0, 0, blocks * BLOCK - weight.shape[0]))
-    halves = whole.reshape(blocks, 2, BLOCK // 2, weight.shape[1])
-    # Of bfloat16 two outputs make a 32-bit word: shifted it is the first as float32, masked the second.
-    order = (0, 3, 2, 1) if weight.dtype is torch.bfloat16 else (0, 3, 1, 2)
-    return halves.permute(order).flatten(2).contiguous()
+    whole = pad(weight, (0, 0, 0, blocks * BLOCK - weight.shape[0])).view(blocks, BLOCK, weight.shape[1])
+    # Of bfloat16 the weights of two inputs make a 32-bit word: shifted it is the first as float32, masked the second.
+    paired = weight.shape[1] // 2 * 2 if weight.dtype is torch.bfloat16 else 0
+    words = whole[..., :paired].unflatten(2, (paired // 2, 2)).transpose(1, 2).reshape(blocks, paired, BLOCK)
+    return torch.cat([words, whole[..., paired:].mT], dim=1)
 
 
 def unpacked(weight: Tensor, outputs: int) -> Tensor:
     """The first `outputs` rows of the weight (outputs, inputs) that `packed` was given."""
     blocks, inputs, _ = weight.shape
-    if weight.dtype is torch.bfloat16:
-        halves = weight.view(blocks, inputs, BLOCK // 2, 2).permute(0, 3, 2, 1)
-    else:
-        halves = weight.view(blocks, inputs, 2, BLOCK // 2).permute(0, 2, 3, 1)
-    return halves.flatten(0, 2)[:outputs].contiguous()
+    paired = inputs // 2 * 2 if weight.dtype is torch.bfloat16 else 0
+    words = weight[:, :paired].reshape(blocks, paired // 2, BLOCK, 2).transpose(1, 2).flatten(2)
+    return torch.cat([words, weight[:, paired:].mT], dim=2).flatten(0, 1)[:outputs].contiguous()
 
 
 def quantized(weight: Tensor) -> tuple[Tensor, Tensor]:

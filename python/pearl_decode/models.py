@@ -22,7 +22,7 @@ from pearl_kernels import DraftChain, Purpose, SamplingTensors, induce_, kernels
 
 LOGGER = logging.getLogger(__name__)
 MOST_WINDOW = 64  # new tokens per row; for longer texts torch's own attention is made
-MOST_ROWS = 64  # of a window of a prompt on a CPU: enough for arithmetic to be the cost
+MOST_ROWS = 128  # of a window of a prompt where our kernels multiply: enough for arithmetic to be the cost
 MOST_COMPILED = 256  # shapes, of all models together, before torch refuses to compile more
 
 
@@ -90,7 +90,8 @@ class CausalModel:
         input_ids: (batch, width) int64; row b's tokens stand at positions starts[b] ... starts[b] + width - 1
         and their keys and values are written there.
         """
-        if self.reads_lengths and (input_ids.shape[1] <= MOST_WINDOW or min(starts) != max(starts)):
+        longest = MOST_ROWS if self.runs_by_kernels else MOST_WINDOW
+        if self.reads_lengths and (input_ids.shape[1] <= longest or min(starts) != max(starts)):
             with self.kernels_alone():
                 return self._window_logits(input_ids, starts, cache, keep)
         ragged = cache.place(starts, input_ids.shape[1], input_ids.device)

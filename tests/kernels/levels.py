@@ -1,11 +1,20 @@
-"""Kernels at one SIMD level, in a process of its own: a level is chosen once."""
+"""The SIMD levels, and kernels at one of them, in a process of its own: a level is chosen once."""
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 
 import pytest
+
+from tests.conftest import REPOSITORY
+
+# As CMakeLists.txt compiles the kernels: the levels, from the one that runs everywhere up, and their options.
+LEVELS = dict(
+    re.findall(r"^ *pearl_add_simd_level\((\w+)([^)]*)\)", (REPOSITORY / "CMakeLists.txt").read_text(), re.MULTILINE)
+)
+OPTIONS = ["-std=c++17", "-O3", "-w", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off"]
 
 
 def run_at(level: str, program: str) -> None:

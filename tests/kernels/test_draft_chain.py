@@ -176,7 +176,7 @@ def test_can_be_compiled(backend):
     assert torch.equal(logits, wanted.logits)
 
 
-@pytest.mark.parametrize("level", ["baseline", "avx2", "avx512"])
+@pytest.mark.parametrize("level", ["baseline", "avx2", "avx512", "amx"])
 def test_every_level_this_processor_runs(level):
     program = """
 import torch

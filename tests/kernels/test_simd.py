@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -11,13 +10,9 @@ import pytest
 
 from pearl_kernels import _C
 from tests.conftest import REPOSITORY
+from tests.kernels.levels import LEVELS, OPTIONS
 
 PROGRAM = Path(__file__).parent / "simd_vocabulary.cpp"
-# As CMakeLists.txt compiles the kernels: the levels, from the one that runs everywhere up, and their options.
-LEVELS = dict(
-    re.findall(r"^ *pearl_add_simd_level\((\w+)([^)]*)\)", (REPOSITORY / "CMakeLists.txt").read_text(), re.MULTILINE)
-)
-OPTIONS = ["-std=c++17", "-O3", "-w", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off"]
 ARM_COMPILER, ARM_EMULATOR = "aarch64-linux-gnu-g++", "qemu-aarch64"
 
 

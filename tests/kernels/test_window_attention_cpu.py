@@ -122,7 +122,7 @@ def test_capped_scores_large_and_small(scale, softcap):
     close(case.run("cpu"), case.judged(), atol=2e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize("level", ["baseline", "avx2", "avx512"])
+@pytest.mark.parametrize("level", ["baseline", "avx2", "avx512", "amx"])
 def test_every_level_this_processor_runs(level):
     """In a process of its own: a level is chosen once."""
     program = """

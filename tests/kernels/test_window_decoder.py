@@ -185,7 +185,7 @@ def test_can_be_compiled(backend):
     assert torch.equal(compiled(case.tokens), 2 * wanted)
 
 
-@pytest.mark.parametrize("level", ["baseline", "avx2", "avx512"])
+@pytest.mark.parametrize("level", ["baseline", "avx2", "avx512", "amx"])
 def test_every_level_this_processor_runs(level):
     program = """
 import torch

@@ -165,7 +165,7 @@ def test_is_an_operation_of_torch(backend):
     assert torch.equal(compiled(case.x), 2 * case.run(backend))
 
 
-@pytest.mark.parametrize("level", ["baseline", "avx2", "avx512"])
+@pytest.mark.parametrize("level", ["baseline", "avx2", "avx512", "amx"])
 def test_every_level_this_processor_runs(level):
     program = """
 import torch

@@ -137,7 +137,7 @@ def test_is_an_operation_of_torch(backend, order):
     assert torch.equal(compiled(x), twice(x))
 
 
-@pytest.mark.parametrize("level", ["baseline", "avx2", "avx512"])
+@pytest.mark.parametrize("level", ["baseline", "avx2", "avx512", "amx"])
 def test_every_level_this_processor_runs(level):
     """In a process of its own: a level is chosen once."""
     program = """

@@ -239,15 +239,15 @@ def read(model, prompts) -> WindowCache:
     [
         (1, 1, []),
         (1, 2, [1]),
-        (1, 65, [64]),
-        (1, 66, [32, 33]),
-        (1, 150, [49, 50, 50]),
-        (3, 60, [19, 20, 20]),
-        (40, 60, [1] * 59),
-        (65, 60, [1] * 59),
+        (1, 129, [128]),
+        (1, 130, [64, 65]),
+        (1, 300, [99, 100, 100]),
+        (3, 99, [32, 33, 33]),
+        (80, 60, [1] * 59),
+        (129, 60, [1] * 59),
     ],
 )
-def test_prompts_are_read_in_windows_of_64_rows(rows, length, widths, tmp_path, monkeypatch):
+def test_prompts_are_read_in_windows_of_128_rows(rows, length, widths, tmp_path, monkeypatch):
     """And what is cached of a token is to the bit what it is where the token is read by itself."""
     model = load(CONFIGS["llama"], tmp_path)
     prompts = [[(7 * i + row) % 96 for i in range(length)] for row in range(rows)]
