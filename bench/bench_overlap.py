@@ -2,8 +2,9 @@
 
     python bench/bench_overlap.py [--json FILE]
 
-Two lanes sleep for a set time per forward (the tiny model behind them takes far less). A PEARL round should then take
-as long as the longer lane, max(target, gamma * draft), and a sequential round as long as both, target + gamma * draft.
+Two lanes sleep for a set time per forward (the tiny model behind them takes far less, and is loaded as decoders load
+theirs). A PEARL round should then take as long as the longer lane, max(target, gamma * draft), and a sequential round
+as long as both, target + gamma * draft.
 """
 
 from __future__ import annotations
@@ -12,31 +13,38 @@ import argparse
 import json
 from pathlib import Path
 from statistics import median
+from tempfile import TemporaryDirectory
 
 import torch
 from harness import describe_machine
 from rich.console import Console
 from rich.table import Table
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from pearl_decode import PearlDecoder, SamplingParams
+from pearl_decode.checkpoints import load_model
 from pearl_decode.lanes import PacedLane
 from pearl_decode.lanes.cpu import available_cores
+from pearl_decode.storage import pack_weights
 
 CASES = [(40, 5, 8), (40, 10, 4), (40, 10, 2), (20, 5, 4), (10, 5, 4)]  # target ms, draft ms, gamma
 TOKENS = 120
 
 
-def tiny_model() -> LlamaForCausalLM:
+def tiny_model() -> PreTrainedModel:
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=64, hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,
         num_key_value_heads=2, max_position_embeddings=1024,
     )  # fmt: skip
-    return LlamaForCausalLM(config).eval()
+    with TemporaryDirectory() as folder:
+        LlamaForCausalLM(config).save_pretrained(folder)
+        model = load_model("target", folder, None, torch.device("cpu"))
+    pack_weights(model)
+    return model
 
 
-def round_time_s(model: LlamaForCausalLM, strategy: str, target_ms: float, draft_ms: float, gamma: int) -> float:
+def round_time_s(model: PreTrainedModel, strategy: str, target_ms: float, draft_ms: float, gamma: int) -> float:
     cores = available_cores()
     lanes = (
         PacedLane("target", cores[:1], target_ms / 1e3),

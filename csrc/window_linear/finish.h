@@ -8,8 +8,6 @@
 
 namespace pearl::PEARL_SIMD {
 
-constexpr int64_t kPieceBytes = 64 << 10;  // of weights or rows: less is not worth waking a thread for
-
 // Inputs [begin, end) of a layer.
 struct Part {
   int64_t begin, end;

@@ -17,8 +17,10 @@
 // Rows against bfloat16 weights where the processor multiplies whole tiles of such (AMX): up to kTile rows of kTileInputs,
 // times the weights of so many inputs and kTile outputs. A row's numbers are split into three of bfloat16 each, which add
 // up to all 24 bits, so that products are exact and sums float32. A window of kTile rows then takes hardly longer than one
-// row. Numbers too small to be normal count as 0, and one that is not finite makes NaN.
+// row. Numbers too small to be normal count as 0, and one that is not finite makes a NaN.
 namespace pearl::PEARL_SIMD {
+
+constexpr int64_t kPieceBytes = 64 << 10;  // of weights or rows: less is not worth waking a thread for
 
 constexpr int kTile = 16;
 constexpr int kTileInputs = 32;

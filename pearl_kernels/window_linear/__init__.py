@@ -55,8 +55,8 @@ class Linear(NamedTuple):
 def packed(weight: Tensor) -> Tensor:
     """A weight (outputs, inputs) in the order in which it is read fastest: (blocks, inputs, BLOCK) of its dtype.
 
-    A block is BLOCK = 32 outputs, the last one filled up with zeros; what lies together belongs to one input. Meant for
-    `window_linear` and `unpacked` alone, so the last dimension's order may be any.
+    A block is BLOCK = 32 outputs, the last one filled up with zeros; what lies together belongs to one input, or of
+    bfloat16 to two. Meant for `window_linear` and `unpacked` alone, so the order within a block may be any.
     """
     if weight.ndim != 2:
         raise ValueError(f"packed: weight must be (outputs, inputs), got shape {tuple(weight.shape)}")
@@ -64,7 +64,7 @@ def packed(weight: Tensor) -> Tensor:
     whole = pad(weight, (0, 0, 0, blocks * BLOCK - weight.shape[0])).view(blocks, BLOCK, weight.shape[1])
     # Of bfloat16 the weights of two inputs make a 32-bit word: shifted it is the first as float32, masked the second.
     paired = weight.shape[1] // 2 * 2 if weight.dtype is torch.bfloat16 else 0
-    words = whole[..., :paired].unflatten(2, (paired // 2, 2)).transpose(1, 2).reshape(blocks, paired, BLOCK)
+    words = whole[..., :paired].reshape(blocks, BLOCK, paired // 2, 2).transpose(1, 2).reshape(blocks, paired, BLOCK)
     return torch.cat([words, whole[..., paired:].mT], dim=1)
 
 
@@ -107,7 +107,9 @@ def window_linear(
     backend: None picks the best for the device
 
     Returns (..., outputs) float32. On the cpu backend each row's result is the same to the bit whatever rows are
-    beside it and however many threads work (torch.get_num_threads()). There is no derivative.
+    beside it and however many threads work (torch.get_num_threads()). Where the processor has AMX and `inputs` is a
+    multiple of 32, bfloat16 weights are multiplied by that, and infinite numbers may come out as NaN. There is no
+    derivative.
     Raises ValueError naming the argument, what was expected and what came.
     """
     _check(x, Linear(weight, bias, scale, outputs))

@@ -1,4 +1,4 @@
-"""window_linear by tiles of bfloat16, AMX: by a description of the instructions anywhere, and by a processor that has them."""
+"""window_linear by tiles of bfloat16, AMX: its instructions described in C++, and a processor that has them."""
 
 from __future__ import annotations
 

@@ -107,6 +107,21 @@ def test_a_row_has_the_bits_it_would_have_alone():
     assert torch.equal(apart.v_cache, case.v_cache)
 
 
+@pytest.mark.parametrize("threads", [2, 3])
+def test_threads_that_share_many_rows_change_no_bit(threads):
+    case = case_of([row % 30 for row in range(60)], 16, weights_of(extras=True))
+    apart, before = case.cloned(), torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        alone = case.run("cpu")
+        torch.set_num_threads(threads)
+        assert torch.equal(apart.run("cpu"), alone)
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(apart.k_cache, case.k_cache)
+    assert torch.equal(apart.v_cache, case.v_cache)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.int8])
 def test_packed_weights_give_the_same_bits(backend, dtype):
     case = case_of([4, 0, 31], 6, weights_of(dtype=dtype, extras=True))

@@ -27,7 +27,7 @@ PEER_MODELS = ("shared", "plain")
 GAMMAS = range(1, 9)  # of --gamma-sweep
 DEFAULT_GAMMA = 4
 # The draft that ships is right a third of the time at best: of a longer chain little would be accepted.
-BUILTIN_GAMMA = 2
+BUILTIN_GAMMA = 3
 
 
 def add_command(commands: Any) -> None:
