@@ -242,7 +242,8 @@ struct Job {
   const SplitRows& split;
 };
 
-// Threads share out pairs of blocks, as tiles take them. Those of all layers are counted through, one layer after the other.
+// Threads share out pairs of blocks, as tiles take them. Those of all layers are counted through, one layer after the
+// other.
 void all_between(void* context, int64_t begin, int64_t end) {
   const auto& [args, split] = *static_cast<const Job*>(context);
   int64_t first = 0;

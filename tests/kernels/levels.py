@@ -17,11 +17,11 @@ LEVELS = dict(
 OPTIONS = ["-std=c++17", "-O3", "-w", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off"]
 
 
-def run_at(level: str, program: str) -> None:
-    """Run a program that checks something; skip where the processor does not run the level."""
+def run_at(level: str, program: str, **env: str) -> None:
+    """Run a program that checks something, with this environment; skip where the processor does not run the level."""
     program += '\nfrom pearl_kernels import _C\nprint(_C.build_info()["simd_level"])\n'
     run = subprocess.run(
-        [sys.executable, "-c", program], check=False, env={"PEARL_SIMD": level}, capture_output=True, text=True
+        [sys.executable, "-c", program], check=False, env={"PEARL_SIMD": level, **env}, capture_output=True, text=True
     )
     if "does not run on this processor" in run.stderr:
         pytest.skip(f"{level} does not run here")

@@ -9,25 +9,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from pearl_kernels import DecoderWeights, Purpose, SamplingTensors, draft_chain, induce_, sample, window_decoder
-from tests.kernels.levels import run_at
-from tests.kernels.test_window_decoder import OUTPUTS, case_of, decoder_of, three_layers
+from pearl_kernels import Purpose, SamplingTensors, draft_chain, induce_, sample, window_decoder
+from tests.kernels.levels import LEVELS, run_at
+from tests.kernels.test_window_decoder import OUTPUTS, WindowCase, case_of, decoder_of, three_layers
 from tests.kernels.test_window_layer import CAPACITY
 
 LENGTHS, WIDTH, STEPS = [3, 0, 31], 2, 4
 
 
 @dataclass
-class Case:
-    tokens: Tensor
-    weights: DecoderWeights
-    cos: Tensor
-    sin: Tensor
-    k_caches: Tensor
-    v_caches: Tensor
-    seq_lens: Tensor
-    params: SamplingTensors
-    scale: float = 0.3
+class Case(WindowCase):
+    params: SamplingTensors = field(kw_only=True)
     steps: int = STEPS
     options: dict[str, Any] = field(default_factory=dict)
 
@@ -40,13 +32,13 @@ class Case:
 
     def cloned(self) -> Case:
         options = {key: value.clone() if key == "text" else value for key, value in self.options.items()}
-        return replace(self, k_caches=self.k_caches.clone(), v_caches=self.v_caches.clone(), options=options)
+        return replace(super().cloned(), options=options)
 
 
 def chain_of(lengths: list[int] = LENGTHS, width: int = WIDTH, **options: Any) -> Case:
     window = case_of(lengths, width, decoder_of(*three_layers(), dtype=torch.bfloat16))
     given = vars(window)
-    del given["keep"], given["scale"]
+    del given["keep"]
     params = SamplingTensors.make(
         len(lengths), temperature=[0.0, 0.8, 1.3][: len(lengths)], top_k=[0, 5, 0][: len(lengths)], seed=7
     )  # fmt: skip
@@ -176,7 +168,7 @@ def test_can_be_compiled(backend):
     assert torch.equal(logits, wanted.logits)
 
 
-@pytest.mark.parametrize("level", ["baseline", "avx2", "avx512", "amx"])
+@pytest.mark.parametrize("level", LEVELS)
 def test_every_level_this_processor_runs(level):
     program = """
 import torch

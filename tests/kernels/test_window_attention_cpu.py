@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections.abc import Iterator
 
 import pytest
 import torch
 
 from pearl_kernels.window_attention import _native
+from tests.kernels.levels import LEVELS, run_at
 from tests.kernels.test_window_attention import Case, case_of, close
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
@@ -122,28 +121,16 @@ def test_capped_scores_large_and_small(scale, softcap):
     close(case.run("cpu"), case.judged(), atol=2e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize("level", ["baseline", "avx2", "avx512", "amx"])
+@pytest.mark.parametrize("level", LEVELS)
 def test_every_level_this_processor_runs(level):
     """In a process of its own: a level is chosen once."""
     program = """
 import torch
-from pearl_kernels import _C
 from tests.kernels.test_window_attention import TOLERANCES, case_of, close
 for dtype, atol, rtol in TOLERANCES:
     for numbers in ({}, {"window": 9}, {"softcap": 1.5}):
         for width, heads, kv_heads, dim in ((1, 9, 3, 64), (5, 9, 3, 64), (9, 4, 2, 20), (17, 8, 1, 12)):
             case = case_of([40, 0, 57, 6], width, dim, heads, kv_heads, dtype=dtype, **numbers)
             close(case.run("cpu"), case.judged(), atol, rtol)
-print(_C.build_info()["simd_level"])
 """
-    run = subprocess.run(
-        [sys.executable, "-c", program],
-        check=False,
-        env={"PEARL_SIMD": level, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-    )
-    if "does not run on this processor" in run.stderr:
-        pytest.skip(f"{level} does not run here")
-    assert run.returncode == 0, run.stderr
-    assert run.stdout.split() == [level]
+    run_at(level, program, OMP_NUM_THREADS="1")

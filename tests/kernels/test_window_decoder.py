@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import pytest
 import torch
@@ -21,14 +22,16 @@ from pearl_kernels import (
     window_norm,
 )
 from pearl_kernels.window_layer.reference import window_layer as exact_layer
-from tests.kernels.levels import run_at
+from tests.kernels.levels import LEVELS, run_at
 from tests.kernels.test_window_layer import CAPACITY, SIZE, draw, weights_of
 
 VOCAB, OUTPUTS, HEAD_DIM = 30, 41, 10
 
 
 @dataclass
-class Case:
+class WindowCase:
+    """What the decoder and a chain of drafts are both given."""
+
     tokens: Tensor
     weights: DecoderWeights
     cos: Tensor
@@ -36,14 +39,18 @@ class Case:
     k_caches: Tensor
     v_caches: Tensor
     seq_lens: Tensor
-    keep: int = 2
     scale: float = 0.3
+
+    def cloned(self) -> Any:
+        return replace(self, k_caches=self.k_caches.clone(), v_caches=self.v_caches.clone())
+
+
+@dataclass
+class Case(WindowCase):
+    keep: int = 2
 
     def run(self, backend: str | None = None) -> Tensor:
         return window_decoder(**vars(self), backend=backend)
-
-    def cloned(self) -> Case:
-        return replace(self, k_caches=self.k_caches.clone(), v_caches=self.v_caches.clone())
 
 
 def decoder_of(*layers: LayerWeights, dtype: torch.dtype = torch.float32) -> DecoderWeights:
@@ -185,7 +192,7 @@ def test_can_be_compiled(backend):
     assert torch.equal(compiled(case.tokens), 2 * wanted)
 
 
-@pytest.mark.parametrize("level", ["baseline", "avx2", "avx512", "amx"])
+@pytest.mark.parametrize("level", LEVELS)
 def test_every_level_this_processor_runs(level):
     program = """
 import torch

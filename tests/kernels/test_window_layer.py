@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pearl_kernels import LayerWeights, Linear, packed, quantized, window_layer
 from pearl_kernels.window_layer.reference import window_layer as reference
-from tests.kernels.levels import run_at
+from tests.kernels.levels import LEVELS, run_at
 
 SIZE, INNER, CAPACITY = 40, 72, 50
 
@@ -180,7 +180,7 @@ def test_is_an_operation_of_torch(backend):
     assert torch.equal(compiled(case.x), 2 * case.run(backend))
 
 
-@pytest.mark.parametrize("level", ["baseline", "avx2", "avx512", "amx"])
+@pytest.mark.parametrize("level", LEVELS)
 def test_every_level_this_processor_runs(level):
     program = """
 import torch

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-
 import pytest
 import torch
 
 from pearl_kernels import Linear, packed, quantized, unpacked, window_linear, window_linears
+from tests.kernels.levels import LEVELS, run_at
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.int8]
 SHAPES = [(1, 1), (7, 5), (33, 64), (64, 33), (96, 131), (192, 576), (10, 2500)]  # (outputs, inputs)
@@ -137,35 +135,25 @@ def test_is_an_operation_of_torch(backend, order):
     assert torch.equal(compiled(x), twice(x))
 
 
-@pytest.mark.parametrize("level", ["baseline", "avx2", "avx512", "amx"])
+@pytest.mark.parametrize("level", LEVELS)
 def test_every_level_this_processor_runs(level):
     """In a process of its own: a level is chosen once."""
     program = """
+import itertools
 import torch
-from pearl_kernels import Linear, _C, packed, quantized, window_linear
-weight = torch.randn(97, 577)
-for dtype in (torch.float32, torch.bfloat16, torch.float16, torch.int8):
+from pearl_kernels import Linear, packed, quantized, window_linear
+for dtype, inputs in itertools.product((torch.float32, torch.bfloat16, torch.float16, torch.int8), (576, 577)):
+    weight = torch.randn(97, inputs)
     stored, scale = quantized(weight) if dtype is torch.int8 else (weight.to(dtype), None)
     wide = Linear(stored, None, scale).widened()
     for rows in range(1, 20):
-        x = torch.randn(rows, 577)
+        x = torch.randn(rows, inputs)
         found = window_linear(x, stored, None, scale)
         torch.testing.assert_close(found, x @ wide.T, rtol=1e-4, atol=1e-4)
         assert torch.equal(window_linear(x, packed(stored), None, scale, 97), found)
         assert torch.equal(window_linear(x[-1:], packed(stored), None, scale, 97), found[-1:])
-print(_C.build_info()["simd_level"])
 """
-    run = subprocess.run(
-        [sys.executable, "-c", program],
-        check=False,
-        env={"PEARL_SIMD": level, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-    )
-    if "does not run on this processor" in run.stderr:
-        pytest.skip(f"{level} does not run here")
-    assert run.returncode == 0, run.stderr
-    assert run.stdout.split() == [level]
+    run_at(level, program, OMP_NUM_THREADS="1")
 
 
 @pytest.mark.parametrize(

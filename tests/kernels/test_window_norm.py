@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from pearl_kernels import window_norm
-from tests.kernels.levels import run_at
+from tests.kernels.levels import LEVELS, run_at
 
 
 @pytest.fixture(params=["cpu", "reference"])
@@ -67,7 +67,7 @@ def test_is_an_operation_of_torch(backend):
     assert torch.equal(compiled(x), twice(x))
 
 
-@pytest.mark.parametrize("level", ["baseline", "avx2", "avx512", "amx"])
+@pytest.mark.parametrize("level", LEVELS)
 def test_every_level_this_processor_runs(level):
     program = """
 import torch

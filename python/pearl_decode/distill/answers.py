@@ -23,7 +23,7 @@ from pearl_kernels import SamplingTensors, Status, sample
 LOGGER = logging.getLogger(__name__)
 TEMPERATURES = (0.0, 0.7, 1.0)
 SHARD = 8  # batches whose prompts are sorted by length together
-STAYING = 0.875  # share of a batch's rows that have no end, from which on the others leave it: their caches are copied
+STAYING = 0.875  # of a batch's rows: where no more go on the others leave it, for which all caches are copied
 
 
 @dataclass(frozen=True)
