@@ -114,6 +114,7 @@ cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned) {
 cudaError_t cudaStreamDestroy(cudaStream_t) { return cudaSuccess; }
 cudaError_t cudaStreamSynchronize(cudaStream_t) { return unless_capturing(); }
 cudaError_t cudaStreamGetId(cudaStream_t stream, unsigned long long* id) {
+  if (const cudaError_t error = unless_capturing(); error != cudaSuccess) return error;
   *id = reinterpret_cast<uintptr_t>(stream);
   return cudaSuccess;
 }

@@ -137,6 +137,17 @@ def test_from_hopper_on_all_but_the_first_kernel_begin_early(
         assert (graph.nodes(KERNEL), graph.nodes(EARLY_KERNEL)) == (first, kernels - first)
 
 
+def test_calls_on_other_streams_go_on_during_a_capture(runtime: Runtime) -> None:
+    stream = ctypes.c_void_p(runtime.stream)
+    runtime.functions.emulation_begin_capture(stream)
+    runtime.on(next(STREAMS))
+    try:
+        assert_equal(small("token").run("cuda"), small("token").run("reference"))
+    finally:
+        graph = runtime.functions.emulation_end_capture(stream)
+        runtime.functions.emulation_destroy_graph(ctypes.c_void_p(graph))
+
+
 def test_streams_and_graphs_share_no_memory(runtime: Runtime) -> None:
     before = len(memories())
     stream, other = next(STREAMS), next(STREAMS)

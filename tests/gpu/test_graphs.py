@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields
 from pathlib import Path
 
@@ -57,6 +58,34 @@ def test_a_captured_call_is_kernels_alone(rule: str, gpu: torch.device, tmp_path
         poison_scratch()
         graph.replay()
         for a, b in zip(out, wanted, strict=True):
+            assert torch.equal(a, b)
+
+
+def test_another_thread_may_call_during_a_capture(gpu: torch.device) -> None:
+    cases: list[VerifyCase] = [moved(verify_case(4, 5, 32000, seed=seed), gpu) for seed in range(2)]
+    wanted = [case.run("cuda") for case in cases]
+    outs = [VerifyOutput(*(torch.full_like(x, -7) for x in each)) for each in wanted]
+
+    def run(i: int) -> None:
+        case = cases[i]
+        pearl_kernels.verify(
+            case.target_logits, case.draft_tokens, case.chain_len, case.params, case.positions,
+            draft_logits=case.draft_logits, draft_stats=case.draft_stats, rule=case.rule, backend="cuda", out=outs[i],
+        )  # fmt: skip
+
+    def run_elsewhere(stream: torch.cuda.Stream) -> None:
+        with torch.cuda.stream(stream):
+            run(1)
+
+    graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream()
+    run_elsewhere(stream)  # which loads and allocates what there is to be
+    with ThreadPoolExecutor(1) as pool, torch.cuda.graph(graph):
+        run(0)
+        pool.submit(run_elsewhere, stream).result()
+    graph.replay()
+    torch.cuda.synchronize()
+    for out, each in zip(outs, wanted, strict=True):
+        for a, b in zip(out, each, strict=True):
             assert torch.equal(a, b)
 
 

@@ -10,7 +10,8 @@
 namespace pearl::cuda {
 namespace {
 
-// Streams by number: the handle of one that was destroyed may become another's while work is still queued on it.
+// Streams by number: the handle of one that was destroyed may become another's while work is still queued on it. In a
+// capture, which may not ask for the number, by handle: none is destroyed there.
 struct Owner {
   int device = 0;
   unsigned long long stream = 0;
@@ -52,27 +53,37 @@ bool holds(const Memory& memory, int64_t counters_bytes, int64_t scratch_bytes) 
   return memory.counters_bytes >= counters_bytes && memory.scratch_bytes >= scratch_bytes;
 }
 
-// Zeroes the counters on a stream of its own and waits for that, which also works while other streams are captured.
+// While it lives, its thread may ask CUDA for what a capture has no room for, whatever streams are captured.
+class BesideCaptures {
+ public:
+  BesideCaptures() { cudaThreadExchangeStreamCaptureMode(&mode_); }
+  ~BesideCaptures() { cudaThreadExchangeStreamCaptureMode(&mode_); }
+  BesideCaptures(const BesideCaptures&) = delete;
+  BesideCaptures& operator=(const BesideCaptures&) = delete;
+
+ private:
+  cudaStreamCaptureMode mode_ = cudaStreamCaptureModeRelaxed;
+};
+
+// Zeroes the counters on a stream of its own and waits for that.
 cudaError_t make_memory(int device, int64_t counters_bytes, int64_t scratch_bytes, Memory* made) {
   constexpr int64_t kAlignment = 256;
   counters_bytes = (counters_bytes + kAlignment - 1) / kAlignment * kAlignment;
-  cudaStreamCaptureMode mode = cudaStreamCaptureModeRelaxed;
-  cudaError_t error = cudaThreadExchangeStreamCaptureMode(&mode);
-  if (error != cudaSuccess) return error;
+  const BesideCaptures beside;
   void* begin = nullptr;
   cudaStream_t stream = nullptr;
-  error = cudaMalloc(&begin, static_cast<size_t>(counters_bytes + scratch_bytes));
+  cudaError_t error = cudaMalloc(&begin, static_cast<size_t>(counters_bytes + scratch_bytes));
   if (error == cudaSuccess) error = cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking);
   if (error == cudaSuccess) error = cudaMemsetAsync(begin, 0, static_cast<size_t>(counters_bytes), stream);
   if (error == cudaSuccess) error = cudaStreamSynchronize(stream);
   if (stream != nullptr) cudaStreamDestroy(stream);
-  if (error != cudaSuccess) cudaFree(begin);
-  cudaThreadExchangeStreamCaptureMode(&mode);
-  if (error == cudaSuccess) {
-    *made = {device, static_cast<uint32_t*>(begin), static_cast<char*>(begin) + counters_bytes, counters_bytes,
-             scratch_bytes};
+  if (error != cudaSuccess) {
+    cudaFree(begin);
+    return error;
   }
-  return error;
+  *made = {device, static_cast<uint32_t*>(begin), static_cast<char*>(begin) + counters_bytes, counters_bytes,
+           scratch_bytes};
+  return cudaSuccess;
 }
 
 bool take_spare(int device, int64_t counters_bytes, int64_t scratch_bytes, Memory* taken) {
@@ -129,19 +140,30 @@ cudaError_t grow(const Owner& owner, cudaGraph_t graph, int64_t counters_bytes, 
   return cudaSuccess;
 }
 
+// graph: of the capture that the stream is in, if it is in one
+cudaError_t find_owner(const CudaQueue& queue, Owner* owner, cudaGraph_t* graph) {
+  const cudaStream_t stream = static_cast<cudaStream_t>(queue.stream);
+  owner->device = queue.device;
+  cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
+  const cudaError_t error = cudaStreamGetCaptureInfo(stream, &status, &owner->capture, graph);
+  if (error != cudaSuccess) return error;
+  owner->is_capture = status != cudaStreamCaptureStatusNone;
+  if (owner->is_capture) {
+    owner->stream = reinterpret_cast<uintptr_t>(stream);
+    return cudaSuccess;
+  }
+  owner->capture = 0;
+  const BesideCaptures beside;
+  return cudaStreamGetId(stream, &owner->stream);
+}
+
 }  // namespace
 
 MemoryHold::MemoryHold(const CudaQueue& queue, int64_t counters_bytes, int64_t scratch_bytes) {
-  const cudaStream_t stream = static_cast<cudaStream_t>(queue.stream);
   Owner owner;
-  owner.device = queue.device;
-  cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
   cudaGraph_t graph = nullptr;
-  cudaError_t error = cudaStreamGetCaptureInfo(stream, &status, &owner.capture, &graph);
-  if (error == cudaSuccess) error = cudaStreamGetId(stream, &owner.stream);
+  cudaError_t error = find_owner(queue, &owner, &graph);
   if (error == cudaSuccess) {
-    owner.is_capture = status != cudaStreamCaptureStatusNone;
-    if (!owner.is_capture) owner.capture = 0;
     const std::shared_ptr<Slot> slot = slot_of(owner);
     slot_ = slot;
     turn_ = std::unique_lock(slot->turn);
