@@ -19,11 +19,12 @@ __device__ void write_sample(const SampleArgs& args, int64_t b, const RowTask& t
 }
 
 // Each block takes slices of a row; the last one to be done with a row writes its token.
-__global__ void __launch_bounds__(kThreads, 2) sample_kernel(Task job) {
+__global__ void __launch_bounds__(kThreads, kBlocksHeld) sample_kernel(Task job) {
   take_over();
   const SampleArgs& args = job.args;
-  const uint32_t blocks = job.workspace.blocks;
-  const int64_t b = blockIdx.x / blocks;
+  const Split& split = job.workspace.of_rows;
+  const uint32_t block = blockIdx.x % split.blocks;
+  const int64_t b = blockIdx.x / split.blocks;
   const Row row = row_of(args.logits, b, 0);
   const Filter filter = filter_of(args.params, b);
   const NoiseKey noise =
@@ -31,8 +32,8 @@ __global__ void __launch_bounds__(kThreads, 2) sample_kernel(Task job) {
   const RowTask task{filter, filter.greedy(), !filter.greedy(), noise, kNoId};
 
   const RowScratch scratch = job.workspace.row_scratch(b);
-  look_at_slices(row, task, job.workspace, blockIdx.x % blocks, scratch);
-  if (!arrive(job.workspace.row_counters + b, blocks)) return;
+  look_at_slices(row, task, split.first(block), split.end(block, job.workspace.slices), scratch);
+  if (!arrive(job.workspace.row_counters + b, split.blocks)) return;
   const RowResult result = finish_row(row, task, scratch);
   if (threadIdx.x == 0) write_sample(args, b, task, result);
 }
@@ -43,7 +44,7 @@ __global__ void __launch_bounds__(kThreads, 2) sample_kernel(Task job) {
 const char* sample_cuda(const SampleArgs& args, const CudaQueue& queue) {
   if (args.batch == 0) return nullptr;
   return cuda::with_workspace(queue, 1, args.batch, 1, args.logits.vocab, [&](const cuda::Workspace& workspace) {
-    const int64_t blocks = args.batch * workspace.blocks;
+    const int64_t blocks = args.batch * workspace.of_rows.blocks;
     return cuda::launch(cuda::sample_kernel, blocks, queue, cuda::Follows::kAnything, cuda::Task{args, workspace});
   });
 }

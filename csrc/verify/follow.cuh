@@ -51,10 +51,8 @@ __device__ __forceinline__ void follow(const Job& job, int64_t b, const Chain& c
     decision.next = Next::kCommit;
   }
   if (decision.next == Next::kCommit) {
-    if (threadIdx.x == 0) {
-      commit(job, b, chain, decision);
-      decisions[b].next = Next::kCommit;
-    }
+    if (warp_index() == 0) commit(job, b, chain, decision);
+    if (threadIdx.x == 0) decisions[b].next = Next::kCommit;
     return;
   }
   if (threadIdx.x == 0) decisions[b] = decision;
@@ -64,13 +62,13 @@ __device__ __forceinline__ void follow(const Job& job, int64_t b, const Chain& c
 // Deals with a request that has no chain to judge; false where it has one. By a block that is alone in that.
 __device__ __forceinline__ bool close_empty(const Job& job, int64_t b, const Chain& chain) {
   if (chain.active && chain.length > 0) return false;
-  if (threadIdx.x != 0) return true;
+  if (warp_index() != 0) return true;
+  if (!job.chains.advances) commit(job, b, chain, {kNoToken, 1.0, 0, kOk, Next::kCommit, 0});
+  if (lane_index() != 0) return true;
   static_cast<Decision*>(job.workspace.decisions)[b].next = Next::kCommit;
   if (job.chains.advances) {
     job.chains.state.num_emitted[b] = 0;
     job.chains.state.num_accepted[b] = 0;
-  } else {
-    commit(job, b, chain, {kNoToken, 1.0, 0, kOk, Next::kCommit, 0});
   }
   return true;
 }

@@ -8,26 +8,16 @@ namespace pearl::cuda {
 
 // Whether to go through chains in turn: for rules that stop at the first refusal, where memory is busy even with one block
 // for each request, so that rows not read are time won. With fewer, all rows at once keep more of it busy, and the longest
-// chain, one row after the other, takes longer than they. A block has a slice on its way at a time, 12 KiB of 16-bit logits
-// or 24 KiB of float32; a multiprocessor's share of the memory's bandwidth, 14 to 25 bytes a nanosecond on what there is
-// with HBM, times the microsecond that a slice takes to come and to be looked at, is about 20 KiB. That is reached, of 132
-// multiprocessors, by 220 requests, or by 110 of float32; there must be one for each. By arithmetic: not yet measured.
+// chain, one row after the other, takes longer than they. A block alone on its multiprocessor, half its time busy with what
+// it has, takes about half of its share of the memory's bandwidth. By arithmetic: not yet measured.
 inline bool goes_in_turn(const VerifyArgs& args, int multiprocessors) {
-  constexpr int64_t kBytesToKeepBusy = 20 << 10;  // on their way to each multiprocessor
-  const int64_t slice_bytes = kSlice * int64_t{args.target.dtype == DType::kFloat32 ? 4 : 2};
-  return args.rule != Rule::kBlock && args.width > 1 && args.batch >= multiprocessors &&
-         args.batch * slice_bytes >= multiprocessors * kBytesToKeepBusy;
+  return args.rule != Rule::kBlock && args.width > 1 && 2 * args.batch >= 3 * int64_t{multiprocessors};
 }
 
 // All there is to know of a row. All threads of the block call it, and all get the result.
 __device__ __forceinline__ RowResult look_at_row(const Row& row, const RowTask& task, uint32_t slices,
                                                  const RowScratch& scratch) {
-  for (uint32_t slice = 0; slice < slices; ++slice) {
-    const uint32_t begin = slice * kSlice + warp_index() * kTile;
-    if (begin >= row.size) break;
-    const RowPart part = look_at_tile(row, task, begin, scratch.peaks);
-    if (lane_index() == 0) scratch.parts[begin / kTile] = part;
-  }
+  look_at_slices(row, task, 0, slices, scratch);
   __syncthreads();
   return finish_row(row, task, scratch);
 }
@@ -63,7 +53,7 @@ __device__ __forceinline__ void look_at_token(const Job& job, int64_t b, const C
   __syncthreads();
 }
 
-__global__ void __launch_bounds__(kThreads, 2) in_turn_kernel(Job job) {
+__global__ void __launch_bounds__(kThreads, kBlocksHeld) in_turn_kernel(Job job) {
   take_over();
   __shared__ Judged judged[kMostCudaWidth];
   __shared__ Decision decision;

@@ -52,6 +52,14 @@ struct Job {
     return chains.args.rule == Rule::kGreedy || chains.args.rule == Rule::kCoupled || filter.greedy();
   }
 
+  // Whether a filter changes any of a request's rows.
+  __device__ bool filters(const Filter& filter) const {
+    if (chains.args.rule == Rule::kGreedy || filter.greedy()) return false;
+    const bool keeps_all = filter.keeps_all(static_cast<uint32_t>(chains.args.target.vocab));
+    const uint32_t draft_vocab = static_cast<uint32_t>(chains.args.draft.logits.vocab);
+    return !keeps_all || (has_draft_probs() && !filter.keeps_all(draft_vocab));
+  }
+
   __device__ RowTask task(int64_t b, const Chain& chain, int32_t i) const {
     const Filter filter = filter_of(chains.args.params, b);
     const int64_t token = chain.tokens[i];

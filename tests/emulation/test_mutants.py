@@ -76,8 +76,8 @@ MUTANTS = {
     ),
     "last slice skipped": CudaMutant(
         "common/cuda/workspace.cuh",
-        "const uint32_t end = min(slices, (block + 1) * slices_per_block);",
-        "const uint32_t end = min(slices > 1 ? slices - 1 : slices, (block + 1) * slices_per_block);",
+        "return min(slices, (block + 1) * slices_per_block);",
+        "return min(slices > 1 ? slices - 1 : slices, (block + 1) * slices_per_block);",
         lambda: check_last_token_is_drawn(4097, "cuda"),
     ),
     "chain one too short": CudaMutant(
@@ -86,8 +86,8 @@ MUTANTS = {
     ),
     "idle blocks not waited for": CudaMutant(
         "verify/chain_cuda.cu",
-        "looked_at + (sides * args.width - looked_at) * blocks",
-        "looked_at",
+        "looked_at * finishers + (sides * args.width - looked_at) * blocks",
+        "looked_at * finishers",
         commits,
         multiprocessors=1 << 20,
     ),

@@ -13,6 +13,7 @@
 namespace pearl::cuda {
 
 constexpr int kThreads = PEARL_CUDA_THREADS;  // of every block of every kernel
+constexpr int kBlocksHeld = 2;                // by a multiprocessor at once, of the kernels that walk whole rows
 
 // The device that launches go to, put back at the end of the scope.
 class DeviceScope {

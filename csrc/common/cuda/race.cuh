@@ -48,6 +48,27 @@ __device__ __forceinline__ uint32_t contenders(const Tile& tile, uint32_t begin,
   return mask;
 }
 
+// The logit in the lane's tile with the best bound on its score, a bit as of `contenders`; none where all weigh nothing.
+template <typename LogWeight>
+__device__ __forceinline__ uint32_t likeliest(const Tile& tile, uint32_t begin, const NoiseKey& key,
+                                              const LogWeight& log_weight) {
+  float most = -INFINITY;
+  uint32_t mask = 0;
+#pragma unroll
+  for (int first = 0; first < kHeld; first += kPhiloxLanes) {
+    const PhiloxWords words = philox_words(key, held_id(begin, first) / kPhiloxLanes);
+#pragma unroll
+    for (int k = 0; k < kPhiloxLanes; ++k) {
+      const float bound = log_weight(tile.x[first + k]) - kLn2 * log2_of(one_minus_unit(words.w[k]));
+      if (bound > most) {
+        most = bound;
+        mask = 1u << (first + k);
+      }
+    }
+  }
+  return mask;
+}
+
 // The better of `best` and the tile's contenders; score(id) is exact, or -inf for one that may not win. The lane's
 // `begin`, `mask` as of `contenders`.
 template <typename Score>

@@ -89,13 +89,28 @@ __device__ __forceinline__ void load_tile(const Row& row, uint32_t begin, Tile& 
   }
 }
 
-// Calls visit(begin, tile) for every tile of the row, each warp of the block for its own.
-template <typename Visit>
-__device__ __forceinline__ void for_tiles(const Row& row, const Visit& visit) {
-  for (uint32_t begin = warp_index() * kTile; begin < row.size; begin += kSlice) {
-    Tile tile;
-    load_tile(row, begin, tile);
-    visit(begin, tile);
+// Asks for what is in the row of the tile at `begin` to come to the second-level cache. By a whole warp.
+__device__ __forceinline__ void prefetch_tile(const Row& row, uint32_t begin) {
+#ifdef __CUDA_ARCH__
+  constexpr uint32_t kLine = 128;  // bytes
+  const uint32_t each = row.dtype == DType::kFloat32 ? 4 : 2, at = lane_index() * kLine;
+  const uint64_t offset = uint64_t{begin} * each + at;
+  if (at < kTile * each && offset < uint64_t{row.size} * each) {
+    asm volatile("prefetch.global.L2 [%0];" ::"l"(static_cast<const char*>(row.data) + offset));
+  }
+#endif
+}
+
+// Calls visit(begin) for the warp's tile of every slice in [first, end), of which some lie past the row's end, and
+// fetch(begin) a few slices before: a slice that has to come from memory takes longer to come than to be looked at.
+template <typename Fetch, typename Visit>
+__device__ __forceinline__ void for_slices(uint32_t first, uint32_t end, const Fetch& fetch, const Visit& visit) {
+  constexpr uint32_t kAhead = 4;
+  const uint32_t own = warp_index() * kTile;
+  for (uint32_t slice = first; slice < min(first + kAhead, end); ++slice) fetch(slice * kSlice + own);
+  for (uint32_t slice = first; slice < end; ++slice) {
+    if (slice + kAhead < end) fetch((slice + kAhead) * kSlice + own);
+    visit(slice * kSlice + own);
   }
 }
 

@@ -34,52 +34,56 @@ __device__ __forceinline__ int32_t status_of(const RowPart& whole, const RowTask
   return !task.greedy && overflows ? kTargetInvalid : kOk;
 }
 
-// Puts what is in the block's slices of the row into `scratch`. All threads of the block call it.
-__device__ __forceinline__ void look_at_slices(const Row& row, const RowTask& task, const Workspace& workspace,
-                                               uint32_t block, const RowScratch& scratch) {
-  workspace.for_slices(block, [&](uint32_t slice) {
-    const uint32_t begin = slice * kSlice + warp_index() * kTile;
-    if (begin >= row.size) return;
-    const RowPart part = look_at_tile(row, task, begin, scratch.peaks);
-    if (lane_index() == 0) scratch.parts[begin / kTile] = part;
-  });
+// Puts what is in the slices [first, end) of the row into `scratch`. All threads of the block call it.
+__device__ __forceinline__ void look_at_slices(const Row& row, const RowTask& task, uint32_t first, uint32_t end,
+                                               const RowScratch& scratch) {
+  for_slices(
+      first, end, [&](uint32_t begin) { prefetch_tile(row, begin); },
+      [&](uint32_t begin) {
+        if (begin >= row.size) return;
+        const RowPart part = look_at_tile(row, task, begin, scratch.peaks);
+        if (lane_index() == 0) scratch.parts[begin / kTile] = part;
+      });
 }
 
-// Called by all threads of the block that came last with a slice of the row; all get the result.
-__device__ __forceinline__ RowResult finish_row(const Row& row, const RowTask& task, const RowScratch& scratch) {
-  const RowPart* const parts = scratch.parts;
+// What there is to know of a row, but for what only a filter lets through, once all its slices were looked at. By a whole
+// warp; all lanes get the result.
+__device__ __forceinline__ RowResult merge_parts(const Row& row, const RowTask& task, const RowPart* parts) {
+  constexpr int kAtOnce = 4;  // loads, each as far away as memory of other multiprocessors is
   const uint32_t tiles = (row.size + kTile - 1) / kTile;
-  __shared__ RowResult result;
-  const float inverse_temperature = task.filter.inverse_temperature;
-  if (warp_index() == 0) {
-    RowPart whole{0, 0, 0.0f, 0};
+  RowPart whole{0, 0, 0.0f, 0};
+#pragma unroll kAtOnce
+  for (uint32_t t = lane_index(); t < tiles; t += kWarp) {
+    whole.peak = max(whole.peak, __ldcg(&parts[t].peak));
+    whole.winner = max(whole.winner, __ldcg(&parts[t].winner));
+    whole.invalid |= __ldcg(&parts[t].invalid);
+  }
+  whole.peak = warp_max(whole.peak);
+  whole.winner = warp_max(whole.winner);
+  whole.invalid = __any_sync(kAllLanes, whole.invalid);
+  const float highest = packed_value(whole.peak), inverse_temperature = task.filter.inverse_temperature;
+  double mass = 0;
+  if (!task.greedy) {
+    const float scale = inverse_temperature * kLog2E;
+#pragma unroll kAtOnce
     for (uint32_t t = lane_index(); t < tiles; t += kWarp) {
-      whole.peak = max(whole.peak, __ldcg(&parts[t].peak));
-      whole.winner = max(whole.winner, __ldcg(&parts[t].winner));
-      whole.invalid |= __ldcg(&parts[t].invalid);
-    }
-    whole.peak = warp_max(whole.peak);
-    whole.winner = warp_max(whole.winner);
-    whole.invalid = __any_sync(kAllLanes, whole.invalid);
-    const float highest = packed_value(whole.peak);
-    const double shift = static_cast<double>(highest) * inverse_temperature;
-    double mass = 0;
-    for (uint32_t t = lane_index(); t < tiles; t += kWarp) {
-      const float own = __ldcg(&parts[t].mass);
-      if (own > 0) {
-        mass += own * exp(static_cast<double>(packed_value(__ldcg(&parts[t].peak))) * inverse_temperature - shift);
-      }
+      const float own = __ldcg(&parts[t].mass), peak = packed_value(__ldcg(&parts[t].peak));
+      if (own > 0) mass += static_cast<double>(own) * exp2_of((peak - highest) * scale);
     }
     mass = warp_sum(mass);
-    if (lane_index() == 0) {
-      const uint32_t drawn = whole.winner != 0 ? packed_id(whole.winner) : task.excluded;
-      result = {static_cast<float>(shift + log(mass)),
-                -INFINITY,
-                highest,
-                packed_id(whole.peak),
-                drawn,
-                status_of(whole, task)};
-    }
+  }
+  const float lse = static_cast<float>(static_cast<double>(highest) * inverse_temperature + log(mass));
+  const uint32_t drawn = whole.winner != 0 ? packed_id(whole.winner) : task.excluded;
+  return {lse, -INFINITY, highest, packed_id(whole.peak), drawn, status_of(whole, task)};
+}
+
+// The same with the filter's part. Called by all threads of the block that came last with a slice of the row; all get
+// the result.
+__device__ __forceinline__ RowResult finish_row(const Row& row, const RowTask& task, const RowScratch& scratch) {
+  __shared__ RowResult result;
+  if (warp_index() == 0) {
+    const RowResult merged = merge_parts(row, task, scratch.parts);
+    if (lane_index() == 0) result = merged;
   }
   __syncthreads();
   RowResult known = result;

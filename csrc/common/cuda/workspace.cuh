@@ -7,12 +7,32 @@
 
 namespace pearl::cuda {
 
+// How a row's slices are shared out to blocks. What is found does not depend on it.
+struct Split {
+  uint32_t slices_per_block;
+  uint32_t blocks;  // of a row
+
+  // So that the device holds the blocks of all rows at once, where rows are not more than that: a block takes longer to
+  // begin and to end than to look at a slice.
+  Split(uint32_t slices, int64_t rows, int multiprocessors) {
+    const int64_t held = int64_t{kBlocksHeld} * multiprocessors;
+    const int64_t most = std::min<int64_t>(slices, std::max(int64_t{1}, held / std::max(int64_t{1}, rows)));
+    slices_per_block = static_cast<uint32_t>((slices + most - 1) / most);
+    blocks = (slices + slices_per_block - 1) / slices_per_block;
+  }
+
+  __device__ __forceinline__ uint32_t first(uint32_t block) const { return block * slices_per_block; }
+  __device__ __forceinline__ uint32_t end(uint32_t block, uint32_t slices) const {
+    return min(slices, (block + 1) * slices_per_block);
+  }
+};
+
 // An operation's memory, shared out. A row is one of (sides, batch, width): the target's, then the draft's where those are
 // looked at beside them.
 struct Workspace {
-  uint32_t slices;            // of a row
-  uint32_t slices_per_block;  // more where rows are many; what is found does not depend on it
-  uint32_t blocks;            // of a row
+  uint32_t slices;    // of a row
+  Split of_rows;      // where all rows are looked at
+  Split of_requests;  // where one row of each request is
   uint32_t* row_counters;
   uint32_t* request_counters;
   RowPart* parts;          // (sides, batch, width, slices, kWarps)
@@ -25,13 +45,11 @@ struct Workspace {
   static constexpr int64_t kJudgedBytes = 64, kDecisionBytes = 48;
 
   // With no memory, to know how much there has to be.
-  Workspace(const Memory& memory, int64_t sides, int64_t batch, int64_t width, int64_t vocab) {
-    constexpr int64_t kEnoughBlocks = 1024, kMostPerBlock = 8;
+  Workspace(const Memory& memory, int64_t sides, int64_t batch, int64_t width, int64_t vocab, int multiprocessors)
+      : slices(static_cast<uint32_t>((vocab + kSlice - 1) / kSlice)),
+        of_rows(slices, sides * batch * width, multiprocessors),
+        of_requests(slices, batch, multiprocessors) {
     const int64_t tokens = batch * width, rows = sides * tokens;
-    slices = static_cast<uint32_t>((vocab + kSlice - 1) / kSlice);
-    const int64_t per_block = std::min(kMostPerBlock, std::max(int64_t{1}, rows * slices / kEnoughBlocks));
-    slices_per_block = static_cast<uint32_t>(std::min<int64_t>(per_block, slices));
-    blocks = (slices + slices_per_block - 1) / slices_per_block;
     char* next = static_cast<char*>(memory.scratch);
     const auto take = [&](int64_t bytes) {
       char* const begin = next;
@@ -56,13 +74,6 @@ struct Workspace {
   __device__ __forceinline__ RowScratch row_scratch(int64_t at) const {
     return {parts + at * slices * kWarps, peaks + at * slices * kWarps};
   }
-
-  // Calls visit(slice) for the slices of the row's block number `block`.
-  template <typename Visit>
-  __device__ __forceinline__ void for_slices(uint32_t block, const Visit& visit) const {
-    const uint32_t end = min(slices, (block + 1) * slices_per_block);
-    for (uint32_t slice = block * slices_per_block; slice < end; ++slice) visit(slice);
-  }
 };
 
 // Lets run(workspace) queue an operation on (batch, width, vocab) logits of one or two sides. Null, or what the CUDA runtime
@@ -72,10 +83,11 @@ const char* with_workspace(const CudaQueue& queue, int64_t sides, int64_t batch,
                            const Run& run) {
   const DeviceScope scope(queue.device);
   if (scope.error() != cudaSuccess) return cudaGetErrorString(scope.error());
-  const Workspace needed({}, sides, batch, width, vocab);
+  const int multiprocessors = queue.multiprocessors;
+  const Workspace needed({}, sides, batch, width, vocab, multiprocessors);
   const MemoryHold hold(queue, needed.counters_bytes, needed.scratch_bytes);
   if (hold.error()) return hold.error();
-  const cudaError_t error = run(Workspace(hold.memory(), sides, batch, width, vocab));
+  const cudaError_t error = run(Workspace(hold.memory(), sides, batch, width, vocab, multiprocessors));
   return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
 }
 
