@@ -32,9 +32,9 @@ __global__ void __launch_bounds__(kThreads, kBlocksHeld) sample_kernel(Task job)
   const RowTask task{filter, filter.greedy(), !filter.greedy(), noise, kNoId};
 
   const RowScratch scratch = job.workspace.row_scratch(b);
-  look_at_slices(row, task, split.first(block), split.end(block, job.workspace.slices), scratch);
+  look_at_slices(row, task, split, block, scratch);
   if (!arrive(job.workspace.row_counters + b, split.blocks)) return;
-  const RowResult result = finish_row(row, task, scratch);
+  const RowResult result = finish_row(row, task, scratch, split.blocks);
   if (threadIdx.x == 0) write_sample(args, b, task, result);
 }
 

@@ -59,10 +59,10 @@ __global__ void __launch_bounds__(kThreads, kBlocksHeld) rows_kernel(Job job) {
     }
     __syncthreads();
     const RowScratch scratch = job.workspace.row_scratch(at);
-    look_at_slices(row, task, split.first(block), split.end(block, job.workspace.slices), scratch);
+    look_at_slices(row, task, split, block, scratch);
     if (filters) {
       if (!arrive(job.workspace.row_counters + at, blocks)) return;
-      const RowResult result = finish_row(row, task, scratch);
+      const RowResult result = finish_row(row, task, scratch, blocks);
       if (threadIdx.x == 0) keep_result(job, b, i, of_draft, task, result, kept[i]);
     }
   }
@@ -82,7 +82,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksHeld) rows_kernel(Job job) {
       const Row merged_row = is_draft ? job.draft_row(b, k) : job.target_row(b, k);
       const RowTask merged_task = task_of(job, b, chain, k, is_draft);
       const RowScratch scratch = job.workspace.row_scratch((is_draft ? rows : 0) + b * args.width + k);
-      const RowResult result = merge_parts(merged_row, merged_task, scratch.parts);
+      const RowResult result = merge_parts(merged_row, merged_task, scratch, blocks);
       if (lane_index() == 0) keep_result(job, b, k, is_draft, merged_task, result, judged[k]);
     }
   }
@@ -167,9 +167,9 @@ __global__ void __launch_bounds__(kThreads, kBlocksHeld) masses_kernel(Job job) 
   const Judged* const kept = static_cast<const Judged*>(job.workspace.judged) + b * args.width;
   const ResidualMass residual(job, b, i, kept[i]);
   if (kept[i].weight != 1.0) {
-    RowPart* const parts = job.workspace.row_scratch(at).parts;
+    TilePart* const parts = job.workspace.row_scratch(at).parts;
     for_slices(
-        split.first(block), split.end(block, job.workspace.slices), [&](uint32_t begin) { residual.prefetch(begin); },
+        split.first(block), split.end(block), [&](uint32_t begin) { residual.prefetch(begin); },
         [&](uint32_t begin) {
           if (begin >= residual.size()) return;
           const float mass = residual.of_tile(begin);
@@ -182,7 +182,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksHeld) masses_kernel(Job job) 
   const uint32_t tiles = (residual.size() + kTile - 1) / kTile;
   for (int32_t j = threadIdx.x; j < chain.length; j += kThreads) judged[j] = kept[j];
   for (int32_t j = 1 + warp_index(); j < decision.length; j += kWarps) {
-    const RowPart* const parts = job.workspace.row_scratch(b * args.width + j).parts;
+    const TilePart* const parts = job.workspace.row_scratch(b * args.width + j).parts;
     double mass = 0;
 #pragma unroll 4
     for (uint32_t t = lane_index(); t < tiles; t += kWarp) mass += __ldcg(&parts[t].mass);
@@ -236,22 +236,20 @@ __global__ void __launch_bounds__(kThreads, kBlocksHeld) residual_kernel(Job job
   };
   uint64_t best = 0;  // of the warp's tiles
   for_slices(
-      split.first(block), split.end(block, job.workspace.slices), [&](uint32_t begin) { prefetch_tile(target, begin); },
+      split.first(block), split.end(block), [&](uint32_t begin) { prefetch_tile(target, begin); },
       [&](uint32_t begin) {
         if (begin >= target.size) return;
         Tile tile;
         load_tile(target, begin, tile);
-        // A score is dear: with one for each lane, few others are left that may be better.
-        if (best == 0) best = warp_max(race(begin, likeliest(tile, begin, noise, bound), best, score));
-        best = warp_max(race(begin, contenders(tile, begin, noise, best, bound), best, score));
+        best = race(tile, begin, noise, best, bound, score);
       });
   best = block_max(best);
-  RowPart* const parts = job.workspace.row_scratch(b * args.width).parts;
-  if (threadIdx.x == 0) parts[block].winner = best;
+  WarpBest* const bests = job.workspace.row_scratch(b * args.width).bests;
+  if (threadIdx.x == 0) bests[block].winner = best;
   if (!arrive(job.workspace.request_counters + b, blocks)) return;
 
   best = 0;
-  for (uint32_t s = threadIdx.x; s < blocks; s += kThreads) best = max(best, __ldcg(&parts[s].winner));
+  for (uint32_t s = threadIdx.x; s < blocks; s += kThreads) best = max(best, __ldcg(&bests[s].winner));
   best = block_max(best);
   decision.next_token = best != 0 ? packed_id(best) : draw_alone(job, b, chain, i, Purpose::kResidual, judged);
   if (warp_index() == 0) commit(job, b, chain, decision);

@@ -17,9 +17,9 @@ inline bool goes_in_turn(const VerifyArgs& args, int multiprocessors) {
 // All there is to know of a row. All threads of the block call it, and all get the result.
 __device__ __forceinline__ RowResult look_at_row(const Row& row, const RowTask& task, uint32_t slices,
                                                  const RowScratch& scratch) {
-  look_at_slices(row, task, 0, slices, scratch);
+  look_at_slices(row, task, {slices, slices, 1}, 0, scratch);
   __syncthreads();
-  return finish_row(row, task, scratch);
+  return finish_row(row, task, scratch, 1);
 }
 
 // Looks at target row i, and at the draft's where its statistics are wanted and did not come with it.

@@ -75,7 +75,7 @@ MUTANTS = {
         agrees("block"),
     ),
     "last slice skipped": CudaMutant(
-        "common/cuda/workspace.cuh",
+        "common/cuda/row_task.cuh",
         "return min(slices, (block + 1) * slices_per_block);",
         "return min(slices > 1 ? slices - 1 : slices, (block + 1) * slices_per_block);",
         lambda: check_last_token_is_drawn(4097, "cuda"),
@@ -121,8 +121,8 @@ MUTANTS = {
     ),
     "tile of the threshold skipped": CudaMutant(
         "common/cuda/held.cuh",
-        "__ldcg(peaks + begin / kTile) < floor",
-        "__ldcg(peaks + begin / kTile) <= floor",
+        "__ldcg(&parts[begin / kTile].highest) < floor",
+        "__ldcg(&parts[begin / kTile].highest) <= floor",
         filters,
     ),
     "rest of the row weighs nothing": CudaMutant(

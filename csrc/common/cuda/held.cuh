@@ -13,12 +13,12 @@ struct Held {
 };
 
 // Calls visit(begin, tile) for every tile whose peak reaches `floor`, as `for_tiles` does for all, until `done`, which is
-// the same in all lanes of a warp, is true. peaks: of the row's tiles; null: every tile is visited.
+// the same in all lanes of a warp, is true. parts: of the row's tiles; null: every tile is visited.
 template <typename Visit>
-__device__ __forceinline__ void for_tiles_until(const bool& done, const Row& row, const float* peaks, float floor,
+__device__ __forceinline__ void for_tiles_until(const bool& done, const Row& row, const TilePart* parts, float floor,
                                                 const Visit& visit) {
   for (uint32_t begin = warp_index() * kTile; begin < row.size && !done; begin += kSlice) {
-    if (peaks != nullptr && __ldcg(peaks + begin / kTile) < floor) continue;
+    if (parts != nullptr && __ldcg(&parts[begin / kTile].highest) < floor) continue;
     Tile tile;
     load_tile(row, begin, tile);
     visit(begin, tile);
@@ -26,19 +26,19 @@ __device__ __forceinline__ void for_tiles_until(const bool& done, const Row& row
 }
 
 template <typename Visit>
-__device__ __forceinline__ void for_tiles_from(const Row& row, const float* peaks, float floor, const Visit& visit) {
-  for_tiles_until(false, row, peaks, floor, visit);
+__device__ __forceinline__ void for_tiles_from(const Row& row, const TilePart* parts, float floor, const Visit& visit) {
+  for_tiles_until(false, row, parts, floor, visit);
 }
 
 // Calls visit(x) for what is held, or, where that is null, for the logits of all tiles whose peak reaches `floor`.
 template <typename Visit>
-__device__ __forceinline__ void for_values(const Row& row, const float* peaks, float floor, const Held* held,
+__device__ __forceinline__ void for_values(const Row& row, const TilePart* parts, float floor, const Held* held,
                                            const Visit& visit) {
   if (held != nullptr) {
     for (uint32_t i = threadIdx.x; i < held->count; i += kThreads) visit(held->values[i]);
     return;
   }
-  for_tiles_from(row, peaks, floor, [&](uint32_t, const Tile& tile) {
+  for_tiles_from(row, parts, floor, [&](uint32_t, const Tile& tile) {
 #pragma unroll
     for (int i = 0; i < kHeld; ++i) visit(tile.x[i]);
   });
@@ -47,13 +47,13 @@ __device__ __forceinline__ void for_values(const Row& row, const float* peaks, f
 // Holds the logits that take(x) is true of, if they fit; false if not, and then take(x) was not asked of all. Tiles whose
 // peak is below `floor` are passed over. All threads of the block call it.
 template <typename Take>
-__device__ __forceinline__ bool hold_values(const Row& row, const float* peaks, float floor, Held& held,
+__device__ __forceinline__ bool hold_values(const Row& row, const TilePart* parts, float floor, Held& held,
                                             const Take& take) {
   __syncthreads();
   if (threadIdx.x == 0) held.count = 0;
   __syncthreads();
   bool full = false;
-  for_tiles_until(full, row, peaks, floor, [&](uint32_t, const Tile& tile) {
+  for_tiles_until(full, row, parts, floor, [&](uint32_t, const Tile& tile) {
     uint32_t taken = 0;
 #pragma unroll
     for (int i = 0; i < kHeld; ++i) taken |= static_cast<uint32_t>(take(tile.x[i])) << i;
@@ -82,14 +82,14 @@ __device__ __forceinline__ bool hold_values(const Row& row, const float* peaks, 
 
 // The `rank`-th highest of the tiles' peaks, which so many logits reach at least; -inf where tiles are fewer, or too many
 // to compare. All threads of the block call it, and `store` is written to.
-__device__ __forceinline__ float peak_of_rank(const Row& row, const float* peaks, uint32_t rank, Held& store) {
+__device__ __forceinline__ float peak_of_rank(const Row& row, const TilePart* parts, uint32_t rank, Held& store) {
   constexpr uint32_t kMostTiles = 512;
   static_assert(kMostTiles <= kMostHeld, "");
   __shared__ float found;
   const uint32_t tiles = (row.size + kTile - 1) / kTile;
   if (tiles < rank || tiles > kMostTiles) return -INFINITY;
   __syncthreads();
-  for (uint32_t i = threadIdx.x; i < tiles; i += kThreads) store.values[i] = __ldcg(peaks + i);
+  for (uint32_t i = threadIdx.x; i < tiles; i += kThreads) store.values[i] = __ldcg(&parts[i].highest);
   __syncthreads();
   for (uint32_t i = threadIdx.x; i < tiles; i += kThreads) {
     const float peak = store.values[i];

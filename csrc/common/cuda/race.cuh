@@ -31,18 +31,15 @@ __device__ __forceinline__ uint32_t contenders(const Tile& tile, uint32_t begin,
   uint32_t mask = 0;
 #pragma unroll
   for (int first = 0; first < kHeld; first += kPhiloxLanes) {
-    float bound[kPhiloxLanes], most = -INFINITY;
+    float most = tile.x[first];
 #pragma unroll
-    for (int k = 0; k < kPhiloxLanes; ++k) {
-      bound[k] = log_weight(tile.x[first + k]);
-      most = fmaxf(most, bound[k]);
-    }
-    if (!(most + kMostGumbel > cut)) continue;
+    for (int k = 1; k < kPhiloxLanes; ++k) most = fmaxf(most, tile.x[first + k]);
+    if (!(log_weight(most) + kMostGumbel > cut)) continue;
     const PhiloxWords words = philox_words(key, held_id(begin, first) / kPhiloxLanes);
 #pragma unroll
     for (int k = 0; k < kPhiloxLanes; ++k) {
       const float gumbel_bound = -kLn2 * log2_of(one_minus_unit(words.w[k]));
-      if (bound[k] + gumbel_bound > cut) mask |= 1u << (first + k);
+      if (log_weight(tile.x[first + k]) + gumbel_bound > cut) mask |= 1u << (first + k);
     }
   }
   return mask;
@@ -69,10 +66,10 @@ __device__ __forceinline__ uint32_t likeliest(const Tile& tile, uint32_t begin, 
   return mask;
 }
 
-// The better of `best` and the tile's contenders; score(id) is exact, or -inf for one that may not win. The lane's
-// `begin`, `mask` as of `contenders`.
+// The better of `best` and those of `mask`; score(id) is exact, or -inf for one that may not win. The lane's `begin` and
+// `mask`.
 template <typename Score>
-__device__ __forceinline__ uint64_t race(uint32_t begin, uint32_t mask, uint64_t best, const Score& score) {
+__device__ __forceinline__ uint64_t better_of(uint32_t begin, uint32_t mask, uint64_t best, const Score& score) {
   for (; mask != 0; mask &= mask - 1) {
     const uint32_t id = held_id(begin, __ffs(static_cast<int>(mask)) - 1);
     const float value = score(id);
@@ -81,6 +78,18 @@ __device__ __forceinline__ uint64_t race(uint32_t begin, uint32_t mask, uint64_t
     best = entry > best ? entry : best;
   }
   return best;
+}
+
+// The better of `best` and the winner of the tile. An exact score is dear: with one for each lane, few others are left
+// that may be better, and with the best of tiles before mostly none. By a whole warp; all lanes have `best`, and get the
+// result.
+template <typename LogWeight, typename Score>
+__device__ __forceinline__ uint64_t race(const Tile& tile, uint32_t begin, const NoiseKey& key, uint64_t best,
+                                         const LogWeight& log_weight, const Score& score) {
+  if (best == 0) best = warp_max(better_of(begin, likeliest(tile, begin, key, log_weight), best, score));
+  const uint32_t mask = contenders(tile, begin, key, best, log_weight);
+  if (!__any_sync(kAllLanes, mask != 0)) return best;
+  return warp_max(better_of(begin, mask, best, score));
 }
 
 __device__ __forceinline__ float gumbel(const NoiseKey& key, uint32_t id) {

@@ -44,49 +44,110 @@ struct Tile {
   float x[kHeld];
 };
 
+// What a lane holds of a tile, as it is in memory.
 template <typename Value>
-__device__ __forceinline__ float to_float(Value value);
-template <>
-__device__ __forceinline__ float to_float(float value) {
-  return value;
-}
-template <>
-__device__ __forceinline__ float to_float(__nv_bfloat16 value) {
-  return __bfloat162float(value);
-}
-template <>
-__device__ __forceinline__ float to_float(__half value) {
-  return __half2float(value);
-}
+struct alignas(sizeof(uint4)) RawTile {
+  Value values[kHeld];
+};
 
+__device__ __forceinline__ float to_float(float value) { return value; }
+__device__ __forceinline__ float to_float(__nv_bfloat16 value) { return __bfloat162float(value); }
+__device__ __forceinline__ float to_float(__half value) { return __half2float(value); }
+
+// Of -inf.
+__device__ __forceinline__ uint32_t lowest_bits(float) { return 0xff800000u; }
+__device__ __forceinline__ uint32_t lowest_bits(__nv_bfloat16) { return 0xff80u; }
+__device__ __forceinline__ uint32_t lowest_bits(__half) { return 0xfc00u; }
+
+// The logits of ids [begin, begin + kTile); -inf past the end of the row, which is of Values.
 template <typename Value>
-__device__ __forceinline__ void load_whole_tile(const Value* row, uint32_t begin, Tile& tile) {
-  constexpr int kPerLoad = sizeof(uint4) / sizeof(Value), kLoads = kHeld / kPerLoad;
-  uint4 packed[kLoads];
+__device__ __forceinline__ void load_raw_tile(const Row& row, uint32_t begin, RawTile<Value>& tile) {
+  constexpr int kPerLoad = sizeof(uint4) / sizeof(Value);
+  const Value* const data = static_cast<const Value*>(row.data);
+  if (begin + kTile <= row.size && reinterpret_cast<uintptr_t>(row.data) % sizeof(uint4) == 0) {
 #pragma unroll
-  for (int i = 0; i < kLoads; ++i) {
-    packed[i] = __ldg(reinterpret_cast<const uint4*>(row + held_id(begin, i * kPerLoad)));
-  }
-#pragma unroll
-  for (int i = 0; i < kHeld; ++i) tile.x[i] = to_float(reinterpret_cast<const Value*>(packed)[i]);
-}
-
-// The logits of ids [begin, begin + kTile); -inf past the end of the row.
-__device__ __forceinline__ void load_tile(const Row& row, uint32_t begin, Tile& tile) {
-  const bool whole = begin + kTile <= row.size && reinterpret_cast<uintptr_t>(row.data) % sizeof(uint4) == 0;
-  if (!whole) {
+    for (int i = 0; i < kHeld; i += kPerLoad) {
+      reinterpret_cast<uint4*>(tile.values)[i / kPerLoad] =
+          __ldg(reinterpret_cast<const uint4*>(data + held_id(begin, i)));
+    }
+  } else {
+    const uint32_t lowest = lowest_bits(Value{});
 #pragma unroll
     for (int i = 0; i < kHeld; ++i) {
       const uint32_t id = held_id(begin, i);
-      tile.x[i] = id < row.size ? row.at(id) : -INFINITY;
+      tile.values[i] = id < row.size ? data[id] : *reinterpret_cast<const Value*>(&lowest);
     }
-  } else if (row.dtype == DType::kFloat32) {
-    load_whole_tile(static_cast<const float*>(row.data), begin, tile);
-  } else if (row.dtype == DType::kBFloat16) {
-    load_whole_tile(static_cast<const __nv_bfloat16*>(row.data), begin, tile);
-  } else {
-    load_whole_tile(static_cast<const __half*>(row.data), begin, tile);
   }
+}
+
+template <typename Value>
+__device__ __forceinline__ Tile unpacked(const RawTile<Value>& raw) {
+  Tile tile;
+#pragma unroll
+  for (int i = 0; i < kHeld; ++i) tile.x[i] = to_float(raw.values[i]);
+  return tile;
+}
+
+// Calls visit(Value{}) for the type of the row's logits.
+template <typename Visit>
+__device__ __forceinline__ void with_type(DType dtype, const Visit& visit) {
+  switch (dtype) {
+    case DType::kFloat32: return visit(float{});
+    case DType::kBFloat16: return visit(__nv_bfloat16{});
+    default: return visit(__half{});
+  }
+}
+
+__device__ __forceinline__ void load_tile(const Row& row, uint32_t begin, Tile& tile) {
+  with_type(row.dtype, [&](auto value) {
+    RawTile<decltype(value)> raw;
+    load_raw_tile(row, begin, raw);
+    tile = unpacked(raw);
+  });
+}
+
+// The larger, or NaN if one is: of two, or of two pairs in words.
+__device__ __forceinline__ float larger(float a, float b) {
+#ifdef __CUDA_ARCH__
+  float most;
+  asm("max.NaN.f32 %0, %1, %2;" : "=f"(most) : "f"(a), "f"(b));
+  return most;
+#else
+  return a != a || b != b ? NAN : fmaxf(a, b);
+#endif
+}
+
+#ifdef __CUDA_ARCH__
+__device__ __forceinline__ uint32_t larger_pair(__nv_bfloat16, uint32_t a, uint32_t b) {
+  uint32_t most;
+  asm("max.NaN.bf16x2 %0, %1, %2;" : "=r"(most) : "r"(a), "r"(b));
+  return most;
+}
+
+__device__ __forceinline__ uint32_t larger_pair(__half, uint32_t a, uint32_t b) {
+  uint32_t most;
+  asm("max.NaN.f16x2 %0, %1, %2;" : "=r"(most) : "r"(a), "r"(b));
+  return most;
+}
+#endif
+
+// The highest logit that a lane holds, or NaN if one is.
+template <typename Value>
+__device__ __forceinline__ float highest_of(const RawTile<Value>& tile) {
+#ifdef __CUDA_ARCH__
+  if constexpr (sizeof(Value) == 2) {
+    const uint32_t* const words = reinterpret_cast<const uint32_t*>(tile.values);
+    uint32_t most = words[0];
+#pragma unroll
+    for (int i = 1; i < kHeld / 2; ++i) most = larger_pair(Value{}, most, words[i]);
+    const Value* const pair = reinterpret_cast<const Value*>(&most);
+    return larger(to_float(pair[0]), to_float(pair[1]));
+  }
+#endif
+  float most = to_float(tile.values[0]);
+#pragma unroll
+  for (int i = 1; i < kHeld; ++i) most = larger(most, to_float(tile.values[i]));
+  return most;
 }
 
 // Asks for what is in the row of the tile at `begin` to come to the second-level cache. By a whole warp.

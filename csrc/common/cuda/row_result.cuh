@@ -6,18 +6,18 @@
 // From what the blocks found in a row's slices to all there is to know of the row.
 namespace pearl::cuda {
 
-// A draw, and the mass, over a whole row by one block. All threads of the block call it, and all get the result. peaks: of
+// A draw, and the mass, over a whole row by one block. All threads of the block call it, and all get the result. parts: of
 // the row's tiles, or null
 struct Swept {
   float lse;
   uint64_t winner;
 };
-__device__ __forceinline__ Swept sweep_row(const Row& row, const RowTask& task, const float* peaks, float threshold,
+__device__ __forceinline__ Swept sweep_row(const Row& row, const RowTask& task, const TilePart* parts, float threshold,
                                            float highest) {
   const float inverse_temperature = task.filter.inverse_temperature, scale = inverse_temperature * kLog2E;
   double mass = 0;
   uint64_t best = 0;
-  for_tiles_from(row, peaks, threshold, [&](uint32_t begin, const Tile& tile) {
+  for_tiles_from(row, parts, threshold, [&](uint32_t begin, const Tile& tile) {
     mass += held_mass<false>(tile, threshold, highest, scale);
     if (task.draws) best = race_for_row<false>(row, task, tile, begin, threshold, best);
   });
@@ -26,70 +26,73 @@ __device__ __forceinline__ Swept sweep_row(const Row& row, const RowTask& task, 
   return {static_cast<float>(static_cast<double>(highest) * inverse_temperature + log(mass)), best};
 }
 
-__device__ __forceinline__ int32_t status_of(const RowPart& whole, const RowTask& task) {
-  const float highest = packed_value(whole.peak);
-  if (whole.invalid || highest == INFINITY) return kTargetInvalid;
+__device__ __forceinline__ int32_t status_of(float highest, const RowTask& task) {
+  if (highest == INFINITY) return kTargetInvalid;
   if (highest == -INFINITY) return kEmptyDistribution;
   const bool overflows = fabsf(highest * task.filter.inverse_temperature) == INFINITY;
   return !task.greedy && overflows ? kTargetInvalid : kOk;
 }
 
-// Puts what is in the slices [first, end) of the row into `scratch`. All threads of the block call it.
-__device__ __forceinline__ void look_at_slices(const Row& row, const RowTask& task, uint32_t first, uint32_t end,
+// Puts what is in the slices of the row's block number `block` into `scratch`. All threads of the block call it.
+__device__ __forceinline__ void look_at_slices(const Row& row, const RowTask& task, const Split& split, uint32_t block,
                                                const RowScratch& scratch) {
-  for_slices(
-      first, end, [&](uint32_t begin) { prefetch_tile(row, begin); },
-      [&](uint32_t begin) {
-        if (begin >= row.size) return;
-        const RowPart part = look_at_tile(row, task, begin, scratch.peaks);
-        if (lane_index() == 0) scratch.parts[begin / kTile] = part;
-      });
+  WarpBest best{0, 0};
+  with_type(row.dtype, [&](auto value) {
+    for_slices(
+        split.first(block), split.end(block), [&](uint32_t begin) { prefetch_tile(row, begin); },
+        [&](uint32_t begin) {
+          if (begin >= row.size) return;
+          const TilePart part = look_at_tile<decltype(value)>(row, task, begin, best);
+          if (lane_index() == 0) scratch.parts[begin / kTile] = part;
+        });
+  });
+  if (lane_index() == 0) scratch.bests[block * kWarps + warp_index()] = best;
 }
 
-// What there is to know of a row, but for what only a filter lets through, once all its slices were looked at. By a whole
-// warp; all lanes get the result.
-__device__ __forceinline__ RowResult merge_parts(const Row& row, const RowTask& task, const RowPart* parts) {
-  constexpr int kAtOnce = 4;  // loads, each as far away as memory of other multiprocessors is
-  const uint32_t tiles = (row.size + kTile - 1) / kTile;
-  RowPart whole{0, 0, 0.0f, 0};
+// What there is to know of a row, but for what only a filter lets through, once `blocks` have looked at all of it. By a
+// whole warp; all lanes get the result.
+__device__ __forceinline__ RowResult merge_parts(const Row& row, const RowTask& task, const RowScratch& scratch,
+                                                 uint32_t blocks) {
+  constexpr int kAtOnce = 4;  // loads, each from as far as the second-level cache
+  WarpBest best{0, 0};
 #pragma unroll kAtOnce
-  for (uint32_t t = lane_index(); t < tiles; t += kWarp) {
-    whole.peak = max(whole.peak, __ldcg(&parts[t].peak));
-    whole.winner = max(whole.winner, __ldcg(&parts[t].winner));
-    whole.invalid |= __ldcg(&parts[t].invalid);
+  for (uint32_t i = lane_index(); i < blocks * kWarps; i += kWarp) {
+    best.peak = max(best.peak, __ldcg(&scratch.bests[i].peak));
+    best.winner = max(best.winner, __ldcg(&scratch.bests[i].winner));
   }
-  whole.peak = warp_max(whole.peak);
-  whole.winner = warp_max(whole.winner);
-  whole.invalid = __any_sync(kAllLanes, whole.invalid);
-  const float highest = packed_value(whole.peak), inverse_temperature = task.filter.inverse_temperature;
+  best.peak = warp_max(best.peak);
+  best.winner = warp_max(best.winner);
+  const float highest = packed_value(best.peak), inverse_temperature = task.filter.inverse_temperature;
   double mass = 0;
   if (!task.greedy) {
     const float scale = inverse_temperature * kLog2E;
+    const uint32_t tiles = (row.size + kTile - 1) / kTile;
 #pragma unroll kAtOnce
     for (uint32_t t = lane_index(); t < tiles; t += kWarp) {
-      const float own = __ldcg(&parts[t].mass), peak = packed_value(__ldcg(&parts[t].peak));
+      const float own = __ldcg(&scratch.parts[t].mass), peak = __ldcg(&scratch.parts[t].highest);
       if (own > 0) mass += static_cast<double>(own) * exp2_of((peak - highest) * scale);
     }
     mass = warp_sum(mass);
   }
   const float lse = static_cast<float>(static_cast<double>(highest) * inverse_temperature + log(mass));
-  const uint32_t drawn = whole.winner != 0 ? packed_id(whole.winner) : task.excluded;
-  return {lse, -INFINITY, highest, packed_id(whole.peak), drawn, status_of(whole, task)};
+  const uint32_t drawn = best.winner != 0 ? packed_id(best.winner) : task.excluded;
+  return {lse, -INFINITY, highest, packed_id(best.peak), drawn, status_of(highest, task)};
 }
 
-// The same with the filter's part. Called by all threads of the block that came last with a slice of the row; all get
-// the result.
-__device__ __forceinline__ RowResult finish_row(const Row& row, const RowTask& task, const RowScratch& scratch) {
+// The same with the filter's part. Called by all threads of the last of `blocks` that looked at the row; all get the
+// result.
+__device__ __forceinline__ RowResult finish_row(const Row& row, const RowTask& task, const RowScratch& scratch,
+                                                uint32_t blocks) {
   __shared__ RowResult result;
   if (warp_index() == 0) {
-    const RowResult merged = merge_parts(row, task, scratch.parts);
+    const RowResult merged = merge_parts(row, task, scratch, blocks);
     if (lane_index() == 0) result = merged;
   }
   __syncthreads();
   RowResult known = result;
   if (known.status != kOk || !task.filters(row.size)) return known;
-  known.threshold = find_threshold(row, scratch.peaks, task.filter, known.highest);
-  const Swept swept = sweep_row(row, task, scratch.peaks, known.threshold, known.highest);
+  known.threshold = find_threshold(row, scratch.parts, task.filter, known.highest);
+  const Swept swept = sweep_row(row, task, scratch.parts, known.threshold, known.highest);
   known.lse = swept.lse;
   known.drawn = swept.winner != 0 ? packed_id(swept.winner) : task.excluded;
   return known;

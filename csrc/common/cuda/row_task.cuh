@@ -37,18 +37,32 @@ struct RowTask {
   __device__ bool filters(uint32_t vocab) const { return !greedy && !filter.keeps_all(vocab); }
 };
 
-// What is in a tile or a slice of a row.
-struct RowPart {
-  uint64_t peak;    // the highest logit and its lowest id, packed
+// What is in a tile of a row.
+struct TilePart {
+  float highest;  // +inf if there is one that no model should give: NaN or +inf
+  float mass;     // sum of exp((logit - highest) / temperature); 0 where a filter decides later what takes part
+};
+
+// What is best of the tiles that a warp looked at, packed.
+struct WarpBest {
+  uint64_t peak;    // the highest logit
   uint64_t winner;  // of the draw; 0 where a filter decides later who takes part
-  float mass;       // sum of exp((logit - highest of the part) / temperature)
-  uint32_t invalid;
 };
 
 // What blocks leave of a row for the one that comes last.
 struct RowScratch {
-  RowPart* parts;  // (slices, kWarps)
-  float* peaks;    // (slices, kWarps): the highest logit of each tile, where a filter is to be decided
+  TilePart* parts;  // (slices, kWarps)
+  WarpBest* bests;  // (blocks, kWarps)
+};
+
+// How a row's slices are shared out to blocks. What is found does not depend on it.
+struct Split {
+  uint32_t slices;  // of a row
+  uint32_t slices_per_block;
+  uint32_t blocks;
+
+  __device__ __forceinline__ uint32_t first(uint32_t block) const { return block * slices_per_block; }
+  __device__ __forceinline__ uint32_t end(uint32_t block) const { return min(slices, (block + 1) * slices_per_block); }
 };
 
 struct RowResult {
@@ -76,49 +90,39 @@ template <bool kAll>
 __device__ __forceinline__ uint64_t race_for_row(const Row& row, const RowTask& task, const Tile& tile, uint32_t begin,
                                                  float threshold, uint64_t best) {
   const float inverse_temperature = task.filter.inverse_temperature;
-  const uint32_t mask = contenders(tile, begin, task.noise, best, [&](float x) {
-    return kAll || x >= threshold ? x * inverse_temperature : -INFINITY;
-  });
-  return race(begin, mask, best, [&](uint32_t id) {
-    if (id == task.excluded) return -INFINITY;
-    return fmaf(row.at(id), inverse_temperature, gumbel(task.noise, id));
-  });
+  return race(
+      tile, begin, task.noise, best,
+      [&](float x) { return kAll || x >= threshold ? x * inverse_temperature : -INFINITY; },
+      [&](uint32_t id) {
+        if (id == task.excluded) return -INFINITY;
+        return fmaf(row.at(id), inverse_temperature, gumbel(task.noise, id));
+      });
 }
 
-// What is in the warp's tile at `begin`, which is in the row. By a whole warp; all lanes get the result. peaks: of the
-// row's tiles
-__device__ __forceinline__ RowPart look_at_tile(const Row& row, const RowTask& task, uint32_t begin, float* peaks) {
-  RowPart part{0, 0, 0.0f, 0};
-  Tile tile;
-  load_tile(row, begin, tile);
-  float highest = -INFINITY;
-  uint32_t at = held_id(begin, 0);
-  bool invalid = false;
+// The lowest id of the tile whose logit is `highest`. By a whole warp; all lanes get the result.
+__device__ __forceinline__ uint32_t id_of(const Tile& tile, uint32_t begin, float highest) {
+  uint32_t id = kNoId;
 #pragma unroll
-  for (int i = 0; i < kHeld; ++i) {
-    invalid |= !(tile.x[i] < INFINITY);  // NaN or +inf
-    if (tile.x[i] > highest) {
-      highest = tile.x[i];
-      at = held_id(begin, i);
-    }
-  }
-  const uint32_t word = ordered(highest);
-  const uint32_t top = __reduce_max_sync(kAllLanes, word);
-  const uint32_t id = __reduce_min_sync(kAllLanes, word == top ? at : kNoId);
-  highest = from_ordered(top);
-  part.peak = pack(highest, id);
-  part.invalid = __any_sync(kAllLanes, invalid);
-  if (task.filters(row.size) && lane_index() == 0) peaks[begin / kTile] = highest;
-  if (!task.greedy && highest > -INFINITY && !part.invalid && task.filter.keeps_all(row.size)) {
+  for (int i = kHeld - 1; i >= 0; --i) id = tile.x[i] == highest ? held_id(begin, i) : id;
+  return __reduce_min_sync(kAllLanes, id);
+}
+
+// What is in the warp's tile at `begin`, which is in the row, and the best of it and of tiles before. By a whole warp; all
+// lanes get the results.
+template <typename Value>
+__device__ __forceinline__ TilePart look_at_tile(const Row& row, const RowTask& task, uint32_t begin, WarpBest& best) {
+  RawTile<Value> raw;
+  load_raw_tile(row, begin, raw);
+  const float own = highest_of(raw);
+  const bool invalid = __any_sync(kAllLanes, !(own < INFINITY));
+  const float highest = invalid ? INFINITY : from_ordered(__reduce_max_sync(kAllLanes, ordered(own)));
+  const Tile tile = unpacked(raw);
+  if (best.peak == 0 || highest > packed_value(best.peak)) best.peak = pack(highest, id_of(tile, begin, highest));
+  TilePart part{highest, 0.0f};
+  if (!task.greedy && highest > -INFINITY && !invalid && task.filter.keeps_all(row.size)) {
     const float scale = task.filter.inverse_temperature * kLog2E;
     part.mass = warp_sum(held_mass<true>(tile, -INFINITY, highest, scale));
-    if (task.draws) {
-      uint64_t best = 0;
-      if (id != task.excluded) {
-        best = pack(fmaf(highest, task.filter.inverse_temperature, gumbel(task.noise, id)), id);
-      }
-      part.winner = warp_max(race_for_row<true>(row, task, tile, begin, -INFINITY, best));
-    }
+    if (task.draws) best.winner = race_for_row<true>(row, task, tile, begin, -INFINITY, best.winner);
   }
   return part;
 }

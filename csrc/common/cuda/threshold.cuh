@@ -64,7 +64,7 @@ struct Quota {
 //
 // The first histogram is linear in the logit, which spreads out what models give; the bin it finds is then divided by
 // the float's own order, until one value is left. A bin that fits is taken out of the row for that.
-__device__ __forceinline__ float select_threshold(const Row& row, const float* peaks, const Held* held, Held& store,
+__device__ __forceinline__ float select_threshold(const Row& row, const TilePart* parts, const Held* held, Held& store,
                                                   uint64_t rest, float floor, const Filter& filter,
                                                   const Quota& quota) {
   __shared__ unsigned long long bins[kBins];
@@ -82,7 +82,7 @@ __device__ __forceinline__ float select_threshold(const Row& row, const float* p
 
   clear();
   unsigned long long own = 0;
-  for_values(row, peaks, floor, held, [&](float x) {
+  for_values(row, parts, floor, held, [&](float x) {
     if (!counts(x)) return;
     const unsigned long long weight = quota.weight(x);
     atomicAdd(&bins[linear_bin(x)], weight);
@@ -97,9 +97,9 @@ __device__ __forceinline__ float select_threshold(const Row& row, const float* p
   uint64_t left = target - found.before;
 
   const auto in_bin = [&](float x) { return counts(x) && linear_bin(x) == found.bin; };
-  if (held == nullptr && hold_values(row, peaks, floor, store, in_bin)) held = &store;
+  if (held == nullptr && hold_values(row, parts, floor, store, in_bin)) held = &store;
   uint32_t low = 0xffffffffu, high = 0;
-  for_values(row, peaks, floor, held, [&](float x) {
+  for_values(row, parts, floor, held, [&](float x) {
     if (!in_bin(x)) return;
     low = min(low, ordered(x));
     high = max(high, ordered(x));
@@ -115,7 +115,7 @@ __device__ __forceinline__ float select_threshold(const Row& row, const float* p
   while (low < high) {
     const uint32_t step = (high - low) / kBins + 1;
     clear();
-    for_values(row, peaks, from_ordered(low), held, [&](float x) {
+    for_values(row, parts, from_ordered(low), held, [&](float x) {
       const uint32_t word = ordered(x);
       if (word >= low && word <= high) atomicAdd(&bins[(high - word) / step], quota.weight(x));
     });
@@ -130,9 +130,9 @@ __device__ __forceinline__ float select_threshold(const Row& row, const float* p
 
 // A logit that the threshold of the row's first filter, top_k or else top_p, is not below, if there is one to be had
 // without looking at the row; -inf otherwise.
-__device__ __forceinline__ float quick_bound(const Row& row, const float* peaks, const Filter& filter, float highest,
+__device__ __forceinline__ float quick_bound(const Row& row, const TilePart* parts, const Filter& filter, float highest,
                                              Held& store) {
-  if (filter.limits_count(row.size)) return peak_of_rank(row, peaks, static_cast<uint32_t>(filter.top_k), store);
+  if (filter.limits_count(row.size)) return peak_of_rank(row, parts, static_cast<uint32_t>(filter.top_k), store);
   // All that is below weighs, were there nothing but that and the highest, less than what top_p leaves out.
   const double nats = log((1.0 - static_cast<double>(filter.top_p)) / row.size) - 0.01;
   return static_cast<float>(static_cast<double>(highest) + static_cast<double>(filter.temperature) * nats);
@@ -143,16 +143,16 @@ __device__ __forceinline__ float quick_bound(const Row& row, const float* peaks,
 // Both are nearly always decided by few of the row's logits: those at or above a bound are taken out of it in one pass,
 // which for top_k skips the tiles that are below, and the rest is done with them. Where they do not fit, the row is
 // walked for each histogram.
-__device__ __forceinline__ float find_quota_threshold(const Row& row, const float* peaks, const Filter& filter,
+__device__ __forceinline__ float find_quota_threshold(const Row& row, const TilePart* parts, const Filter& filter,
                                                       float highest) {
   __shared__ Held store;
   const bool limits_count = filter.limits_count(row.size);
   Quota quota{!limits_count, static_cast<uint64_t>(max(filter.top_k, 0)), filter.top_p, highest,
               filter.inverse_temperature * kLog2E};
-  const float bound = quick_bound(row, peaks, filter, highest, store);
+  const float bound = quick_bound(row, parts, filter, highest, store);
   unsigned long long rest = 0;
   // Of a share of the whole, the whole has to be known: no tile is skipped.
-  const bool fits = hold_values(row, limits_count ? peaks : nullptr, bound, store, [&](float x) {
+  const bool fits = hold_values(row, limits_count ? parts : nullptr, bound, store, [&](float x) {
     const bool taken = x >= bound && x > -INFINITY;
     if (!taken && quota.by_mass) rest += quota.weight(x);
     return taken;
@@ -161,7 +161,7 @@ __device__ __forceinline__ float find_quota_threshold(const Row& row, const floa
   const Held* held = fits ? &store : nullptr;
   float threshold = -INFINITY;
   for (;;) {
-    float found = select_threshold(row, peaks, held, store, held ? rest : 0, threshold, filter, quota);
+    float found = select_threshold(row, parts, held, store, held ? rest : 0, threshold, filter, quota);
     if (found == -INFINITY && held) {  // less is held than was meant to be: the bound was rounded, or is of no use
       held = nullptr;
       continue;
@@ -174,11 +174,11 @@ __device__ __forceinline__ float find_quota_threshold(const Row& row, const floa
 }
 
 // The row's threshold under a filter that does not keep all. All threads of the block call it.
-__device__ __forceinline__ float find_threshold(const Row& row, const float* peaks, const Filter& filter,
+__device__ __forceinline__ float find_threshold(const Row& row, const TilePart* parts, const Filter& filter,
                                                 float highest) {
   float threshold = -INFINITY;
   if (filter.limits_count(row.size) || filter.limits_mass()) {
-    threshold = find_quota_threshold(row, peaks, filter, highest);
+    threshold = find_quota_threshold(row, parts, filter, highest);
   }
   if (filter.min_p > 0.0f) {
     const double cut =

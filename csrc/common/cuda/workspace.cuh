@@ -7,25 +7,14 @@
 
 namespace pearl::cuda {
 
-// How a row's slices are shared out to blocks. What is found does not depend on it.
-struct Split {
-  uint32_t slices_per_block;
-  uint32_t blocks;  // of a row
-
-  // So that the device holds the blocks of all rows at once, where rows are not more than that: a block takes longer to
-  // begin and to end than to look at a slice.
-  Split(uint32_t slices, int64_t rows, int multiprocessors) {
-    const int64_t held = int64_t{kBlocksHeld} * multiprocessors;
-    const int64_t most = std::min<int64_t>(slices, std::max(int64_t{1}, held / std::max(int64_t{1}, rows)));
-    slices_per_block = static_cast<uint32_t>((slices + most - 1) / most);
-    blocks = (slices + slices_per_block - 1) / slices_per_block;
-  }
-
-  __device__ __forceinline__ uint32_t first(uint32_t block) const { return block * slices_per_block; }
-  __device__ __forceinline__ uint32_t end(uint32_t block, uint32_t slices) const {
-    return min(slices, (block + 1) * slices_per_block);
-  }
-};
+// So that the device holds the blocks of all rows at once, where rows are not more than that: a block takes longer to begin
+// and to end than to look at a slice.
+inline Split split_of(uint32_t slices, int64_t rows, int multiprocessors) {
+  const int64_t held = int64_t{kBlocksHeld} * multiprocessors;
+  const int64_t most = std::min<int64_t>(slices, std::max(int64_t{1}, held / std::max(int64_t{1}, rows)));
+  const uint32_t slices_per_block = static_cast<uint32_t>((slices + most - 1) / most);
+  return {slices, slices_per_block, (slices + slices_per_block - 1) / slices_per_block};
+}
 
 // An operation's memory, shared out. A row is one of (sides, batch, width): the target's, then the draft's where those are
 // looked at beside them.
@@ -35,8 +24,8 @@ struct Workspace {
   Split of_requests;  // where one row of each request is
   uint32_t* row_counters;
   uint32_t* request_counters;
-  RowPart* parts;          // (sides, batch, width, slices, kWarps)
-  float* peaks;            // (sides, batch, width, slices, kWarps)
+  TilePart* parts;         // (sides, batch, width, slices, kWarps)
+  WarpBest* bests;         // (sides, batch, width, slices, kWarps), of which (blocks, kWarps) are used
   float* draft_lse;        // (batch, width), of a draft that came without statistics; NaN: a bad row
   float* draft_threshold;  // (batch, width)
   void* judged;            // (batch, width) and (batch,): see verify/judge.cuh
@@ -47,8 +36,8 @@ struct Workspace {
   // With no memory, to know how much there has to be.
   Workspace(const Memory& memory, int64_t sides, int64_t batch, int64_t width, int64_t vocab, int multiprocessors)
       : slices(static_cast<uint32_t>((vocab + kSlice - 1) / kSlice)),
-        of_rows(slices, sides * batch * width, multiprocessors),
-        of_requests(slices, batch, multiprocessors) {
+        of_rows(split_of(slices, sides * batch * width, multiprocessors)),
+        of_requests(split_of(slices, batch, multiprocessors)) {
     const int64_t tokens = batch * width, rows = sides * tokens;
     char* next = static_cast<char*>(memory.scratch);
     const auto take = [&](int64_t bytes) {
@@ -58,8 +47,8 @@ struct Workspace {
     };
     row_counters = memory.counters;
     request_counters = memory.counters + rows;
-    parts = static_cast<RowPart*>(take(rows * slices * kWarps * static_cast<int64_t>(sizeof(RowPart))));
-    peaks = static_cast<float*>(take(rows * slices * kWarps * 4));
+    parts = static_cast<TilePart*>(take(rows * slices * kWarps * static_cast<int64_t>(sizeof(TilePart))));
+    bests = static_cast<WarpBest*>(take(rows * slices * kWarps * static_cast<int64_t>(sizeof(WarpBest))));
     draft_lse = static_cast<float*>(take(tokens * 4));
     draft_threshold = static_cast<float*>(take(tokens * 4));
     judged = take(tokens * kJudgedBytes);
@@ -72,7 +61,7 @@ struct Workspace {
 
   // Of row `at` of (sides, batch, width).
   __device__ __forceinline__ RowScratch row_scratch(int64_t at) const {
-    return {parts + at * slices * kWarps, peaks + at * slices * kWarps};
+    return {parts + at * slices * kWarps, bests + at * slices * kWarps};
   }
 };
 
