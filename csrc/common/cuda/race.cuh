@@ -45,25 +45,19 @@ __device__ __forceinline__ uint32_t contenders(const Tile& tile, uint32_t begin,
   return mask;
 }
 
-// The logit in the lane's tile with the best bound on its score, a bit as of `contenders`; none where all weigh nothing.
+// The highest of the logits in the lane's tile, a bit as of `contenders`; none where it weighs nothing.
 template <typename LogWeight>
-__device__ __forceinline__ uint32_t likeliest(const Tile& tile, uint32_t begin, const NoiseKey& key,
-                                              const LogWeight& log_weight) {
-  float most = -INFINITY;
-  uint32_t mask = 0;
+__device__ __forceinline__ uint32_t highest_held(const Tile& tile, const LogWeight& log_weight) {
+  float highest = tile.x[0];
+  uint32_t mask = 1;
 #pragma unroll
-  for (int first = 0; first < kHeld; first += kPhiloxLanes) {
-    const PhiloxWords words = philox_words(key, held_id(begin, first) / kPhiloxLanes);
-#pragma unroll
-    for (int k = 0; k < kPhiloxLanes; ++k) {
-      const float bound = log_weight(tile.x[first + k]) - kLn2 * log2_of(one_minus_unit(words.w[k]));
-      if (bound > most) {
-        most = bound;
-        mask = 1u << (first + k);
-      }
+  for (int i = 1; i < kHeld; ++i) {
+    if (tile.x[i] > highest) {
+      highest = tile.x[i];
+      mask = 1u << i;
     }
   }
-  return mask;
+  return log_weight(highest) > -INFINITY ? mask : 0;
 }
 
 // The better of `best` and those of `mask`; score(id) is exact, or -inf for one that may not win. The lane's `begin` and
@@ -80,16 +74,18 @@ __device__ __forceinline__ uint64_t better_of(uint32_t begin, uint32_t mask, uin
   return best;
 }
 
-// The better of `best` and the winner of the tile. An exact score is dear: with one for each lane, few others are left
-// that may be better, and with the best of tiles before mostly none. By a whole warp; all lanes have `best`, and get the
-// result.
+// The better of `best` and the winner of the tile. An exact score is dear: with one for each lane, of its highest logit,
+// few others are left that may be better, and with the best of tiles before mostly none. By a whole warp; all lanes have
+// `best`, and get the result.
 template <typename LogWeight, typename Score>
 __device__ __forceinline__ uint64_t race(const Tile& tile, uint32_t begin, const NoiseKey& key, uint64_t best,
                                          const LogWeight& log_weight, const Score& score) {
-  if (best == 0) best = warp_max(better_of(begin, likeliest(tile, begin, key, log_weight), best, score));
-  const uint32_t mask = contenders(tile, begin, key, best, log_weight);
-  if (!__any_sync(kAllLanes, mask != 0)) return best;
-  return warp_max(better_of(begin, mask, best, score));
+#pragma unroll 1  // not twice the code
+  for (bool first = best == 0;; first = false) {
+    const uint32_t mask = first ? highest_held(tile, log_weight) : contenders(tile, begin, key, best, log_weight);
+    if (__any_sync(kAllLanes, mask != 0)) best = warp_max(better_of(begin, mask, best, score));
+    if (!first) return best;
+  }
 }
 
 __device__ __forceinline__ float gumbel(const NoiseKey& key, uint32_t id) {

@@ -80,32 +80,6 @@ __device__ __forceinline__ void load_raw_tile(const Row& row, uint32_t begin, Ra
   }
 }
 
-template <typename Value>
-__device__ __forceinline__ Tile unpacked(const RawTile<Value>& raw) {
-  Tile tile;
-#pragma unroll
-  for (int i = 0; i < kHeld; ++i) tile.x[i] = to_float(raw.values[i]);
-  return tile;
-}
-
-// Calls visit(Value{}) for the type of the row's logits.
-template <typename Visit>
-__device__ __forceinline__ void with_type(DType dtype, const Visit& visit) {
-  switch (dtype) {
-    case DType::kFloat32: return visit(float{});
-    case DType::kBFloat16: return visit(__nv_bfloat16{});
-    default: return visit(__half{});
-  }
-}
-
-__device__ __forceinline__ void load_tile(const Row& row, uint32_t begin, Tile& tile) {
-  with_type(row.dtype, [&](auto value) {
-    RawTile<decltype(value)> raw;
-    load_raw_tile(row, begin, raw);
-    tile = unpacked(raw);
-  });
-}
-
 // The larger, or NaN if one is: of two, or of two pairs in words.
 __device__ __forceinline__ float larger(float a, float b) {
 #ifdef __CUDA_ARCH__
@@ -148,6 +122,23 @@ __device__ __forceinline__ float highest_of(const RawTile<Value>& tile) {
 #pragma unroll
   for (int i = 1; i < kHeld; ++i) most = larger(most, to_float(tile.values[i]));
   return most;
+}
+
+// The logits of ids [begin, begin + kTile); -inf past the end of the row. Returns the highest that the lane holds, or NaN
+// if one is.
+__device__ __forceinline__ float load_tile(const Row& row, uint32_t begin, Tile& tile) {
+  const auto load = [&](auto value) {
+    RawTile<decltype(value)> raw;
+    load_raw_tile(row, begin, raw);
+#pragma unroll
+    for (int i = 0; i < kHeld; ++i) tile.x[i] = to_float(raw.values[i]);
+    return highest_of(raw);
+  };
+  switch (row.dtype) {
+    case DType::kFloat32: return load(float{});
+    case DType::kBFloat16: return load(__nv_bfloat16{});
+    default: return load(__half{});
+  }
 }
 
 // Asks for what is in the row of the tile at `begin` to come to the second-level cache. By a whole warp.

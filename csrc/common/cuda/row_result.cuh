@@ -37,15 +37,13 @@ __device__ __forceinline__ int32_t status_of(float highest, const RowTask& task)
 __device__ __forceinline__ void look_at_slices(const Row& row, const RowTask& task, const Split& split, uint32_t block,
                                                const RowScratch& scratch) {
   WarpBest best{0, 0};
-  with_type(row.dtype, [&](auto value) {
-    for_slices(
-        split.first(block), split.end(block), [&](uint32_t begin) { prefetch_tile(row, begin); },
-        [&](uint32_t begin) {
-          if (begin >= row.size) return;
-          const TilePart part = look_at_tile<decltype(value)>(row, task, begin, best);
-          if (lane_index() == 0) scratch.parts[begin / kTile] = part;
-        });
-  });
+  for_slices(
+      split.first(block), split.end(block), [&](uint32_t begin) { prefetch_tile(row, begin); },
+      [&](uint32_t begin) {
+        if (begin >= row.size) return;
+        const TilePart part = look_at_tile(row, task, begin, best);
+        if (lane_index() == 0) scratch.parts[begin / kTile] = part;
+      });
   if (lane_index() == 0) scratch.bests[block * kWarps + warp_index()] = best;
 }
 

@@ -109,14 +109,11 @@ __device__ __forceinline__ uint32_t id_of(const Tile& tile, uint32_t begin, floa
 
 // What is in the warp's tile at `begin`, which is in the row, and the best of it and of tiles before. By a whole warp; all
 // lanes get the results.
-template <typename Value>
 __device__ __forceinline__ TilePart look_at_tile(const Row& row, const RowTask& task, uint32_t begin, WarpBest& best) {
-  RawTile<Value> raw;
-  load_raw_tile(row, begin, raw);
-  const float own = highest_of(raw);
+  Tile tile;
+  const float own = load_tile(row, begin, tile);
   const bool invalid = __any_sync(kAllLanes, !(own < INFINITY));
   const float highest = invalid ? INFINITY : from_ordered(__reduce_max_sync(kAllLanes, ordered(own)));
-  const Tile tile = unpacked(raw);
   if (best.peak == 0 || highest > packed_value(best.peak)) best.peak = pack(highest, id_of(tile, begin, highest));
   TilePart part{highest, 0.0f};
   if (!task.greedy && highest > -INFINITY && !invalid && task.filter.keeps_all(row.size)) {
