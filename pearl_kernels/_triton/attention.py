@@ -151,9 +151,9 @@ def attend_parts(
 @triton.jit(do_not_specialize=("capacity", "parts"))
 def join_parts(
     part_best, part_total, part_sums, seq_lens, out, width, group, head_dim, capacity, window, parts, part_length,
-    BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr
+    BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, PARTS: tl.constexpr
 ):  # fmt: skip
-    """Join one query's parts, in order, and write out (batch, width, heads, head_dim), contiguous."""
+    """Join one query's parts, PARTS at a time, and write out (batch, width, heads, head_dim), contiguous."""
     query, head, row = tl.program_id(0), tl.program_id(1).to(tl.int64), tl.program_id(2).to(tl.int64)
     kv_heads = tl.num_programs(1)
     length, end, first = _bounds(seq_lens, row, width, capacity, window)
@@ -163,14 +163,19 @@ def join_parts(
     total = 0.0
     sums = tl.zeros((BLOCK_D,), tl.float32)
     if length >= 0:
-        for part in range(first // BLOCK_N * BLOCK_N // part_length, tl.cdiv(end, part_length)):
-            own = tl.load(part_best + slot + part)
-            higher = tl.maximum(best, own)
+        end = tl.cdiv(end, part_length)
+        for begin in range(first // BLOCK_N * BLOCK_N // part_length, end, PARTS):
+            part = begin + tl.arange(0, PARTS)
+            written = part < end
+            own = tl.load(part_best + slot + part, mask=written, other=float("-inf"))
+            higher = tl.maximum(best, tl.max(own, 0))
             level = tl.where(higher == float("-inf"), 0.0, higher)
-            shrunk, factor = tl.exp2(best - level), tl.exp2(own - level)
-            total = total * shrunk + tl.load(part_total + slot + part) * factor
-            part_row = tl.load(part_sums + (slot + part) * head_dim + columns, mask=columns < head_dim, other=0.0)
-            sums = sums * shrunk + part_row * factor
+            shrunk, factors = tl.exp2(best - level), tl.exp2(own - level)
+            totals = tl.load(part_total + slot + part, mask=written, other=0.0)
+            total = total * shrunk + tl.sum(totals * factors, 0)
+            inside = written[:, None] & (columns < head_dim)[None, :]
+            rows = tl.load(part_sums + (slot + part)[:, None] * head_dim + columns[None, :], mask=inside, other=0.0)
+            sums = sums * shrunk + tl.sum(rows * factors[:, None], 0)
             best = higher
     at = ((row * width + query // group) * kv_heads * group + head * group + query % group) * head_dim
     tl.store(out + at + columns, (sums / total).to(out.dtype.element_ty), mask=columns < head_dim)

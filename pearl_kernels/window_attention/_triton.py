@@ -11,8 +11,9 @@ from torch import Tensor
 from pearl_kernels._triton.attention import attend_parts, join_parts
 from pearl_kernels.window_attention import MOST_TRITON_WIDTH
 
-SHORTEST_PART = 256  # entries
+SHORTEST_PART = 128  # entries: the longest tile
 MOST_PARTS = 128
+JOINED = 4096  # numbers of parts that a program joins at once
 
 
 class Launch(NamedTuple):
@@ -40,6 +41,11 @@ def launch_of(queries: int, head_dim: int, dtype: torch.dtype) -> Launch:
 def part_length_of(capacity: int) -> int:
     """Entries of a part. Whole tiles: a power of two, at least the longest tile."""
     return max(SHORTEST_PART, int(triton.next_power_of_2(triton.cdiv(capacity, MOST_PARTS))))
+
+
+def joined_at_once(parts: int, block_d: int) -> int:
+    """How many parts are loaded together, as many as fit into registers: loads that wait for others take the longer."""
+    return min(int(triton.next_power_of_2(parts)), JOINED // block_d)
 
 
 @torch.no_grad()
@@ -78,6 +84,7 @@ def window_attention(
         )  # fmt: skip
         join_parts[(width * group, kv_heads, batch)](
             best, total, sums, seq_lens, out, width, group, dim, capacity, window, parts, part_length,
-            BLOCK_N=tile.block_n, BLOCK_D=tile.block_d, num_warps=4,
+            BLOCK_N=tile.block_n, BLOCK_D=tile.block_d,
+            PARTS=joined_at_once(parts, tile.block_d), num_warps=4,
         )  # fmt: skip
     return out

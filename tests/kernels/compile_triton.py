@@ -22,7 +22,7 @@ from pearl_kernels._triton.attention import attend_parts, join_parts
 from pearl_kernels._triton.chains import judge_rows
 from pearl_kernels._triton.launch import REGISTERS, RESIDUAL_WARPS, WARPS, tiles_of
 from pearl_kernels._triton.residuals import draw_residuals, sum_masses
-from pearl_kernels.window_attention._triton import launch_of
+from pearl_kernels.window_attention._triton import MOST_PARTS, joined_at_once, launch_of
 
 sample_rows = importlib.import_module("pearl_kernels.sample._triton").sample_rows
 induction = importlib.import_module("pearl_kernels.induction._triton")
@@ -133,6 +133,7 @@ def compile_attention(dtype: str, *, plain: bool) -> None:
     for head_dim in (64, 256) if plain else (128, 512):
         tile = launch_of(16 if plain else 64, head_dim, precise)
         constants = {"BLOCK_M": tile.block_m, "BLOCK_N": tile.block_n, "BLOCK_D": tile.block_d, "BLOCK_NEW": 32}
+        constants["PARTS"] = joined_at_once(MOST_PARTS, tile.block_d)
         for kernel in (attend_parts, join_parts):
             signature: dict[str, str] = {}
             values: dict[tuple[int], Any] = {}

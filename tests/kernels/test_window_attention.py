@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
 from dataclasses import dataclass
 from typing import Any
@@ -116,6 +117,16 @@ def test_any_head_size(dim: int, backend: str) -> None:
 def test_entries_in_several_parts_of_a_long_cache(lengths: list[int], window: int | None, backend: str) -> None:
     case = case_of(lengths, capacity=603, window=window)
     close(case.run(backend), case.judged())
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+def test_parts_are_joined_so_many_at_a_time(parts: int, backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if backend != "triton":
+        pytest.skip("only Triton cuts a cache into parts")
+    monkeypatch.setattr(importlib.import_module("pearl_kernels.window_attention._triton"), "JOINED", 16 * parts)
+    for window in (None, 300):
+        case = case_of([600, 17, 511], capacity=603, window=window)
+        close(case.run(backend), case.judged())
 
 
 def test_the_cache_gets_the_new_entries_and_is_otherwise_as_it_was(backend: str) -> None:
