@@ -50,6 +50,8 @@ class DecoderWeights:
                 f"contiguous, got {embedding.dtype} of {tuple(embedding.shape)}"
             )
         device = first.norms[0].device
+        if first.dtype is not torch.float32:
+            raise ValueError(f"window_decoder: layers must have float32 norms and biases, got {first.dtype}")
         check_vector("window_decoder", "norm", norm, first.size, device)
         check_linear("window_decoder", "head", self.head)
         if self.head.in_features != first.size:

@@ -32,6 +32,8 @@ def window_layer(
     scale: float,
 ) -> Tensor:
     """`pearl_kernels.window_layer` of CPU tensors."""
+    if weights.dtype is not torch.float32:
+        raise ValueError(f"cpu backend: x must be float32, got {weights.dtype}")
     out = torch.empty_like(x)
     _C.window_layer(
         layer_sizes(x.shape[0], x.shape[1], weights, k_cache),

@@ -38,7 +38,7 @@ def window_layer(
         (each.widened(dtype), None if each.bias is None else each.bias.to(dtype)) for each in weights.linears
     )
     attention_norm, mlp_norm, q_norm, k_norm = weights.norms
-    x, cos, sin = x.to(dtype), cos.to(dtype), sin.to(dtype)
+    given, x, cos, sin = x.dtype, x.to(dtype), cos.to(dtype), sin.to(dtype)
 
     def heads_of(rows: Tensor) -> Tensor:
         return rows.reshape(*rows.shape[:-1], -1, weights.head_dim)
@@ -53,4 +53,4 @@ def window_layer(
     )  # fmt: skip
     x = x + linear(attended.flatten(2), *output)
     rows = _norm(x, mlp_norm, weights.eps)
-    return (x + linear(silu(linear(rows, *gate)) * linear(rows, *up), *down)).float()
+    return (x + linear(silu(linear(rows, *gate)) * linear(rows, *up), *down)).to(given)

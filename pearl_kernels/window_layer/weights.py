@@ -9,14 +9,17 @@ from torch import Tensor
 
 from pearl_kernels.window_linear import Linear, check_linear
 
+ROW_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 LinearLike = tuple[Tensor, Tensor | None] | tuple[Tensor, Tensor | None, Tensor | None] | Linear
 
 
-def check_vector(operation: str, name: str, vector: Tensor, length: int, device: torch.device) -> None:
-    """Raise ValueError unless a vector is (length,) float32 and contiguous on the device."""
-    if vector.shape != (length,) or vector.dtype is not torch.float32 or not vector.is_contiguous():
+def check_vector(
+    operation: str, name: str, vector: Tensor, length: int, device: torch.device, dtype: torch.dtype = torch.float32
+) -> None:
+    """Raise ValueError unless a vector is (length,) of dtype and contiguous on the device."""
+    if vector.shape != (length,) or vector.dtype is not dtype or not vector.is_contiguous():
         raise ValueError(
-            f"{operation}: {name} must be ({length},) float32 and contiguous, "
+            f"{operation}: {name} must be ({length},) {str(dtype)[6:]} and contiguous, "
             f"got {vector.dtype} of {tuple(vector.shape)}"
         )
     if vector.device != device:
@@ -26,15 +29,15 @@ def check_vector(operation: str, name: str, vector: Tensor, length: int, device:
 class LayerWeights:
     """What `window_layer` multiplies with. The tensors are the caller's; their values and addresses may change later.
 
-    attention_norm, mlp_norm: (size,) float32
+    attention_norm, mlp_norm: (size,), of the type of the rows that go through the layer
     q, k, v:                  layers of weight (heads * head_dim, size), for k and v with kv_heads
     output:                   (size, heads * head_dim)
     gate, up:                 (inner, size)
     down:                     (size, inner)
-    q_norm, k_norm:           (head_dim,) float32, of each head; None: not normed
+    q_norm, k_norm:           (head_dim,) of that type, of each head; None: not normed
     eps:                      of all norms
-    Layers are a `Linear` or a tuple of the same: a weight as `window_linear` takes it, a bias or None, a scale if the
-    weight is int8.
+    Layers are a `Linear` or a tuple of the same: a weight as `window_linear` takes it, a bias of that type or None, a
+    scale if the weight is int8.
     Raises ValueError naming the argument, what was expected and what came.
     """
 
@@ -76,6 +79,9 @@ class LayerWeights:
             raise ValueError(
                 f"window_layer: q must have a multiple of k's {self.kv_heads} heads, got {self.heads} heads"
             )
+        self.dtype = attention_norm.dtype
+        if self.dtype not in ROW_DTYPES:
+            raise ValueError(f"window_layer: attention_norm must be float32, bfloat16 or float16, got {self.dtype}")
         self.size, self.inner = attention_norm.numel(), self.linears[4].out_features
         self.sizes = self.size, self.heads, self.kv_heads, head_dim, self.inner
         self._check_shapes()
@@ -93,7 +99,7 @@ class LayerWeights:
         )
         device = self.norms[0].device
         for name, linear, shape in zip(self.LINEARS, self.linears, shapes, strict=True):
-            check_linear("window_layer", name, linear)
+            check_linear("window_layer", name, linear, self.dtype)
             found = linear.out_features, linear.in_features
             if found != shape:
                 raise ValueError(f"window_layer: {name} must be of shape {shape}, got {found}")
@@ -101,7 +107,7 @@ class LayerWeights:
                 raise ValueError(f"window_layer: {name} must be on {device}, got {linear.weight.device}")
         for name, norm, length in zip(self.NORMS, self.norms, (size, size, *[self.head_dim] * 2), strict=True):
             if norm is not None:
-                check_vector("window_layer", name, norm, length, device)
+                check_vector("window_layer", name, norm, length, device, self.dtype)
 
     def as_lists(
         self,

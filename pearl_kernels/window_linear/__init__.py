@@ -140,8 +140,8 @@ def _check(x: Tensor, layer: Linear) -> None:
         raise ValueError(f"window_linear: weight must be on {x.device}, got {weight.device}")
 
 
-def check_linear(operation: str, name: str, layer: Linear) -> None:
-    """Raise ValueError unless a layer is one that `window_linear` takes."""
+def check_linear(operation: str, name: str, layer: Linear, dtype: torch.dtype = torch.float32) -> None:
+    """Raise ValueError unless a layer is one that `window_linear` takes, with a bias of dtype."""
     weight, bias, scale, outputs = layer
     if layer.is_packed:
         fits = weight.shape[2] == BLOCK and weight.is_contiguous()
@@ -162,13 +162,13 @@ def check_linear(operation: str, name: str, layer: Linear) -> None:
     if (weight.dtype is torch.int8) != (scale is not None):
         had = "none" if scale is None else "one"
         raise ValueError(f"{operation}: {name} must have a scale if it is int8, got {had} for {weight.dtype}")
-    for kind, vector in (("bias", bias), ("scale", scale)):
+    for kind, vector, wanted in (("bias", bias, dtype), ("scale", scale, torch.float32)):
         if vector is None:
             continue
         what = kind if name == "weight" else f"{name}'s {kind}"
-        if vector.dtype is not torch.float32 or vector.shape != (layer.out_features,) or not vector.is_contiguous():
+        if vector.dtype is not wanted or vector.shape != (layer.out_features,) or not vector.is_contiguous():
             raise ValueError(
-                f"{operation}: {what} must be ({layer.out_features},) float32 and contiguous, "
+                f"{operation}: {what} must be ({layer.out_features},) {str(wanted)[6:]} and contiguous, "
                 f"got {vector.dtype} of shape {tuple(vector.shape)}"
             )
         if vector.device != weight.device:

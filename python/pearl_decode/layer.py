@@ -1,4 +1,4 @@
-"""Decoder layers for windows on a CPU: one call in place of the fifty operations that a layer is written in."""
+"""Decoder layers for windows: one call in place of the fifty operations that a layer is written in."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ from pearl_kernels import LayerWeights, Linear, window_layer
 
 # Layers that are written as `window_layer` is, up to what a trial shows.
 _KNOWN = ("LlamaDecoderLayer", "MistralDecoderLayer", "Qwen2DecoderLayer", "Qwen3DecoderLayer", "SmolLM3DecoderLayer")
-_CLOSE = 1e-4  # of the greatest number
+_NORMS = ("LlamaRMSNorm", "MistralRMSNorm", "Qwen2RMSNorm", "Qwen3RMSNorm", "SmolLM3RMSNorm")  # theirs, unless ours
+_PRODUCTS = (nn.Linear, WindowLinear)
 
 
 class Parts:
@@ -39,9 +40,9 @@ class Parts:
     def parameter(self, module: nn.Module, name: str) -> Any:
         return self._held(module._parameters, name)
 
-    def linear(self, module: WindowLinear) -> Linear:
+    def linear(self, module: nn.Linear) -> Linear:
         weight, bias = self.parameter(module, "weight"), self.parameter(module, "bias")
-        return Linear(weight, bias, module.scale, module.out_features)
+        return Linear(weight, bias, getattr(module, "scale", None), module.out_features)
 
     def add(self, others: Parts) -> None:
         """Look at theirs too."""
@@ -73,8 +74,8 @@ class LayerParts(Parts):
         q_norm, k_norm = (
             self._norm(attention, name) if name in attention._modules else None for name in ("q_norm", "k_norm")
         )
-        norms = [norm for norm in (before, after, q_norm, k_norm) if norm is not None]
-        if len({norm.norm_eps for norm in norms}) > 1 or any(norm.norm_offset for norm in norms):
+        eps = {_eps_of(norm) for norm in (before, after, q_norm, k_norm) if norm is not None}
+        if len(eps) > 1:
             raise ValueError("its norms differ")
         q, k, v, output = (self._linear(attention, name) for name in ("q_proj", "k_proj", "v_proj", "o_proj"))
         gate, up, down = (self._linear(mlp, name) for name in ("gate_proj", "up_proj", "down_proj"))
@@ -82,26 +83,40 @@ class LayerParts(Parts):
         self.scale: float = attention.scaling
         self.weights = LayerWeights(
             self.parameter(before, "weight"), q, k, v, output, self.parameter(after, "weight"), gate, up, down,
-            head_dim=attention.head_dim, eps=before.norm_eps,
+            head_dim=attention.head_dim, eps=eps.pop(),
             q_norm=None if q_norm is None else self.parameter(q_norm, "weight"),
             k_norm=None if k_norm is None else self.parameter(k_norm, "weight"),
         )  # fmt: skip
 
-    def _norm(self, module: nn.Module, name: str) -> WindowNorm:
-        norm = self.child(module, name)
-        if not isinstance(norm, WindowNorm):
-            raise ValueError(f"{name} is another norm")
+        # What is given the same rows: their weights may be parts of one, and are then multiplied together.
+        self.joinable = [
+            [attention._modules[name] for name in ("q_proj", "k_proj", "v_proj")],
+            [mlp._modules[name] for name in ("gate_proj", "up_proj")],
+        ]
+
+    def _norm(self, module: nn.Module, name: str) -> nn.Module:
+        norm: nn.Module = self.child(module, name)
+        _eps_of(norm)
         return norm
 
     def _linear(self, module: nn.Module, name: str) -> Linear:
         linear = self.child(module, name)
-        if type(linear) is not WindowLinear:
-            raise ValueError(f"{name} is no WindowLinear")
+        if type(linear) not in _PRODUCTS:
+            raise ValueError(f"{name} is no plain linear layer")
         return self.linear(linear)
 
 
+def _eps_of(norm: nn.Module) -> float:
+    """Raises ValueError for what is no root-mean-square norm times its weight."""
+    if isinstance(norm, WindowNorm) and not norm.norm_offset:
+        return norm.norm_eps
+    if type(norm).__name__ not in _NORMS:
+        raise ValueError(f"{type(norm).__name__} is another norm")
+    return float(norm.variance_epsilon)  # type: ignore[arg-type]
+
+
 class WindowDecoderLayer(nn.Module):
-    """In front of a model's own class of layers, whose forward it takes over for windows of float32 rows."""
+    """In front of a model's own class of layers, whose forward it takes over for windows."""
 
     parts: LayerParts
 
@@ -116,15 +131,16 @@ class WindowDecoderLayer(nn.Module):
 def run_layer(parts: LayerParts, hidden_states: Tensor, named: dict[str, Any]) -> Tensor | None:
     """What a layer that is called with these arguments gives; None where it has to be run as it is written.
 
-    That is so unless a window of float32 rows is read over a `WindowCache` that left its entries to attention.
+    That is so unless a window, of float32 rows on a CPU, is read over a `WindowCache` that left entries to attention.
     """
     lengths, cache = named.get("attention_mask"), named.get("cache", named.get("past_key_values"))
     if not isinstance(cache, WindowCache) or not isinstance(lengths, Tensor) or lengths.dtype is not torch.int64:
         return None
     weights = parts.weights
-    if hidden_states.dtype is not torch.float32 or torch.is_grad_enabled():
+    if hidden_states.dtype is not weights.dtype or torch.is_grad_enabled():
         return None
-    if not cache.appends_later or not parts.unchanged or not is_wide(weights.norms[0]):
+    norm = weights.norms[0]
+    if not cache.appends_later or not parts.unchanged or not (norm.is_cuda or is_wide(norm)):
         return None
     cos, sin = named["position_embeddings"]
     buffers = cache.buffers(parts.index, hidden_states, weights.kv_heads, weights.head_dim)
@@ -136,9 +152,42 @@ def is_wide(vector: Tensor) -> bool:
     return vector.dtype is torch.float32 and vector.device.type == "cpu"
 
 
+Found = list[tuple[nn.Module, LayerParts]]  # layers that may be run as `window_layer`
+
+
+def switch_layers(found: Found) -> None:
+    """Let layers run as `window_layer`."""
+    classes: dict[type[nn.Module], type[nn.Module]] = {}
+    for layer, parts in found:
+        own = type(layer)
+        classes.setdefault(own, type(own.__name__, (WindowDecoderLayer, own), {}))
+        layer.parts = parts  # type: ignore[assignment]
+        layer.__class__ = classes[own]
+
+
+def switch_back(found: Found) -> None:
+    """Let layers run as they are written."""
+    for layer, _ in found:
+        layer.__class__ = type(layer).__mro__[2]
+        del layer.parts
+
+
+@torch.no_grad()
+def join_weights(found: Found) -> None:
+    """Keep weights that are given the same rows as parts of one. Values, parameters and modules stay as they are."""
+    for linears in (each for _, parts in found for each in parts.joinable):
+        for name in ("weight", "bias"):
+            own = [parameter for linear in linears if (parameter := linear._parameters[name]) is not None]
+            if len(own) < len(linears):
+                continue
+            joined = torch.cat([parameter.data for parameter in own])
+            for parameter, part in zip(own, torch.split(joined, list(map(len, own))), strict=True):
+                parameter.data = part
+
+
 @torch.inference_mode()
-def use_window_layers(model: PreTrainedModel, trial: Callable[[], object]) -> None:
-    """Let the decoder layers of a model on a CPU run as `window_layer`, wherever a trial gives what they give.
+def find_window_layers(model: PreTrainedModel, trial: Callable[[], object]) -> Found:
+    """The decoder layers that give as `window_layer` what they give in a trial.
 
     trial: runs windows over a `WindowCache`, the last with entries of other windows before them
     """
@@ -154,15 +203,15 @@ def use_window_layers(model: PreTrainedModel, trial: Callable[[], object]) -> No
     finally:
         for hook in hooks:
             hook.remove()
-    classes: dict[type[nn.Module], type[nn.Module]] = {}
-    for layer, (hidden_states, named, wanted) in calls.items():
-        got = run_layer(found[layer], hidden_states, named)
-        if got is None or not isinstance(wanted, Tensor) or (got - wanted).abs().max() > _CLOSE * wanted.abs().max():
-            continue
-        own = type(layer)
-        classes.setdefault(own, type(own.__name__, (WindowDecoderLayer, own), {}))
-        layer.parts = found[layer]  # type: ignore[assignment]
-        layer.__class__ = classes[own]
+    return [(layer, found[layer]) for layer, call in calls.items() if _agrees(found[layer], *call)]
+
+
+def _agrees(parts: LayerParts, hidden_states: Tensor, named: dict[str, Any], wanted: Any) -> bool:
+    got = run_layer(parts, hidden_states, named)
+    if got is None or not isinstance(wanted, Tensor):
+        return False
+    within = 1e-4 if wanted.dtype is torch.float32 else 4 * torch.finfo(wanted.dtype).eps  # of the greatest number
+    return bool((got - wanted).abs().max() <= within * wanted.abs().max())
 
 
 def _candidates(model: PreTrainedModel) -> Iterator[tuple[nn.Module, LayerParts]]:

@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 
 from pearl_decode.attention import ATTENTION_NAME, use_window_attention
 from pearl_decode.cache import WindowCache
-from pearl_decode.layer import use_window_layers
+from pearl_decode.layer import Found, find_window_layers, switch_layers
 from pearl_decode.linear import use_window_linear, uses_window_linear
 from pearl_decode.models import CausalModel
 from pearl_decode.window_model import WHOLE, WindowModel
@@ -62,7 +62,7 @@ def run_windows_like(draft: PreTrainedModel, model: PreTrainedModel) -> None:
 
 def _run_whole_windows(model: PreTrainedModel) -> None:
     """Let decoder layers run as `window_layer`, and all of them in one call, as far as trials give the same."""
-    use_window_layers(model, lambda: _ragged_logits(model))
+    switch_layers(agreeing_layers(model))
     try:
         whole = WindowModel(model)
     except (AttributeError, KeyError, ValueError) as error:
@@ -72,6 +72,11 @@ def _run_whole_windows(model: PreTrainedModel) -> None:
     setattr(model, WHOLE, whole)
     if (_ragged_logits(model) - wanted).abs().max() > 1e-4 * wanted.abs().max():
         delattr(model, WHOLE)
+
+
+def agreeing_layers(model: PreTrainedModel) -> Found:
+    """The decoder layers of a model that give the same as `window_layer`."""
+    return find_window_layers(model, lambda: _ragged_logits(model))
 
 
 @torch.inference_mode()

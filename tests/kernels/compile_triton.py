@@ -21,8 +21,10 @@ from pearl_kernels._triton import chain
 from pearl_kernels._triton.attention import attend_parts, join_parts
 from pearl_kernels._triton.chains import judge_rows
 from pearl_kernels._triton.launch import REGISTERS, RESIDUAL_WARPS, WARPS, tiles_of
+from pearl_kernels._triton.layer import gate_rows, norm_rows, place_heads
 from pearl_kernels._triton.residuals import draw_residuals, sum_masses
 from pearl_kernels.window_attention._triton import MOST_PARTS, joined_at_once, launch_of
+from pearl_kernels.window_layer._triton import GATE_BLOCK, norm_warps
 
 sample_rows = importlib.import_module("pearl_kernels.sample._triton").sample_rows
 induction = importlib.import_module("pearl_kernels.induction._triton")
@@ -180,6 +182,32 @@ def compile_induction(dtype: str, *, plain: bool) -> None:
     print("induction")
 
 
+def compile_layer(dtype: str, *, plain: bool) -> None:
+    """plain: no norms of queries and keys, and rows that are not copied."""
+    none = {"q_norm", "k_norm", "copy"} if plain else set()
+    kernels: list[tuple[Any, dict[str, int], int]] = [
+        (norm_rows, {"BLOCK": 8192}, norm_warps(8192)),
+        (place_heads, {"HALF": 64}, 1),
+        (gate_rows, {"BLOCK": GATE_BLOCK}, 4),
+    ]
+    sizes = ("size", "inner", "width", "heads", "kv_heads", "head_dim", "capacity")
+    for kernel, constants, warps in kernels:
+        signature: dict[str, str] = {}
+        values: dict[tuple[int], Any] = {}
+        for i, name in enumerate(kernel.arg_names):
+            if name in constants or name in none:
+                signature[name], values[i,] = "constexpr", constants.get(name)
+            elif name in sizes or name.endswith("stride"):
+                signature[name] = "i64" if name.endswith("stride") else "i32"
+            else:
+                signature[name] = {"eps": "fp32", "seq_lens": "*i64", "starts": "*i64"}.get(name, f"*{dtype}")
+        for target in TARGETS.values():
+            source = ASTSource(kernel, signature, values, aligned(signature))
+            compiled = compile(source, target=target, options={"num_warps": warps})
+            assert stack_bytes(compiled.asm["cubin"]) == 0, (kernel.__name__, target)
+    print("layer")
+
+
 def stack_bytes(cubin: bytes) -> int:
     """Of each thread: what does not fit into registers."""
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
@@ -196,6 +224,9 @@ def main(dtype: str, variant: str, chip: str = "", names: str = "") -> None:
         return
     if variant.startswith("induction"):
         compile_induction(dtype, plain=variant == "induction-plain")
+        return
+    if variant.startswith("layer"):
+        compile_layer(dtype, plain=variant == "layer-plain")
         return
     for kernel, name, constants, none in KERNELS:
         if name in (names.split(",") if names else NAMES):

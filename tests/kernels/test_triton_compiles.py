@@ -42,6 +42,11 @@ def test_induction_compiles_for_two_generations_of_gpus(dtype: str, variant: str
     assert compiled(tmp_path, dtype, variant).splitlines() == ["induction"]
 
 
+@pytest.mark.parametrize(("dtype", "variant"), [("bf16", "layer"), ("fp32", "layer-plain")])
+def test_a_layer_compiles_for_two_generations_of_gpus(dtype: str, variant: str, tmp_path: Path) -> None:
+    assert compiled(tmp_path, dtype, variant).splitlines() == ["layer"]
+
+
 def compiled(tmp_path: Path, *arguments: str) -> str:
     """What was compiled, in a process of its own: this one may interpret Triton."""
     environment = {**os.environ, "TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path)}

@@ -16,15 +16,18 @@ from pearl_decode.device.shape import COMPILED_WIDTHS, WIDTHS
 from pearl_decode.engine import Plan
 from pearl_decode.lanes.cuda import HIGH, NORMAL, CudaLane
 from pearl_decode.lanes.queue import DeviceLane, InlineLane
+from pearl_decode.layer import Found, join_weights, switch_back, switch_layers
 from pearl_decode.models import CausalModel
 from pearl_decode.placement import is_spread
 from pearl_decode.request import Request
 from pearl_decode.runner import check_devices
-from pearl_decode.trials import try_window_attention
+from pearl_decode.trials import agreeing_layers, try_window_attention
+from pearl_kernels import backends
 
 LOGGER = logging.getLogger(__name__)
 # What a trial of our attention said against each model, or None: transformers' hook makes a runner for every call.
 _REFUSALS: WeakKeyDictionary[PreTrainedModel, str | None] = WeakKeyDictionary()
+_LAYERS: WeakKeyDictionary[PreTrainedModel, Found] = WeakKeyDictionary()  # that run as ours, by another trial
 # Graphs of inductor's own would copy what ours reads and writes in place.
 NO_GRAPHS = {"triton.cudagraphs": False}
 
@@ -56,11 +59,13 @@ class DeviceRunner:
         on_gpu = target.device.type == "cuda"
         compiled = False
         self._switched: list[CausalModel] = []  # to our attention
+        self._layers: Found = []  # switched to ours
         for role, model in (("target", target), ("draft", draft)):
             if model is None:
                 continue
             if on_gpu and _read_lengths(role, model):
                 self._switched.append(model)
+                self._layers += _use_layers(role, model)
             if (on_gpu and not is_spread(model.model)) if compile is None else compile:
                 model.compile(options=NO_GRAPHS)
                 compiled = True
@@ -72,6 +77,8 @@ class DeviceRunner:
     def close(self) -> None:
         """Let go of what was kept, when nothing of it runs any more, and leave the models as they were."""
         self.kept.clear()
+        switch_back(self._layers)
+        self._layers.clear()
         for model in self._switched:
             model.model.set_attn_implementation("sdpa")
         self._switched.clear()
@@ -115,3 +122,22 @@ def _read_lengths(role: str, model: CausalModel) -> bool:
     if refusal is not None:
         LOGGER.warning("%s: attention looks at the longest row's length for all rows: %s", role, refusal)
     return refusal is None
+
+
+def _use_layers(role: str, model: CausalModel) -> Found:
+    """Let decoder layers of known models run as `window_layer`: a fourth of the kernels, which for a few rows take
+    about as long to begin as to run. Returns those that now do.
+    """
+    if is_spread(model.model) or not backends()["triton"].available:
+        return []
+    if model.model not in _LAYERS:
+        try:
+            found = agreeing_layers(model.model)
+            join_weights(found)
+        except torch.OutOfMemoryError as error:
+            LOGGER.warning("%s: its layers run as they are written, this time: %s", role, error)
+            return []
+        _LAYERS[model.model] = found
+    found = _LAYERS[model.model]
+    switch_layers(found)
+    return list(found)

@@ -1,0 +1,102 @@
+"""`window_layer` on a GPU: torch's matrix products, and kernels of Triton between them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import triton
+from torch import Tensor
+from torch.nn.functional import linear
+
+from pearl_kernels._triton.layer import gate_rows, norm_rows, place_heads
+from pearl_kernels.dispatch import choose
+from pearl_kernels.window_layer.weights import LayerWeights
+from pearl_kernels.window_linear import Linear
+
+GATE_BLOCK = 1024
+
+
+@torch.no_grad()
+def window_layer(
+    x: Tensor,
+    weights: LayerWeights,
+    cos: Tensor,
+    sin: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    seq_lens: Tensor,
+    scale: float,
+) -> Tensor:
+    """`pearl_kernels.window_layer`: five launches beside four products and the attention, and no other."""
+    if any(each.scale is not None or each.weight.dtype is not x.dtype or each.is_packed for each in weights.linears):
+        raise ValueError(f"triton backend: weights must be {x.dtype} like x, and not packed")
+    (batch, width, size), (heads, kv_heads, head_dim) = x.shape, (weights.heads, weights.kv_heads, weights.head_dim)
+    q, k, v, output, gate, up, down = weights.linears
+    attention_norm, mlp_norm, q_norm, k_norm = weights.norms
+    assert attention_norm is not None
+    assert mlp_norm is not None
+    hidden, queries = x.new_empty(batch * width, size), x.new_empty(batch, width, heads, head_dim)
+    starts = torch.empty_like(seq_lens)
+    attend = choose("window_attention", x.device, None if x.is_cuda else "triton")
+    with torch.cuda.device_of(x):
+        joined = _products(_normed(x.view(-1, size), attention_norm, weights.eps, copy=hidden), (q, k, v))
+        place_heads[(batch * width, heads + 2 * kv_heads)](
+            joined, q_norm, k_norm, cos, sin, 0 if cos.shape[0] == 1 else cos.stride(0), seq_lens, starts,
+            queries, k_cache, v_cache, *k_cache.stride()[:3], *v_cache.stride()[:3],
+            width, heads, kv_heads, head_dim, k_cache.shape[2], weights.eps,
+            HALF=triton.next_power_of_2(head_dim // 2), num_warps=1,
+        )  # fmt: skip
+        attended = attend(queries, k_cache, v_cache, None, None, starts, scale, None, None)
+        _add_product(hidden, attended.view(batch * width, -1), output)
+        joined = _products(_normed(hidden, mlp_norm, weights.eps), (gate, up))
+        gated = x.new_empty(batch * width, weights.inner)
+        gate_rows[(batch * width, triton.cdiv(weights.inner, GATE_BLOCK))](
+            joined, gated, weights.inner, BLOCK=GATE_BLOCK, num_warps=4
+        )
+        _add_product(hidden, gated, down)
+    return hidden.view(batch, width, size)
+
+
+def _normed(rows: Tensor, weight: Tensor, eps: float, copy: Tensor | None = None) -> Tensor:
+    out, size = torch.empty_like(rows), rows.shape[1]
+    block = triton.next_power_of_2(size)
+    norm_rows[(len(rows),)](
+        rows, rows.stride(0), weight, copy, out, size, eps, BLOCK=block, num_warps=norm_warps(block)
+    )
+    return out
+
+
+def norm_warps(block: int) -> int:
+    """Of a program that norms a row of so many numbers: 16 for each thread."""
+    return min(16, max(1, block // 512))
+
+
+def _products(rows: Tensor, layers: Sequence[Linear]) -> Tensor:
+    """Of the rows with all layers, one beside the other. One product, where the weights follow each other in memory."""
+    weight, bias = _joined([each.weight for each in layers]), _joined([each.bias for each in layers])
+    if weight is None or (bias is None and layers[0].bias is not None):
+        return torch.cat([linear(rows, each.weight, each.bias) for each in layers], dim=-1)
+    return linear(rows, weight, bias)
+
+
+def _joined(parts: Sequence[Tensor | None]) -> Tensor | None:
+    """The parts as one tensor, where they are parts of one, in order and nothing between them."""
+    first = parts[0]
+    if first is None:
+        return None
+    memory, end, rows = first.untyped_storage().data_ptr(), first.data_ptr(), 0
+    for part in parts:
+        if part is None or part.untyped_storage().data_ptr() != memory:  # whose neighbour it may be by chance
+            return None
+        if part.data_ptr() != end or not part.is_contiguous():
+            return None
+        end, rows = end + part.nbytes, rows + len(part)
+    return first.detach().as_strided((rows, *first.shape[1:]), first.stride())
+
+
+def _add_product(rows: Tensor, factor: Tensor, layer: Linear) -> None:
+    """rows += the product of the layer, in place."""
+    rows.addmm_(factor, layer.weight.detach().t())
+    if layer.bias is not None:
+        rows += layer.bias

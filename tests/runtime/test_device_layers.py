@@ -1,0 +1,130 @@
+"""Layers of a model on a GPU that run as one call: which do, what they say, and that they are left as they were.
+
+Without a GPU the models here are on the CPU, in float32, where their static rounds call the same door.
+"""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+import torch
+from torch import nn
+
+from pearl_decode import SamplingParams
+from pearl_decode import layer as layers
+from pearl_decode.attention import use_window_attention
+from pearl_decode.device import runner
+from pearl_decode.layer import WindowDecoderLayer, join_weights, switch_back, switch_layers
+from pearl_decode.models import CausalModel
+from pearl_decode.trials import agreeing_layers
+from pearl_kernels.dispatch import Backend
+from tests.runtime.device import DeviceDecoder
+from tests.runtime.tiny import build
+
+PROMPTS = [[5, 17, 3, 80, 41], [9], [3, 3, 7, 1, 2, 3, 4, 5, 6, 7]]
+PARAMS = SamplingParams(max_tokens=24)
+
+
+@pytest.fixture(autouse=True)
+def _with_triton(monkeypatch):
+    monkeypatch.setattr(runner, "backends", lambda: {"triton": Backend(True, "as on a GPU")})
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    count, run = [], layers.window_layer
+
+    def counted(*args, **named):
+        count.append(1)
+        return run(*args, **named)
+
+    monkeypatch.setattr(layers, "window_layer", counted)
+    return count
+
+
+def attending(name: str):
+    model = build(name).eval()
+    use_window_attention(model)
+    return model
+
+
+def texts(model) -> list[list[int]]:
+    with DeviceDecoder(model) as decoder:
+        return [result.token_ids for result in decoder.generate(PROMPTS, PARAMS)]
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen3"])
+def test_text_is_what_the_models_own_code_says(name, calls):
+    model = attending(name)
+    own = [type(module) for module in model.modules()]
+    wanted = texts(model)
+    assert not calls
+    found = runner._use_layers("target", CausalModel(model))
+    assert len(found) == 4
+    calls.clear()
+    assert texts(model) == wanted
+    assert len(calls) > 4 * 24
+    switch_back(found)
+    assert [type(module) for module in model.modules()] == own
+    calls.clear()
+    assert texts(model) == wanted
+    assert not calls
+
+
+def test_a_second_decoder_tries_nothing_again(monkeypatch):
+    model = CausalModel(attending("llama"))
+    first = runner._use_layers("target", model)
+    switch_back(first)
+    monkeypatch.setattr(runner, "agreeing_layers", None)
+    assert runner._use_layers("target", model) == first
+    assert all(isinstance(layer, WindowDecoderLayer) for layer, _ in first)
+
+
+def test_other_models_run_as_they_are_written():
+    assert runner._use_layers("target", CausalModel(attending("gemma3"))) == []
+
+
+def test_too_little_memory_costs_no_more_than_speed(monkeypatch, caplog):
+    def full(found):
+        raise torch.OutOfMemoryError("no room")
+
+    monkeypatch.setattr(runner, "join_weights", full)
+    model = CausalModel(attending("llama"))
+    with caplog.at_level(logging.WARNING, "pearl_decode"):
+        assert runner._use_layers("target", model) == []
+    assert "its layers run as they are written, this time: no room" in caplog.text
+    monkeypatch.undo()
+    monkeypatch.setattr(runner, "backends", lambda: {"triton": Backend(True, "as on a GPU")})
+    assert len(runner._use_layers("target", model)) == 4
+
+
+def test_joined_weights_are_the_same_parameters_in_one_piece():
+    model = attending("qwen3")
+    for module in model.modules():
+        if isinstance(module, nn.Linear) and module.out_features == 48:  # biases where Qwen3 has none
+            module.bias = nn.Parameter(torch.randn(48))
+    before = {name: (parameter, parameter.detach().clone()) for name, parameter in model.named_parameters()}
+    found = agreeing_layers(model)
+    join_weights(found)
+    after = dict(model.named_parameters())
+    assert after.keys() == before.keys()
+    for name, (parameter, value) in before.items():
+        assert after[name] is parameter
+        assert torch.equal(parameter, value)
+        assert parameter.is_contiguous()
+    for _, parts in found:
+        q, k, v, _, gate, up, _ = parts.weights.linears
+        for group in ((q, k, v), (gate, up)):
+            ends = [each.weight.data_ptr() + each.weight.nbytes for each in group]
+            assert ends[:-1] == [each.weight.data_ptr() for each in group[1:]]
+    switch_layers(found)
+    assert all(parts.unchanged for _, parts in found)
+
+
+def test_sixteen_bit_layers_may_round_otherwise_and_others_not(monkeypatch):
+    """What a layer says of 16 bits may differ by a rounding or two of the greatest number, and by no more."""
+    hidden = torch.linspace(-1, 1, 48).bfloat16().view(1, 1, 48)
+    for factor, agrees in ((1.004, True), (1.1, False)):
+        monkeypatch.setattr(layers, "run_layer", lambda *_, factor=factor: hidden * factor)
+        assert layers._agrees(None, hidden, {}, hidden) is agrees
