@@ -56,7 +56,7 @@ def window_attention(
     In the `reference`, `cpu` and `triton` backends a row's bits do not depend on its slot or on the other rows. In
     `cpu` neither do they on the capacity, on the number of threads (torch.get_num_threads()) or on the width: a query's
     are those that it would have alone, once the entries before it are in the cache, be that now or before. In `triton`
-    they depend on the capacity only above 32768, and whether entries were appended now or before is the same; the
+    they depend on the capacity only above 8192, and whether entries were appended now or before is the same; the
     number of queries per key head (width * group) may change the last bits where it changes the tile: 16, 32 or 64, at
     most 32 of heads above 128, and 16 above 256.
     Raises ValueError naming the argument, what was expected and what came.

@@ -12,7 +12,7 @@ from pearl_kernels._triton.attention import attend_parts, join_parts
 from pearl_kernels.window_attention import MOST_TRITON_WIDTH
 
 SHORTEST_PART = 128  # entries: the longest tile
-MOST_PARTS = 128
+MOST_PARTS = 64  # what each leaves to be joined is written and read, however much of the cache it looked at
 JOINED = 4096  # numbers of parts that a program joins at once
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 from pearl_kernels._triton.layer import gate_rows, norm_rows, place_heads
-from pearl_kernels.dispatch import choose
+from pearl_kernels.window_attention import window_attention
 from pearl_kernels.window_layer.weights import LayerWeights
 from pearl_kernels.window_linear import Linear
 
@@ -38,7 +38,6 @@ def window_layer(
     assert mlp_norm is not None
     hidden, queries = x.new_empty(batch * width, size), x.new_empty(batch, width, heads, head_dim)
     starts = torch.empty_like(seq_lens)
-    attend = choose("window_attention", x.device, None if x.is_cuda else "triton")
     with torch.cuda.device_of(x):
         joined = _products(_normed(x.view(-1, size), attention_norm, weights.eps, copy=hidden), (q, k, v))
         place_heads[(batch * width, heads + 2 * kv_heads)](
@@ -47,7 +46,7 @@ def window_layer(
             width, heads, kv_heads, head_dim, k_cache.shape[2], weights.eps,
             HALF=triton.next_power_of_2(head_dim // 2), num_warps=1,
         )  # fmt: skip
-        attended = attend(queries, k_cache, v_cache, None, None, starts, scale, None, None)
+        attended = window_attention(queries, k_cache, v_cache, None, None, starts, scale=scale)
         _add_product(hidden, attended.view(batch * width, -1), output)
         joined = _products(_normed(hidden, mlp_norm, weights.eps), (gate, up))
         gated = x.new_empty(batch * width, weights.inner)
