@@ -46,8 +46,12 @@ __device__ __forceinline__ void follow(const Job& job, int64_t b, const Chain& c
   Decision* const decisions = static_cast<Decision*>(job.workspace.decisions);
   Judged* const kept = static_cast<Judged*>(job.workspace.judged) + b * job.chains.args.width;
   if (decision.next == Next::kRedraw) {
+    __shared__ Decision left;  // it would take registers beside a draw
+    if (threadIdx.x == 0) left = decision;
     const int32_t i = decision.num_accepted;
-    decision.next_token = draw_alone(job, b, chain, i, Purpose::kSample, judged[i]);
+    const uint32_t drawn = draw_alone(job, b, chain, i, Purpose::kSample, judged[i]);
+    decision = left;
+    decision.next_token = drawn;
     decision.next = Next::kCommit;
   }
   if (decision.next == Next::kCommit) {
