@@ -15,7 +15,9 @@ python=${PYTHON:-python3}
 out=${1:-build/gpu}
 mkdir -p "$out" || exit 1
 out=$(cd "$out" && pwd)
+workers=()
 summary=()
+running=()
 failed=0
 
 total=${TOTAL_S:-530}
@@ -25,23 +27,50 @@ chosen() { [[ -z ${STEPS:-} || " $STEPS " == *" $1 "* ]]; }
 
 # step NAME LIMIT_S COMMAND...: runs it, its output in OUT_DIR/NAME.log; no longer than what is left of TOTAL_S
 step() {
+  chosen "$1" || return 0
+  run "$@"
+  report "$1"
+}
+
+# beside NAME LIMIT_S COMMAND...: the same, while others are run; `await` says how it ended
+beside() {
+  chosen "$1" || return 0
+  run "$@" &
+  running+=("$1")
+}
+
+await() {
+  wait
+  for name in "${running[@]}"; do report "$name"; done
+  running=()
+}
+
+run() {
   local name=$1 limit=$2 began=$SECONDS left=$((total - SECONDS)) status how=(--kill-after=10)
   shift 2
-  chosen "$name" || return 0
   if [ "$left" -le 0 ]; then
-    skip "$name" "no time left of $total s"
-    return 1
+    echo "no time left of $total s" >"$out/$name.log"
+    echo "1 0" >"$out/$name.status"
+    return
   fi
   [ "$limit" -le "$left" ] || limit=$left
-  echo "== $name"
   # pytest is interrupted, and that once: it then says what has failed so far.
   [[ "$*" == *" -m pytest "* ]] && how=(--foreground --signal=INT --kill-after=20)
   timeout "${how[@]}" "$limit" "$@" >"$out/$name.log" 2>&1
   status=$?
+  [ "$status" -eq 124 ] && echo "stopped after $limit s" >>"$out/$name.log"
+  echo "$status $((SECONDS - began))" >"$out/$name.status"
+}
+
+# report NAME: how a step ended; 0 if it went well
+report() {
+  local name=$1 status seconds
+  read -r status seconds <"$out/$name.status"
+  rm "$out/$name.status"
+  echo "== $name"
   tail -n 6 "$out/$name.log" | cut -c 1-200 | sed 's/^/   /'
-  [ "$status" -eq 124 ] && echo "   stopped after $limit s"
   [ "$status" -eq 0 ] || failed=1
-  summary+=("$(printf '%-12s status %3d  %4d s' "$name" "$status" $((SECONDS - began)))")
+  summary+=("$(printf '%-12s status %3d  %4d s' "$name" "$status" "$seconds")")
   return "$status"
 }
 
@@ -93,13 +122,13 @@ export PEARL_CUDA=1 PYTHONUNBUFFERED=1 TOKENIZERS_PARALLELISM=false
 step build 240 "$python" setup.py build_ext --inplace egg_info || finish
 step doctor 60 "$python" -c 'import sys; from pearl_decode.cli import main; sys.exit(main(["doctor"]))'
 
+# What is right or wrong, side by side: none of it is timed.
 if has pytest; then
   pytest=("$python" -m pytest -q -rfE --durations=10 -p no:cacheprovider)
-  has xdist && pytest+=(-n 14)
-  step tests 200 "${pytest[@]}" -k "not triton" tests/gpu
-  # Triton has its kernels to compile, for all sizes where side by side is short enough.
-  has xdist && export PEARL_TEST_ALL=1
-  step triton 260 "${pytest[@]}" -k triton tests/gpu
+  has xdist && workers=(-n 6)
+  beside tests 240 "${pytest[@]}" "${workers[@]}" -k "not triton" tests/gpu
+  # Triton compiles for seconds for every size: what there is no time for has not failed.
+  beside triton 240 "${pytest[@]}" "${workers[@]}" -k triton tests/gpu
 else
   skip tests "pytest is not installed"
 fi
@@ -109,12 +138,13 @@ if command -v compute-sanitizer >/dev/null; then
   watched=(--report-api-errors no)
   compute-sanitizer --help 2>&1 | grep -- --kernel-name >/dev/null && watched+=(--kernel-name kns=pearl)
   for tool in memcheck racecheck; do
-    PYTORCH_NO_CUDA_MEMORY_CACHING=1 step "$tool" 120 \
+    PYTORCH_NO_CUDA_MEMORY_CACHING=1 beside "$tool" 200 \
       compute-sanitizer --tool "$tool" "${watched[@]}" --error-exitcode 1 "$python" bench/sanitize.py
   done
 else
   skip memcheck "no compute-sanitizer on PATH"
 fi
+await
 
 for name in verify sample attention; do
   plot=()
