@@ -33,7 +33,7 @@ _ENTRY = {
 # Operations a backend does not have.
 _ON_CPUS = {"window_linear", "window_norm", "window_layer", "window_decoder", "draft_chain"}
 _WITHOUT = {
-    "triton": _ON_CPUS - {"window_layer"},
+    "triton": _ON_CPUS - {"window_layer", "window_norm"},
     "cuda": _ON_CPUS | {"induction", "window_attention"},
     "flash": _ENTRY.keys() - {"window_attention"},
 }

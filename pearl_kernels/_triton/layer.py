@@ -7,16 +7,16 @@ import triton.language as tl
 
 
 @triton.jit
-def norm_rows(x, x_stride, weight, copy, out, size, eps, BLOCK: tl.constexpr):
-    """out (rows, size) = x normed, times weight; copy (rows, size) = x, unless it is None. One program for each row."""
+def norm_rows(x, weight, copy, out, size, eps, offset, BLOCK: tl.constexpr):
+    """out (rows, size) = x normed, times weight + offset; copy = x, unless it is None. One program for each row."""
     row, column = tl.program_id(0).to(tl.int64), tl.arange(0, BLOCK)
     inside = column < size
-    values = tl.load(x + row * x_stride + column, mask=inside, other=0.0)
+    values = tl.load(x + row * size + column, mask=inside, other=0.0)
     if copy is not None:
         tl.store(copy + row * size + column, values, mask=inside)
     wide = values.to(tl.float32)
     scaled = wide / tl.sqrt(tl.sum(wide * wide, 0) / size + eps)
-    scaled *= tl.load(weight + column, mask=inside, other=0.0).to(tl.float32)
+    scaled *= tl.load(weight + column, mask=inside, other=0.0).to(tl.float32) + offset
     tl.store(out + row * size + column, scaled.to(out.dtype.element_ty), mask=inside)
 
 

@@ -9,10 +9,11 @@ import triton
 from torch import Tensor
 from torch.nn.functional import linear
 
-from pearl_kernels._triton.layer import gate_rows, norm_rows, place_heads
+from pearl_kernels._triton.layer import gate_rows, place_heads
 from pearl_kernels.window_attention import window_attention
 from pearl_kernels.window_layer.weights import LayerWeights
 from pearl_kernels.window_linear import Linear
+from pearl_kernels.window_norm._triton import window_norm_out
 
 GATE_BLOCK = 1024
 
@@ -58,17 +59,9 @@ def window_layer(
 
 
 def _normed(rows: Tensor, weight: Tensor, eps: float, copy: Tensor | None = None) -> Tensor:
-    out, size = torch.empty_like(rows), rows.shape[1]
-    block = triton.next_power_of_2(size)
-    norm_rows[(len(rows),)](
-        rows, rows.stride(0), weight, copy, out, size, eps, BLOCK=block, num_warps=norm_warps(block)
-    )
+    out = torch.empty_like(rows)
+    window_norm_out(rows, weight, eps, 0.0, out, copy)
     return out
-
-
-def norm_warps(block: int) -> int:
-    """Of a program that norms a row of so many numbers: 16 for each thread."""
-    return min(16, max(1, block // 512))
 
 
 def _products(rows: Tensor, layers: Sequence[Linear]) -> Tensor:

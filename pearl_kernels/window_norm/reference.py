@@ -7,5 +7,6 @@ from torch import Tensor
 
 def window_norm_out(x: Tensor, weight: Tensor, eps: float, offset: float, out: Tensor) -> None:
     """Square, average, divide and weigh, as `pearl_kernels.window_norm` says."""
-    mean = x.pow(2).mean(-1, keepdim=True)
-    out.copy_(x * (mean + eps).rsqrt() * (weight + offset))
+    wide = x.float()
+    mean = wide.pow(2).mean(-1, keepdim=True)
+    out.copy_(wide * (mean + eps).rsqrt() * (weight.float() + offset))

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 from transformers import PreTrainedModel
 
-from pearl_decode.norm import use_window_norm
+from pearl_decode.norm import find_norms, switch_norms
 from pearl_kernels import Linear, quantized, window_linear, window_linears
 
 
@@ -125,7 +125,7 @@ _SWAPS: dict[type[nn.Module], type[nn.Module]] = {nn.Linear: WindowLinear, nn.Em
 
 def use_window_linear(model: PreTrainedModel) -> None:
     """Let a model on a CPU compute in float32, with its linear layers and embeddings kept as they are stored, and its
-    norms as `use_window_norm` has them.
+    norms as `window_norm`, wherever that gives what they give.
 
     A model that does not run like this, because its code looks at the type of its weights, becomes float32 throughout.
     """
@@ -139,7 +139,7 @@ def use_window_linear(model: PreTrainedModel) -> None:
     for tensor in [*model.parameters(), *model.buffers()]:
         if tensor.is_floating_point() and id(tensor) not in kept:
             tensor.data = tensor.data.float()
-    use_window_norm(model)
+    switch_norms(find_norms(model))
     try:
         _join_layers(model)
     except RuntimeError:

@@ -7,7 +7,8 @@ import torch
 
 from pearl_decode import PearlDecoder, SamplingParams
 from pearl_decode.layer import WindowDecoderLayer
-from pearl_kernels import LayerWeights, Linear, window_layer
+from pearl_decode.norm import WindowNorm
+from pearl_kernels import LayerWeights, Linear, window_layer, window_norm
 from pearl_kernels.window_layer.reference import window_layer as reference
 from tests.gpu.test_decoding_lanes import PROMPTS, pair
 
@@ -58,12 +59,22 @@ def test_equals_the_reference(name: str, dtype: torch.dtype, width: int, gpu: to
         assert (ours - theirs).abs().max() <= within * theirs.abs().max()
 
 
+@pytest.mark.parametrize("size", [5, 576, 4096, 16384])
+@pytest.mark.parametrize("dtype", list(TOLERANCES))
+def test_norms_equal_the_reference(size: int, dtype: torch.dtype, gpu: torch.device) -> None:
+    generator = torch.Generator(gpu).manual_seed(0)
+    x, weight = (torch.randn(shape, generator=generator, device=gpu).to(dtype) for shape in ((3, 7, size), (size,)))
+    got, wanted = (window_norm(x, weight, eps=1e-6, offset=1.0, backend=name) for name in ("triton", "reference"))
+    assert (got - wanted).abs().max() <= TOLERANCES[dtype] * wanted.abs().max()
+
+
 def test_models_run_it_and_are_left_as_they_were(gpu: torch.device) -> None:
     target, draft = pair(gpu)
     before = [type(module) for model in (target, draft) for module in model.modules()]
     with PearlDecoder(target, draft, compile=False) as decoder:
         for model in (target, draft):
             assert sum(isinstance(module, WindowDecoderLayer) for module in model.modules()) == 4
+            assert sum(isinstance(module, WindowNorm) for module in model.modules()) == 9
         results = decoder.generate(PROMPTS, SamplingParams(max_tokens=20))
     assert [result.error for result in results] == [None] * len(PROMPTS)
     assert [type(module) for model in (target, draft) for module in model.modules()] == before

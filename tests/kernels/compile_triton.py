@@ -24,7 +24,8 @@ from pearl_kernels._triton.launch import REGISTERS, RESIDUAL_WARPS, WARPS, tiles
 from pearl_kernels._triton.layer import gate_rows, norm_rows, place_heads
 from pearl_kernels._triton.residuals import draw_residuals, sum_masses
 from pearl_kernels.window_attention._triton import MOST_PARTS, joined_at_once, launch_of
-from pearl_kernels.window_layer._triton import GATE_BLOCK, norm_warps
+from pearl_kernels.window_layer._triton import GATE_BLOCK
+from pearl_kernels.window_norm._triton import warps_of
 
 sample_rows = importlib.import_module("pearl_kernels.sample._triton").sample_rows
 induction = importlib.import_module("pearl_kernels.induction._triton")
@@ -186,11 +187,12 @@ def compile_layer(dtype: str, *, plain: bool) -> None:
     """plain: no norms of queries and keys, and rows that are not copied."""
     none = {"q_norm", "k_norm", "copy"} if plain else set()
     kernels: list[tuple[Any, dict[str, int], int]] = [
-        (norm_rows, {"BLOCK": 8192}, norm_warps(8192)),
+        (norm_rows, {"BLOCK": 8192}, warps_of(8192)),
         (place_heads, {"HALF": 64}, 1),
         (gate_rows, {"BLOCK": GATE_BLOCK}, 4),
     ]
     sizes = ("size", "inner", "width", "heads", "kv_heads", "head_dim", "capacity")
+    others = {"eps": "fp32", "offset": "fp32", "seq_lens": "*i64", "starts": "*i64"}
     for kernel, constants, warps in kernels:
         signature: dict[str, str] = {}
         values: dict[tuple[int], Any] = {}
@@ -200,7 +202,7 @@ def compile_layer(dtype: str, *, plain: bool) -> None:
             elif name in sizes or name.endswith("stride"):
                 signature[name] = "i64" if name.endswith("stride") else "i32"
             else:
-                signature[name] = {"eps": "fp32", "seq_lens": "*i64", "starts": "*i64"}.get(name, f"*{dtype}")
+                signature[name] = others.get(name, f"*{dtype}")
         for target in TARGETS.values():
             source = ASTSource(kernel, signature, values, aligned(signature))
             compiled = compile(source, target=target, options={"num_warps": warps})

@@ -5,12 +5,15 @@ from __future__ import annotations
 import pytest
 import torch
 
+import pearl_kernels
 from pearl_kernels import window_norm
 from tests.kernels.levels import LEVELS, run_at
 
 
-@pytest.fixture(params=["cpu", "reference"])
+@pytest.fixture(params=["cpu", "reference", "triton"])
 def backend(request) -> str:
+    if request.param == "triton" and (torch.cuda.is_available() or not pearl_kernels.backends()["triton"].available):
+        pytest.skip("Triton is not interpreted here")
     return request.param
 
 
@@ -29,6 +32,22 @@ def test_equals_float64(backend, size, offset, scale, eps):
     wanted = wide / (wide.pow(2).mean(-1, keepdim=True) + eps).sqrt() * (weight.double() + offset)
     got = window_norm(x, weight, eps=eps, offset=offset, backend=backend)
     torch.testing.assert_close(got.double(), wanted, rtol=2e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.bfloat16, 1e-2), (torch.float16, 2e-3)])
+@pytest.mark.parametrize("backend", ["reference", "triton"], indirect=True)
+def test_rows_of_16_bits_are_normed_in_float32(backend, dtype, tolerance):
+    x, weight = (tensor.to(dtype) for tensor in problem(5, 300))
+    wide = x.double()
+    wanted = wide / (wide.pow(2).mean(-1, keepdim=True) + 1e-5).sqrt() * (weight.double() + 1)
+    got = window_norm(x, weight, eps=1e-5, offset=1.0, backend=backend)
+    assert got.dtype is dtype
+    torch.testing.assert_close(got.double(), wanted, rtol=tolerance, atol=1e-3)
+
+
+def test_rows_of_16_bits_are_not_for_the_cpu_backend():
+    with pytest.raises(ValueError, match=r"cpu backend: x must be float32, got .*bfloat16"):
+        window_norm(torch.zeros(2, 8).bfloat16(), torch.zeros(8).bfloat16(), eps=1e-5, backend="cpu")
 
 
 def test_a_row_does_not_depend_on_the_rows_beside_it():
@@ -85,12 +104,15 @@ torch.testing.assert_close(window_norm(x, weight, eps=1e-5, backend="cpu"), want
         ({"x": torch.zeros(2, 8, dtype=torch.bfloat16)}, r"x must be \(\.\.\., 8\) float32, got torch.bfloat16"),
         ({"x": torch.zeros(2, 7)}, r"x must be \(\.\.\., 8\) float32, got torch.float32 of shape \(2, 7\)"),
         ({"x": torch.zeros(())}, r"x must be \(\.\.\., 8\)"),
-        ({"weight": torch.zeros(2, 8)}, r"x must be \(\.\.\., size\)"),
+        ({"weight": torch.zeros(2, 8)}, r"weight must be \(size,\) .* of shape \(2, 8\)"),
         (
             {"weight": torch.zeros(8).half()},
-            r"weight must be \(size,\) float32 and contiguous on cpu, got torch.float16",
+            r"x must be \(\.\.\., 8\) float16, got torch.float32 of shape \(2, 8\)",
         ),
-        ({"weight": torch.zeros(16)[::2]}, r"weight must be \(size,\) float32 and contiguous"),
+        (
+            {"weight": torch.zeros(16)[::2]},
+            r"weight must be \(size,\) float32, bfloat16 or float16 and contiguous on cpu",
+        ),
         ({"weight": torch.zeros(8, device="meta")}, r"weight must be .* on cpu, got torch.float32 .* on meta"),
         ({"eps": -1.0}, r"eps must be at least 0, got -1.0"),
         ({"eps": float("nan")}, r"eps must be at least 0, got nan"),

@@ -16,19 +16,13 @@ from pearl_decode import layer as layers
 from pearl_decode.attention import use_window_attention
 from pearl_decode.device import runner
 from pearl_decode.layer import WindowDecoderLayer, join_weights, switch_back, switch_layers
-from pearl_decode.models import CausalModel
+from pearl_decode.norm import switch_norms_back
 from pearl_decode.trials import agreeing_layers
-from pearl_kernels.dispatch import Backend
 from tests.runtime.device import DeviceDecoder
 from tests.runtime.tiny import build
 
 PROMPTS = [[5, 17, 3, 80, 41], [9], [3, 3, 7, 1, 2, 3, 4, 5, 6, 7]]
 PARAMS = SamplingParams(max_tokens=24)
-
-
-@pytest.fixture(autouse=True)
-def _with_triton(monkeypatch):
-    monkeypatch.setattr(runner, "backends", lambda: {"triton": Backend(True, "as on a GPU")})
 
 
 @pytest.fixture
@@ -60,12 +54,14 @@ def test_text_is_what_the_models_own_code_says(name, calls):
     own = [type(module) for module in model.modules()]
     wanted = texts(model)
     assert not calls
-    found = runner._use_layers("target", CausalModel(model))
+    norms, found = runner._use_norms(model), runner._use_layers("target", model)
     assert len(found) == 4
+    assert len(norms) == (9 if name == "llama" else 17)
     calls.clear()
     assert texts(model) == wanted
     assert len(calls) > 4 * 24
     switch_back(found)
+    switch_norms_back(norms)
     assert [type(module) for module in model.modules()] == own
     calls.clear()
     assert texts(model) == wanted
@@ -73,16 +69,23 @@ def test_text_is_what_the_models_own_code_says(name, calls):
 
 
 def test_a_second_decoder_tries_nothing_again(monkeypatch):
-    model = CausalModel(attending("llama"))
-    first = runner._use_layers("target", model)
+    model = attending("llama")
+    norms, first = runner._use_norms(model), runner._use_layers("target", model)
     switch_back(first)
+    switch_norms_back(norms)
     monkeypatch.setattr(runner, "agreeing_layers", None)
+    monkeypatch.setattr(runner, "find_norms", None)
+    assert runner._use_norms(model) == norms
     assert runner._use_layers("target", model) == first
     assert all(isinstance(layer, WindowDecoderLayer) for layer, _ in first)
 
 
-def test_other_models_run_as_they_are_written():
-    assert runner._use_layers("target", CausalModel(attending("gemma3"))) == []
+def test_layers_of_other_models_run_as_they_are_written_and_their_norms_do_not():
+    model = attending("gemma3")
+    wanted = texts(model)
+    assert runner._use_layers("target", model) == []
+    assert len(runner._use_norms(model)) == 4 * 6 + 1
+    assert texts(model) == wanted
 
 
 def test_too_little_memory_costs_no_more_than_speed(monkeypatch, caplog):
@@ -90,12 +93,11 @@ def test_too_little_memory_costs_no_more_than_speed(monkeypatch, caplog):
         raise torch.OutOfMemoryError("no room")
 
     monkeypatch.setattr(runner, "join_weights", full)
-    model = CausalModel(attending("llama"))
+    model = attending("llama")
     with caplog.at_level(logging.WARNING, "pearl_decode"):
         assert runner._use_layers("target", model) == []
     assert "its layers run as they are written, this time: no room" in caplog.text
     monkeypatch.undo()
-    monkeypatch.setattr(runner, "backends", lambda: {"triton": Backend(True, "as on a GPU")})
     assert len(runner._use_layers("target", model)) == 4
 
 

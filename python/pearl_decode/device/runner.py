@@ -18,6 +18,7 @@ from pearl_decode.lanes.cuda import HIGH, NORMAL, CudaLane
 from pearl_decode.lanes.queue import DeviceLane, InlineLane
 from pearl_decode.layer import Found, join_weights, switch_back, switch_layers
 from pearl_decode.models import CausalModel
+from pearl_decode.norm import FoundNorms, find_norms, switch_norms, switch_norms_back
 from pearl_decode.placement import is_spread
 from pearl_decode.request import Request
 from pearl_decode.runner import check_devices
@@ -27,7 +28,9 @@ from pearl_kernels import backends
 LOGGER = logging.getLogger(__name__)
 # What a trial of our attention said against each model, or None: transformers' hook makes a runner for every call.
 _REFUSALS: WeakKeyDictionary[PreTrainedModel, str | None] = WeakKeyDictionary()
-_LAYERS: WeakKeyDictionary[PreTrainedModel, Found] = WeakKeyDictionary()  # that run as ours, by another trial
+# What of a model runs as ours, by other trials.
+_NORMS: WeakKeyDictionary[PreTrainedModel, FoundNorms] = WeakKeyDictionary()
+_LAYERS: WeakKeyDictionary[PreTrainedModel, Found] = WeakKeyDictionary()
 # Graphs of inductor's own would copy what ours reads and writes in place.
 NO_GRAPHS = {"triton.cudagraphs": False}
 
@@ -59,13 +62,16 @@ class DeviceRunner:
         on_gpu = target.device.type == "cuda"
         compiled = False
         self._switched: list[CausalModel] = []  # to our attention
-        self._layers: Found = []  # switched to ours
+        self._norms: FoundNorms = []  # switched to ours
+        self._layers: Found = []
         for role, model in (("target", target), ("draft", draft)):
             if model is None:
                 continue
             if on_gpu and _read_lengths(role, model):
                 self._switched.append(model)
-                self._layers += _use_layers(role, model)
+                if backends()["triton"].available and not is_spread(model.model):
+                    self._norms += _use_norms(model.model)
+                    self._layers += _use_layers(role, model.model)
             if (on_gpu and not is_spread(model.model)) if compile is None else compile:
                 model.compile(options=NO_GRAPHS)
                 compiled = True
@@ -78,7 +84,9 @@ class DeviceRunner:
         """Let go of what was kept, when nothing of it runs any more, and leave the models as they were."""
         self.kept.clear()
         switch_back(self._layers)
+        switch_norms_back(self._norms)
         self._layers.clear()
+        self._norms.clear()
         for model in self._switched:
             model.model.set_attn_implementation("sdpa")
         self._switched.clear()
@@ -124,20 +132,25 @@ def _read_lengths(role: str, model: CausalModel) -> bool:
     return refusal is None
 
 
-def _use_layers(role: str, model: CausalModel) -> Found:
+def _use_norms(model: PreTrainedModel) -> FoundNorms:
+    """Let norms run as `window_norm`. Returns those that now do."""
+    if model not in _NORMS:
+        _NORMS[model] = find_norms(model)
+    switch_norms(_NORMS[model])
+    return list(_NORMS[model])
+
+
+def _use_layers(role: str, model: PreTrainedModel) -> Found:
     """Let decoder layers of known models run as `window_layer`: a fourth of the kernels, which for a few rows take
     about as long to begin as to run. Returns those that now do.
     """
-    if is_spread(model.model) or not backends()["triton"].available:
-        return []
-    if model.model not in _LAYERS:
+    if model not in _LAYERS:
         try:
-            found = agreeing_layers(model.model)
+            found = agreeing_layers(model)
             join_weights(found)
         except torch.OutOfMemoryError as error:
             LOGGER.warning("%s: its layers run as they are written, this time: %s", role, error)
             return []
-        _LAYERS[model.model] = found
-    found = _LAYERS[model.model]
-    switch_layers(found)
-    return list(found)
+        _LAYERS[model] = found
+    switch_layers(_LAYERS[model])
+    return list(_LAYERS[model])
