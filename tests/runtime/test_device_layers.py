@@ -13,6 +13,7 @@ from torch import nn
 
 from pearl_decode import SamplingParams
 from pearl_decode import layer as layers
+from pearl_decode import norm as norms
 from pearl_decode.attention import use_window_attention
 from pearl_decode.device import runner
 from pearl_decode.layer import WindowDecoderLayer, join_weights, switch_back, switch_layers
@@ -54,14 +55,14 @@ def test_text_is_what_the_models_own_code_says(name, calls):
     own = [type(module) for module in model.modules()]
     wanted = texts(model)
     assert not calls
-    norms, found = runner._use_norms(model), runner._use_layers("target", model)
+    switched, found = runner._use_norms(model), runner._use_layers("target", model)
     assert len(found) == 4
-    assert len(norms) == (9 if name == "llama" else 17)
+    assert len(switched) == (9 if name == "llama" else 17)
     calls.clear()
     assert texts(model) == wanted
     assert len(calls) > 4 * 24
     switch_back(found)
-    switch_norms_back(norms)
+    switch_norms_back(switched)
     assert [type(module) for module in model.modules()] == own
     calls.clear()
     assert texts(model) == wanted
@@ -70,12 +71,12 @@ def test_text_is_what_the_models_own_code_says(name, calls):
 
 def test_a_second_decoder_tries_nothing_again(monkeypatch):
     model = attending("llama")
-    norms, first = runner._use_norms(model), runner._use_layers("target", model)
+    switched, first = runner._use_norms(model), runner._use_layers("target", model)
     switch_back(first)
-    switch_norms_back(norms)
+    switch_norms_back(switched)
     monkeypatch.setattr(runner, "agreeing_layers", None)
     monkeypatch.setattr(runner, "find_norms", None)
-    assert runner._use_norms(model) == norms
+    assert runner._use_norms(model) == switched
     assert runner._use_layers("target", model) == first
     assert all(isinstance(layer, WindowDecoderLayer) for layer, _ in first)
 
@@ -99,6 +100,29 @@ def test_too_little_memory_costs_no_more_than_speed(monkeypatch, caplog):
     assert "its layers run as they are written, this time: no room" in caplog.text
     monkeypatch.undo()
     assert len(runner._use_layers("target", model)) == 4
+
+
+def test_a_kernel_that_does_not_compile_costs_no_more_than_speed(monkeypatch, caplog):
+    def refuse(*_, **__):
+        raise NotImplementedError("no such chip")
+
+    model = attending("llama")
+    monkeypatch.setattr(layers, "window_layer", refuse)
+    monkeypatch.setattr(norms, "window_norm", refuse)
+    with caplog.at_level(logging.WARNING, "pearl_decode"):
+        assert runner._use_norms(model) == []
+        assert runner._use_layers("target", model) == []
+    assert "a decoder layer runs as it is written: NotImplementedError: no such chip" in caplog.text
+
+
+def test_models_with_joined_weights_are_saved_as_others_are(tmp_path):
+    model = attending("qwen3")
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    join_weights(agreeing_layers(model))
+    model.save_pretrained(tmp_path)
+    after = type(model).from_pretrained(tmp_path).state_dict()
+    assert after.keys() == before.keys()
+    assert all(torch.equal(after[name], value) for name, value in before.items())
 
 
 def test_joined_weights_are_the_same_parameters_in_one_piece():
