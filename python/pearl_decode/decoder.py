@@ -44,7 +44,8 @@ class PearlDecoder:
     max_batch:     requests decoded at once; more are taken in turn
     compile:       on a GPU, whether torch fuses the models' small kernels, which takes minutes the first time: up to
                    one for each number of rows, tokens per forward and length (in steps of 512) that comes up, and
-                   torch keeps the result on disk. None: yes, unless a model is spread over several GPUs
+                   torch keeps the result on disk. None: where a model is neither spread over several GPUs nor made of
+                   layers that all run as `pearl_kernels.window_layer`, in fewer kernels than torch would leave
     lanes:         target and draft lane to use whatever the strategy; None shares the cores out as it needs
 
     A target on a GPU is decoded by captured rounds on streams of its own, any other by threads that have cores each.

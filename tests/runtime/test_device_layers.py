@@ -16,9 +16,13 @@ from pearl_decode import layer as layers
 from pearl_decode import norm as norms
 from pearl_decode.attention import use_window_attention
 from pearl_decode.device import runner
+from pearl_decode.device.shape import COMPILED_WIDTHS, WIDTHS
+from pearl_decode.lanes.queue import InlineLane
 from pearl_decode.layer import WindowDecoderLayer, join_weights, switch_back, switch_layers
-from pearl_decode.norm import switch_norms_back
+from pearl_decode.models import CausalModel
+from pearl_decode.norm import WindowNorm, switch_norms_back
 from pearl_decode.trials import agreeing_layers
+from pearl_kernels.dispatch import Backend
 from tests.runtime.device import DeviceDecoder
 from tests.runtime.tiny import build
 
@@ -87,6 +91,32 @@ def test_layers_of_other_models_run_as_they_are_written_and_their_norms_do_not()
     assert runner._use_layers("target", model) == []
     assert len(runner._use_norms(model)) == 4 * 6 + 1
     assert texts(model) == wanted
+
+
+@pytest.mark.parametrize(
+    ("name", "asked", "compiled"),
+    [
+        ("llama", None, False), ("gemma3", None, True), ("llama", True, True), ("gemma3", True, True),
+        ("llama", False, False), ("gemma3", False, False),
+    ],
+)  # fmt: skip
+def test_only_models_of_other_layers_are_compiled_unless_that_is_asked(name, asked, compiled, monkeypatch):
+    model = CausalModel(build(name))
+    lanes = InlineLane("cpu"), InlineLane("cpu")
+    monkeypatch.setattr(CausalModel, "device", torch.device("cuda"))
+    monkeypatch.setattr(runner, "lanes_of", lambda *_: lanes)
+    monkeypatch.setattr(runner, "backends", lambda: {"triton": Backend(True, "as on a GPU")})
+    monkeypatch.setattr(runner, "_read_lengths", lambda role, model: not use_window_attention(model.model))
+    calls = []
+    monkeypatch.setattr(CausalModel, "compile", lambda self, **options: calls.append(options))
+    rounds = runner.DeviceRunner(model, None, compile=asked)
+    assert len(calls) == compiled
+    assert rounds.options.widths == (COMPILED_WIDTHS if compiled else WIDTHS)
+    switched = [module for module in model.model.modules() if isinstance(module, (WindowDecoderLayer, WindowNorm))]
+    assert len(switched) == {"llama": 4 + 9, "gemma3": 25}[name]
+    rounds.close()
+    assert not [module for module in model.model.modules() if isinstance(module, (WindowDecoderLayer, WindowNorm))]
+    assert model.config._attn_implementation == "sdpa"
 
 
 def test_too_little_memory_costs_no_more_than_speed(monkeypatch, caplog):

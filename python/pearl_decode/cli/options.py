@@ -85,7 +85,7 @@ def add_devices(group: Any) -> None:
     group.add_argument(
         "--no-compile",
         action="store_true",
-        help="on a GPU, start within seconds: torch does not fuse the models' small kernels",
+        help="on a GPU, start within seconds whatever the model: torch does not fuse its small kernels",
     )
 
 

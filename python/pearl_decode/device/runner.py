@@ -38,8 +38,9 @@ NO_GRAPHS = {"triton.cudagraphs": False}
 class DeviceRunner:
     """Makes the engine of each batch of one pair of models.
 
-    compile: fuse the models' small kernels; None: on a GPU. For models that are compiled, gamma "auto" chooses among
-             fewer widths, as each takes up to a minute the first time
+    compile: fuse the models' small kernels; None: on a GPU, of models whose layers are not all run as `window_layer`.
+             For models that are compiled, gamma "auto" chooses among fewer widths, as each takes up to a minute the
+             first time
     options: None is the default ones, with COMPILED_WIDTHS or WIDTHS
     costs:   what is known of the pair
     Raises ValueError for a target on a GPU whose draft is not on one.
@@ -67,12 +68,16 @@ class DeviceRunner:
         for role, model in (("target", target), ("draft", draft)):
             if model is None:
                 continue
+            layers: Found = []
+            spread = is_spread(model.model)
             if on_gpu and _read_lengths(role, model):
                 self._switched.append(model)
-                if backends()["triton"].available and not is_spread(model.model):
+                if not spread and backends()["triton"].available:
                     self._norms += _use_norms(model.model)
-                    self._layers += _use_layers(role, model.model)
-            if (on_gpu and not is_spread(model.model)) if compile is None else compile:
+                    layers = _use_layers(role, model.model)
+            self._layers += layers
+            all_ours = bool(layers) and len(layers) == model.config.get_text_config().num_hidden_layers
+            if (on_gpu and not spread and not all_ours) if compile is None else compile:
                 model.compile(options=NO_GRAPHS)
                 compiled = True
         self.options = options or DeviceOptions(widths=COMPILED_WIDTHS if compiled else WIDTHS)
