@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from itertools import pairwise
 from operator import is_
 from typing import Any
 
@@ -167,7 +168,7 @@ def switch_layers(found: Found) -> None:
         layer.__class__ = classes[own]
 
 
-def switch_back(found: Found) -> None:
+def switch_layers_back(found: Found) -> None:
     """Let layers run as they are written."""
     for layer, _ in found:
         layer.__class__ = type(layer).__mro__[2]
@@ -175,16 +176,30 @@ def switch_back(found: Found) -> None:
 
 
 @torch.no_grad()
-def join_weights(found: Found) -> None:
-    """Keep weights that are given the same rows as parts of one. Values, parameters and modules stay as they are."""
+def join_weights(found: Found, sharers: Iterable[nn.Parameter] = ()) -> None:
+    """Keep weights that are given the same rows as parts of one. Values, parameters and modules stay as they are.
+
+    sharers: parameters of other models, which go on sharing the memory of those they share it with
+    """
+    moved: dict[int, Tensor] = {}
     for linears in (each for _, parts in found for each in parts.joinable):
         for name in ("weight", "bias"):
             own = [parameter for linear in linears if (parameter := linear._parameters[name]) is not None]
-            if len(own) < len(linears):
+            if len(own) < len(linears) or _are_joined(own):
                 continue
             joined = torch.cat([parameter.data for parameter in own])
             for parameter, part in zip(own, torch.split(joined, list(map(len, own))), strict=True):
+                moved[parameter.data_ptr()] = part
                 parameter.data = part
+    for parameter in sharers:
+        part = moved.get(parameter.data_ptr(), parameter)
+        if part.shape == parameter.shape:
+            parameter.data = part.data
+
+
+def _are_joined(tensors: list[nn.Parameter]) -> bool:
+    memory = {tensor.untyped_storage().data_ptr() for tensor in tensors}
+    return len(memory) == 1 and all(a.data_ptr() + a.nbytes == b.data_ptr() for a, b in pairwise(tensors))
 
 
 @torch.inference_mode()

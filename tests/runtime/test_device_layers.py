@@ -17,8 +17,9 @@ from pearl_decode import norm as norms
 from pearl_decode.attention import use_window_attention
 from pearl_decode.device import runner
 from pearl_decode.device.shape import COMPILED_WIDTHS, WIDTHS
+from pearl_decode.first_layers import first_layers
 from pearl_decode.lanes.queue import InlineLane
-from pearl_decode.layer import WindowDecoderLayer, join_weights, switch_back, switch_layers
+from pearl_decode.layer import WindowDecoderLayer, join_weights, switch_layers, switch_layers_back
 from pearl_decode.models import CausalModel
 from pearl_decode.norm import WindowNorm, switch_norms_back
 from pearl_decode.trials import agreeing_layers
@@ -65,7 +66,7 @@ def test_text_is_what_the_models_own_code_says(name, calls):
     calls.clear()
     assert texts(model) == wanted
     assert len(calls) > 4 * 24
-    switch_back(found)
+    switch_layers_back(found)
     switch_norms_back(switched)
     assert [type(module) for module in model.modules()] == own
     calls.clear()
@@ -76,7 +77,7 @@ def test_text_is_what_the_models_own_code_says(name, calls):
 def test_a_second_decoder_tries_nothing_again(monkeypatch):
     model = attending("llama")
     switched, first = runner._use_norms(model), runner._use_layers("target", model)
-    switch_back(first)
+    switch_layers_back(first)
     switch_norms_back(switched)
     monkeypatch.setattr(runner, "agreeing_layers", None)
     monkeypatch.setattr(runner, "find_norms", None)
@@ -120,7 +121,7 @@ def test_only_models_of_other_layers_are_compiled_unless_that_is_asked(name, ask
 
 
 def test_too_little_memory_costs_no_more_than_speed(monkeypatch, caplog):
-    def full(found):
+    def full(*_):
         raise torch.OutOfMemoryError("no room")
 
     monkeypatch.setattr(runner, "join_weights", full)
@@ -153,6 +154,23 @@ def test_models_with_joined_weights_are_saved_as_others_are(tmp_path):
     after = type(model).from_pretrained(tmp_path).state_dict()
     assert after.keys() == before.keys()
     assert all(torch.equal(after[name], value) for name, value in before.items())
+
+
+def test_a_draft_of_the_targets_layers_goes_on_sharing_their_memory():
+    model = attending("llama")
+    draft = first_layers(model, 2)
+    before = draft.state_dict()
+
+    def addresses(part):
+        return {name: parameter.data_ptr() for name, parameter in part.named_parameters()}
+
+    shared = addresses(draft).items() & addresses(model).items()
+    assert len(shared) > 2 * 9
+    runner._use_layers("target", model, draft.parameters())
+    runner._use_layers("draft", draft, model.parameters())
+    assert len(addresses(draft).items() & addresses(model).items()) == len(shared)
+    assert shared - addresses(draft).items(), "weights were joined, and so moved"
+    assert all(torch.equal(value, before[name]) for name, value in draft.state_dict().items())
 
 
 def test_joined_weights_are_the_same_parameters_in_one_piece():

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable
 from weakref import WeakKeyDictionary
 
 import torch
+from torch import nn
 from transformers import PreTrainedModel
 
 from pearl_decode.attention import use_window_attention
@@ -16,7 +18,7 @@ from pearl_decode.device.shape import COMPILED_WIDTHS, WIDTHS
 from pearl_decode.engine import Plan
 from pearl_decode.lanes.cuda import HIGH, NORMAL, CudaLane
 from pearl_decode.lanes.queue import DeviceLane, InlineLane
-from pearl_decode.layer import Found, join_weights, switch_back, switch_layers
+from pearl_decode.layer import Found, join_weights, switch_layers, switch_layers_back
 from pearl_decode.models import CausalModel
 from pearl_decode.norm import FoundNorms, find_norms, switch_norms, switch_norms_back
 from pearl_decode.placement import is_spread
@@ -65,7 +67,7 @@ class DeviceRunner:
         self._switched: list[CausalModel] = []  # to our attention
         self._norms: FoundNorms = []  # switched to ours
         self._layers: Found = []
-        for role, model in (("target", target), ("draft", draft)):
+        for role, model, other in (("target", target, draft), ("draft", draft, target)):
             if model is None:
                 continue
             layers: Found = []
@@ -74,7 +76,7 @@ class DeviceRunner:
                 self._switched.append(model)
                 if not spread and backends()["triton"].available:
                     self._norms += _use_norms(model.model)
-                    layers = _use_layers(role, model.model)
+                    layers = _use_layers(role, model.model, () if other is None else other.model.parameters())
             self._layers += layers
             all_ours = bool(layers) and len(layers) == model.config.get_text_config().num_hidden_layers
             if (on_gpu and not spread and not all_ours) if compile is None else compile:
@@ -88,7 +90,7 @@ class DeviceRunner:
     def close(self) -> None:
         """Let go of what was kept, when nothing of it runs any more, and leave the models as they were."""
         self.kept.clear()
-        switch_back(self._layers)
+        switch_layers_back(self._layers)
         switch_norms_back(self._norms)
         self._layers.clear()
         self._norms.clear()
@@ -145,14 +147,14 @@ def _use_norms(model: PreTrainedModel) -> FoundNorms:
     return list(_NORMS[model])
 
 
-def _use_layers(role: str, model: PreTrainedModel) -> Found:
+def _use_layers(role: str, model: PreTrainedModel, others: Iterable[nn.Parameter] = ()) -> Found:
     """Let decoder layers of known models run as `window_layer`: a fourth of the kernels, which for a few rows take
-    about as long to begin as to run. Returns those that now do.
+    about as long to begin as to run. Returns those that now do. others: parameters that may share its weights' memory
     """
     if model not in _LAYERS:
         try:
             found = agreeing_layers(model)
-            join_weights(found)
+            join_weights(found, others)
         except torch.OutOfMemoryError as error:
             LOGGER.warning("%s: its layers run as they are written, this time: %s", role, error)
             return []
