@@ -29,7 +29,7 @@ def window_layer(
     seq_lens: Tensor,
     scale: float,
 ) -> Tensor:
-    """`pearl_kernels.window_layer`: five launches beside four products and the attention, and no other."""
+    """`pearl_kernels.window_layer`: four launches beside four products and the attention, and no other."""
     if any(each.scale is not None or each.weight.dtype is not x.dtype or each.is_packed for each in weights.linears):
         raise ValueError(f"triton backend: weights must be {x.dtype} like x, and not packed")
     (batch, width, size), (heads, kv_heads, head_dim) = x.shape, (weights.heads, weights.kv_heads, weights.head_dim)

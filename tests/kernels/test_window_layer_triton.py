@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from dataclasses import replace
 from typing import Any
 
@@ -12,8 +13,10 @@ from torch import Tensor
 import pearl_kernels
 from pearl_kernels import LayerWeights
 from pearl_kernels.window_layer.reference import window_layer as reference
+from tests.kernels.test_triton_launches import TorchOps
 from tests.kernels.test_window_layer import CAPACITY, Case, case_of, weights_of
 
+NOTHING = ("empty", "empty_like", "new_empty", "view", "_unsafe_view", "t", "as_strided", "detach", "alias")  # to run
 TOLERANCES = {torch.float32: 2e-5, torch.float16: 1e-2, torch.bfloat16: 6e-2}
 
 
@@ -87,6 +90,30 @@ def test_neighbours_by_chance_are_no_parts_of_one():
     torch.testing.assert_close(
         replace(case, weights=swapped).run("triton"), reference(**vars(exact)), rtol=2e-5, atol=2e-5
     )
+
+
+@pytest.mark.parametrize("extras", [False, True])
+def test_nothing_runs_but_four_kernels_four_products_and_attention(extras, monkeypatch):
+    case = of_type(case_of([4, 0, 31], 3, weights_of(extras=extras)), torch.float32, joins=True)
+    launches: list[str] = []
+
+    def attend(queries: Tensor, *_: object, **__: object) -> Tensor:
+        launches.append("attention")
+        return queries
+
+    layer = importlib.import_module("pearl_kernels.window_layer._triton")
+    monkeypatch.setattr(layer, "window_attention", attend)
+    kernels = importlib.import_module("pearl_kernels._triton.layer")
+    for kernel in (each for each in vars(kernels).values() if hasattr(each, "arg_names")):
+        monkeypatch.setattr(type(kernel), "run", lambda kernel, *_, **__: launches.append(kernel.__name__))
+    with TorchOps() as ops:
+        case.run("triton")
+    assert launches == ["norm_rows", "place_heads", "attention", "norm_rows", "gate_rows"]
+    names = [name.removeprefix("aten.").partition(".")[0] for name in ops.names]
+    product = "addmm" if extras else "mm"
+    biases = ["add_"] * extras
+    wanted = [product, "addmm_", *biases] * 2
+    assert [name for name in names if name not in NOTHING] == wanted
 
 
 def test_lengths_are_taken_to_what_the_cache_has_room_for():
