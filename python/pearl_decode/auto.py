@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pearl_decode.costs import Costs, open_share, pearl_tokens, sequential_tokens
+from pearl_decode.costs import HORIZON, Costs, open_share, pearl_tokens, sequential_tokens
 from pearl_decode.lookup import NGRAMS
 
 GAMMAS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16)
@@ -103,17 +103,24 @@ class Chooser:
         self._unseen = 0  # rounds since it was made
         self._settled = 0  # rounds since the present choice was made
 
-    def choose(self, remaining: Sequence[int], matched: Sequence[int], drafting: bool) -> Choice:
+    def choose(
+        self, remaining: Sequence[int], matched: Sequence[int], drafting: bool, making_s: Sequence[float] | None = None
+    ) -> Choice:
         """The choice for the next round.
 
         remaining: tokens each row may still get, 0 for one that has ended but is still computed
         matched:   how much of each row's text prompt lookup goes by, one of NGRAMS, or 0 where it has no guess
         drafting:  whether there is a draft model at work
+        making_s:  what each choice costs before its rounds take as long as is known or hoped; None: nothing
         """
         if drafting and min(remaining) >= self._most_tokens and len(set(matched)) == 1:
             speeds, best = self.prepare().usual[matched[0]]
         else:
             speeds = self.speeds(remaining, matched, drafting)
+            best = int(speeds.argmax())
+        if making_s is not None and any(making_s):
+            tokens = max(sum(remaining), HORIZON)
+            speeds = speeds / (1 + speeds * np.array(making_s) / tokens)
             best = int(speeds.argmax())
         if not speeds[best]:
             return self.choices[0]
@@ -186,6 +193,7 @@ class Chooser:
                 self._acceptances[drafter][row].count(*count)
                 costs.count(drafter, *count)
         if timing is not None:
+            costs.count_decoding(timing.round_s)
             self._observe_time(choice.strategy == "pearl", timing, len(judged))
 
     def _observe_time(self, overlapping: bool, timing: Timing, rows: int) -> None:

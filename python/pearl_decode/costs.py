@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from statistics import median
+from statistics import fmean, median
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,8 @@ from numpy.typing import ArrayLike, NDArray
 FORGET = 0.001
 MOST_FORGOTTEN = 0.3
 HOPE = 0.004  # of the distance to 1 that an acceptance gains per round in which nothing was drafted
+HORIZON = 1000  # tokens that are taken to come yet, where something has to be made ready before it can be fast
+MAKING_SHARE = 0.05  # of the time spent on decoding, which may be spent on that whatever it brings
 CHEAP_STEP = 0.05  # a draft step over a target forward, until one is measured
 SAMPLES = 5
 ALMOST_SURE = 1 - 1e-9  # an acceptance of 1 has the same formulas, but for 0 / 0
@@ -183,6 +185,8 @@ class Costs:
 
     def __init__(self) -> None:
         self.round = 0
+        self._decoding_s = self._making_s = 0.0
+        self._makings: deque[float] = deque(maxlen=SAMPLES)
         self._alone: dict[int, StepTimes] = {}
         self._beside: dict[int, StepTimes] = {}
         self._starts: dict[str, Acceptance] = {}
@@ -203,6 +207,22 @@ class Costs:
         """Of one row in one round."""
         if judged:
             self._start(drafter).count(accepted, judged)
+
+    def count_decoding(self, seconds: float) -> None:
+        """Of a round that took as long as such rounds will again."""
+        self._decoding_s += seconds
+
+    def count_making(self, seconds: float) -> None:
+        """Of a first round of a kind, which is run call by call, or captured."""
+        self._making_s += seconds
+        self._makings.append(seconds)
+
+    def making_s(self, rounds: int) -> float:
+        """What so many first rounds of a kind should cost, as far as that counts: what there is time for does not."""
+        if not rounds or not self._makings:
+            return 0.0
+        seconds = rounds * fmean(self._makings)
+        return 0.0 if self._making_s + seconds < MAKING_SHARE * self._decoding_s else seconds
 
     def _start(self, drafter: str) -> Acceptance:
         return self._starts.setdefault(drafter, Acceptance())

@@ -27,7 +27,7 @@ def at_random(monkeypatch):
     """Every round another choice, whatever it costs."""
     dice = random.Random(7)
 
-    def choose(self, remaining, matched, drafting):
+    def choose(self, remaining, matched, drafting, making_s=None):
         return dice.choice([c for c in self.choices if c.gamma <= 6])
 
     monkeypatch.setattr(Chooser, "choose", choose)
@@ -135,6 +135,32 @@ def test_the_choice_follows_cost_and_acceptance():
     assert _chosen(40, 5, [0.9] * 400)[-1].strategy == "pearl"
     assert _chosen(40, 1, [0.5] * 400)[-1].strategy == "sequential"
     assert _chosen(40, 20, [0.2] * 400)[-1].strategy == "autoregressive"
+
+
+def test_what_has_to_be_made_ready_is_tried_where_that_pays_in_what_is_to_come():
+    alone = ALL[0]
+    for remaining, making_s, tried in (
+        (60, 0.0, True), (60, 0.1, True), (60, 1.0, False), (9000, 1.0, True), (9000, 9.0, False),
+    ):  # fmt: skip
+        chooser = Chooser(ALL, Costs(), 1)
+        for _ in range(3):
+            chooser.observe(alone, Timing(1, 0.002, 0.002, []), [0], [0], [0])
+        chosen = chooser.choose([remaining], [0], True, [0.0, *[making_s] * (len(ALL) - 1)])
+        assert (chosen != alone) is tried, (remaining, making_s)
+
+
+def test_making_ready_costs_nothing_where_there_was_time_for_it():
+    costs = Costs()
+    assert costs.making_s(2) == 0.0, "nothing is known of it"
+    for seconds in (0.1, 0.3):
+        costs.count_making(seconds)
+    assert costs.making_s(0) == 0.0
+    assert costs.making_s(2) == pytest.approx(0.4)
+    costs.count_decoding(15.9)
+    assert costs.making_s(2) == pytest.approx(0.4)
+    costs.count_decoding(0.2)  # a twentieth of it is now more than 0.8
+    assert costs.making_s(2) == 0.0
+    assert costs.making_s(3) == pytest.approx(0.6)
 
 
 @pytest.mark.parametrize("matched", [0, *NGRAMS])

@@ -31,7 +31,7 @@ def at_random(monkeypatch):
     """Every round another choice, whatever it costs; what was chosen, in order."""
     dice, chosen = random.Random(7), []
 
-    def choose(self, remaining, matched, drafting):
+    def choose(self, remaining, matched, drafting, making_s=None):
         chosen.append(dice.choice([c for c in self.choices if c.gamma <= 8]))
         return chosen[-1]
 
@@ -186,6 +186,28 @@ def test_the_choice_follows_what_rounds_took_and_gave(right, favourites):
     assert sum(rounds.values()) > 0.7 * result.stats.rounds
     if right:
         assert result.stats.tokens_per_target_forward > 4
+
+
+class DearLane(TapeLane):
+    """A TapeLane that takes long to capture."""
+
+    def capture(self, work):
+        time.sleep(0.3)
+        return super().capture(work)
+
+
+@pytest.mark.parametrize(("lane", "few"), [(TapeLane, False), (DearLane, True)])
+def test_rounds_that_take_long_to_make_ready_are_tried_the_seldomer(lane, few):
+    """Of a target of 5 ms, a second of captures is two hundred tokens."""
+    line = list(range(200))
+    target = _sleeping(sequence_model(line, 256), 0.005)
+    draft = _sleeping(sequence_model(line, 256), 0.0005)
+    with DeviceDecoder(target, draft, device_lanes=(lane(), lane()), **AUTO) as decoder:
+        for _ in range(3):
+            [result] = decoder.generate([[0]], SamplingParams(max_tokens=60))
+            assert result.token_ids == line[1:61]
+        made = len(decoder.runner.kept.rounds[-1].rounds)
+    assert (made <= 3) is few, made
 
 
 def test_what_was_captured_for_one_strategy_is_there_for_the_next(llama, near_llama, prompts):

@@ -238,8 +238,10 @@ class DeviceEngine:
             self._read = [max(0, length - 2) for length in self._lengths()]
         self._behind = not shape.drafted
         view = self._view(rounds, head + shape.reach)
-        reason = self.chooser.reason
+        reason, is_first = self.chooser.reason, rounds.firsts(shape) > 0
         flight, round = fly(choice, reason, matched, self.lanes, before, lambda: rounds.play(shape, view))
+        if is_first:
+            self.chooser.costs.count_making(flight.host_s)
         ring.push(round.report)
         self.ends.append(self.lanes[0].queued)
         return flight
@@ -255,7 +257,9 @@ class DeviceEngine:
             max(1, request.params.max_tokens - len(request.token_ids) - in_flight) if not request.finish_reason else 0
             for request in self.requests
         ]
-        return self.chooser.choose(remaining, matched, rounds.drafting)
+        firsts = [rounds.firsts(self._shapes[choice]) for choice in self.chooser.choices]
+        making_s = [self.chooser.costs.making_s(count) for count in firsts] if any(firsts) else None
+        return self.chooser.choose(remaining, matched, rounds.drafting, making_s)
 
     def _lengths(self) -> list[int]:
         """Of each row what was read of it."""

@@ -50,18 +50,26 @@ class StaticBatch:
         return self.lanes[0].device != self.lanes[1].device
 
 
+def firsts_of(batch: StaticBatch) -> int:
+    """`StaticRound.firsts` of one that was never played."""
+    return 1 + any(lane.can_capture for lane in batch.lanes)
+
+
 class StaticRound:
     """The tensors of one shape, and what a round does with them. Nothing is read on the host.
 
     message: (batch, 2 + tokens) int64 on the target's device, what the draft needs to know; written by every round
     report:  (batch, FACTS + width) int64 on the target's device, what a round gave each row
     warm:    whether the last play did nothing for the first time, and what it did takes as long the next time
+    firsts:  how many plays there will be that do something for the first time: to run it, and where a lane can, to
+             capture it. Another view, which has its own, comes seldom
     """
 
     def __init__(self, batch: StaticBatch, shape: Shape) -> None:
         self.batch = batch
         self.shape = shape
         self.warm = False
+        self.firsts = firsts_of(batch)
         tokens, target_lane = batch.state.tokens, batch.lanes[0]
         self.message = target_lane.make(lambda: tokens.new_zeros(len(tokens), message_width(shape)))
         self.report = target_lane.make(lambda: tokens.new_zeros(len(tokens), FACTS + shape.width))

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from torch import Tensor
 
 from pearl_decode.device.draft import copy_fields
-from pearl_decode.device.round import StaticBatch, StaticRound
+from pearl_decode.device.round import StaticBatch, StaticRound, firsts_of
 from pearl_decode.device.shape import ALONE, Shape
 from pearl_kernels import DecodeState, SamplingTensors
 
@@ -105,7 +105,12 @@ class StaticRounds:
         if round.shape.drafted and not self.try_draft(draft):
             round = self._turn_to(ALONE)
         round.play_target(view)
+        round.firsts = max(0, round.firsts - 1)
         return round
+
+    def firsts(self, shape: Shape) -> int:
+        """How many rounds of this shape there will be that do something for the first time, which takes long."""
+        return self.rounds[shape].firsts if shape in self.rounds else firsts_of(self.batch)
 
     def close(self) -> None:
         """Let nobody use again what a lane may still read: neither the other lane, nor the caller."""
