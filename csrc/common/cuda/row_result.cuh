@@ -87,13 +87,11 @@ __device__ __forceinline__ RowResult finish_row(const Row& row, const RowTask& t
     if (lane_index() == 0) result = merged;
   }
   __syncthreads();
-  RowResult known = result;
-  if (known.status != kOk || !task.filters(row.size)) return known;
-  known.threshold = find_threshold(row, scratch.parts, task.filter, known.highest);
-  const Swept swept = sweep_row(row, task, scratch.parts, known.threshold, known.highest);
-  known.lse = swept.lse;
-  known.drawn = swept.winner != 0 ? packed_id(swept.winner) : task.excluded;
-  return known;
+  if (result.status != kOk || !task.filters(row.size)) return result;
+  const float threshold = find_threshold(row, scratch.parts, task.filter, result.highest);
+  const Swept swept = sweep_row(row, task, scratch.parts, threshold, result.highest);
+  const uint32_t drawn = swept.winner != 0 ? packed_id(swept.winner) : task.excluded;
+  return {swept.lse, threshold, result.highest, result.best, drawn, kOk};
 }
 
 }  // namespace pearl::cuda

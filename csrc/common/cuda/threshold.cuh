@@ -128,48 +128,66 @@ __device__ __forceinline__ float select_threshold(const Row& row, const TilePart
   return from_ordered(high);
 }
 
-// A logit that the threshold of the row's first filter, top_k or else top_p, is not below, if there is one to be had
-// without looking at the row; -inf otherwise.
-__device__ __forceinline__ float quick_bound(const Row& row, const TilePart* parts, const Filter& filter, float highest,
-                                             Held& store) {
-  if (filter.limits_count(row.size)) return peak_of_rank(row, parts, static_cast<uint32_t>(filter.top_k), store);
+// Logits that the threshold of the row's first filter, top_k or else top_p, may not be below, to be had without looking at
+// the row, the likelier first: both are -inf where there is none. The threshold is not below the last.
+struct Bounds {
+  float likely, sure;
+};
+__device__ __forceinline__ Bounds quick_bounds(const Row& row, const TilePart* parts, const Filter& filter,
+                                               float highest, Held& store) {
+  if (filter.limits_count(row.size)) {
+    const float bound = peak_of_rank(row, parts, static_cast<uint32_t>(filter.top_k), store);
+    return {bound, bound};
+  }
   // All that is below weighs, were there nothing but that and the highest, less than what top_p leaves out.
   const double nats = log((1.0 - static_cast<double>(filter.top_p)) / row.size) - 0.01;
-  return static_cast<float>(static_cast<double>(highest) + static_cast<double>(filter.temperature) * nats);
+  const float sure = static_cast<float>(static_cast<double>(highest) + static_cast<double>(filter.temperature) * nats);
+  // Nearly all tiles have a logit at or above this one, so that some hundreds are; they weigh enough but of flat rows.
+  const uint32_t tiles = (row.size + kTile - 1) / kTile;
+  return {fmaxf(sure, peak_of_rank(row, parts, tiles - tiles / 32, store)), sure};
 }
 
 // The threshold of top_k and top_p, of which there is one at least.
 //
 // Both are nearly always decided by few of the row's logits: those at or above a bound are taken out of it in one pass,
-// which for top_k skips the tiles that are below, and the rest is done with them. Where they do not fit, the row is
-// walked for each histogram.
+// which for top_k skips the tiles that are below, and the rest is done with them. Where they are too few, or do not fit,
+// the next bound is tried, and at last the row is walked for each histogram.
 __device__ __forceinline__ float find_quota_threshold(const Row& row, const TilePart* parts, const Filter& filter,
                                                       float highest) {
   __shared__ Held store;
   const bool limits_count = filter.limits_count(row.size);
   Quota quota{!limits_count, static_cast<uint64_t>(max(filter.top_k, 0)), filter.top_p, highest,
               filter.inverse_temperature * kLog2E};
-  const float bound = quick_bound(row, parts, filter, highest, store);
+  const Bounds bounds = quick_bounds(row, parts, filter, highest, store);
+  float bound = bounds.likely;
+  bool walks = false;
+  const Held* held = nullptr;
   unsigned long long rest = 0;
-  // Of a share of the whole, the whole has to be known: no tile is skipped.
-  const bool fits = hold_values(row, limits_count ? parts : nullptr, bound, store, [&](float x) {
-    const bool taken = x >= bound && x > -INFINITY;
-    if (!taken && quota.by_mass) rest += quota.weight(x);
-    return taken;
-  });
-  rest = block_sum(rest);
-  const Held* held = fits ? &store : nullptr;
   float threshold = -INFINITY;
   for (;;) {
-    float found = select_threshold(row, parts, held, store, held ? rest : 0, threshold, filter, quota);
-    if (found == -INFINITY && held) {  // less is held than was meant to be: the bound was rounded, or is of no use
+    if (held == nullptr && !walks) {
+      rest = 0;
+      // Of a share of the whole, the whole has to be known: no tile is skipped.
+      const bool fits = hold_values(row, limits_count ? parts : nullptr, bound, store, [&](float x) {
+        const bool taken = x >= bound && x > -INFINITY;
+        if (!taken && quota.by_mass) rest += quota.weight(x);
+        return taken;
+      });
+      rest = block_sum(rest);
+      held = fits ? &store : nullptr;
+    }
+    const float found = select_threshold(row, parts, held, store, held ? rest : 0, threshold, filter, quota);
+    if (found == -INFINITY && held) {  // less is held than was meant to be: the bound was too high, or is of no use
       held = nullptr;
+      walks = bound <= bounds.sure;
+      bound = bounds.sure;
       continue;
     }
     threshold = fmaxf(threshold, found);
     if (quota.by_mass || !filter.limits_mass()) return threshold;
     quota.by_mass = true;
     rest = 0;
+    walks = held == nullptr;
   }
 }
 
