@@ -48,7 +48,9 @@ class PearlDecoder:
                    layers that all run as `pearl_kernels.window_layer`, in fewer kernels than torch would leave
     lanes:         target and draft lane to use whatever the strategy; None shares the cores out as it needs
 
-    A target on a GPU is decoded by captured rounds on streams of its own, any other by threads that have cores each.
+    A target on a GPU is decoded by captured rounds on streams of its own, any other by threads that have cores each. On
+    a GPU weights that are multiplied together are moved next to each other, once: CUDA graphs that somebody captured of
+    a model before that read where they were.
     Close it, or use it as a context manager, to end its threads.
     """
 
