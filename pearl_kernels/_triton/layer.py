@@ -21,6 +21,17 @@ def norm_rows(x, weight, copy, out, size, eps, offset, BLOCK: tl.constexpr):
 
 
 @triton.jit
+def _normed_head(low, high, weight, column, inside, half, eps):
+    """Both halves of a head, normed unless weight is None."""
+    if weight is not None:
+        squares = tl.sum(low * low, 0) + tl.sum(high * high, 0)
+        factor = 1.0 / tl.sqrt(squares / (2 * half) + eps)
+        low *= factor * tl.load(weight + column, mask=inside, other=0.0).to(tl.float32)
+        high *= factor * tl.load(weight + half + column, mask=inside, other=0.0).to(tl.float32)
+    return low, high
+
+
+@triton.jit
 def place_heads(
     joined, q_norm, k_norm, cos, sin, angles_batch_stride, seq_lens, starts, q_out, k_cache, v_cache,
     k_batch_stride, k_head_stride, k_entry_stride, v_batch_stride, v_head_stride, v_entry_stride,
@@ -39,15 +50,11 @@ def place_heads(
     low = tl.load(source, mask=inside, other=0.0).to(tl.float32)
     high = tl.load(source + half, mask=inside, other=0.0).to(tl.float32)
     is_query, is_key = head < heads, (head >= heads) & (head < heads + kv_heads)
+    if is_query:
+        low, high = _normed_head(low, high, q_norm, column, inside, half, eps)
+    if is_key:
+        low, high = _normed_head(low, high, k_norm, column, inside, half, eps)
     if is_query | is_key:
-        if q_norm is not None:
-            weight = q_norm + column
-            if is_key:
-                weight = k_norm + column
-            squares = tl.sum(low * low, 0) + tl.sum(high * high, 0)
-            factor = 1.0 / tl.sqrt(squares / head_dim + eps)
-            low *= factor * tl.load(weight, mask=inside, other=0.0).to(tl.float32)
-            high *= factor * tl.load(weight + half, mask=inside, other=0.0).to(tl.float32)
         angle = batch * angles_batch_stride + query * head_dim + column
         cos_low = tl.load(cos + angle, mask=inside, other=0.0).to(tl.float32)
         cos_high = tl.load(cos + angle + half, mask=inside, other=0.0).to(tl.float32)

@@ -70,6 +70,16 @@ def test_equals_float64(dtype, extras, heads, kv_heads, head_dim, width):
     assert torch.equal(case.x, given), "what others may still look at was written to"
 
 
+@pytest.mark.parametrize("absent", [2, 3])
+def test_queries_may_be_normed_without_keys_and_keys_without_queries(absent):
+    norms, *rest = weights_of(extras=True).as_lists()
+    norms[absent] = None
+    case = case_of([4, 0, 31], 3, LayerWeights.of_lists(norms, *rest, 1e-5, 10))
+    exact = case.cloned()
+    torch.testing.assert_close(case.run("triton"), reference(**vars(exact)), rtol=2e-5, atol=2e-5)
+    torch.testing.assert_close(case.k_cache, exact.k_cache, rtol=2e-5, atol=2e-5)
+
+
 @pytest.mark.parametrize("extras", [False, True])
 def test_weights_that_are_parts_of_one_give_the_same(extras, monkeypatch):
     case = case_of([4, 0, 31], 3, weights_of(extras=extras))
