@@ -25,6 +25,7 @@ from pearl_decode.norm import WindowNorm, switch_norms_back
 from pearl_decode.trials import agreeing_layers
 from pearl_kernels.dispatch import Backend
 from tests.runtime.device import DeviceDecoder
+from tests.runtime.test_layer import count_calls
 from tests.runtime.tiny import build
 
 PROMPTS = [[5, 17, 3, 80, 41], [9], [3, 3, 7, 1, 2, 3, 4, 5, 6, 7]]
@@ -33,14 +34,7 @@ PARAMS = SamplingParams(max_tokens=24)
 
 @pytest.fixture
 def calls(monkeypatch):
-    count, run = [], layers.window_layer
-
-    def counted(*args, **named):
-        count.append(1)
-        return run(*args, **named)
-
-    monkeypatch.setattr(layers, "window_layer", counted)
-    return count
+    return count_calls(monkeypatch, layers, "window_layer")
 
 
 def attending(name: str):
