@@ -11,7 +11,7 @@ from torch.nn.functional import linear
 
 from pearl_kernels._triton.layer import gate_rows, place_heads
 from pearl_kernels.window_attention import window_attention
-from pearl_kernels.window_layer.weights import LayerWeights
+from pearl_kernels.window_layer.weights import LayerWeights, as_one
 from pearl_kernels.window_linear import Linear
 from pearl_kernels.window_norm._triton import window_norm_out
 
@@ -66,25 +66,10 @@ def _normed(rows: Tensor, weight: Tensor, eps: float, copy: Tensor | None = None
 
 def _products(rows: Tensor, layers: Sequence[Linear]) -> Tensor:
     """Of the rows with all layers, one beside the other. One product, where the weights follow each other in memory."""
-    weight, bias = _joined([each.weight for each in layers]), _joined([each.bias for each in layers])
+    weight, bias = as_one([each.weight for each in layers]), as_one([each.bias for each in layers])
     if weight is None or (bias is None and layers[0].bias is not None):
         return torch.cat([linear(rows, each.weight, each.bias) for each in layers], dim=-1)
     return linear(rows, weight, bias)
-
-
-def _joined(parts: Sequence[Tensor | None]) -> Tensor | None:
-    """The parts as one tensor, where they are parts of one, in order and nothing between them."""
-    first = parts[0]
-    if first is None:
-        return None
-    memory, end, rows = first.untyped_storage().data_ptr(), first.data_ptr(), 0
-    for part in parts:
-        if part is None or part.untyped_storage().data_ptr() != memory:  # whose neighbour it may be by chance
-            return None
-        if part.data_ptr() != end or not part.is_contiguous():
-            return None
-        end, rows = end + part.nbytes, rows + len(part)
-    return first.detach().as_strided((rows, *first.shape[1:]), first.stride())
 
 
 def _add_product(rows: Tensor, factor: Tensor, layer: Linear) -> None:

@@ -136,3 +136,18 @@ class LayerWeights:
             attention_norm, q, k, v, output, mlp_norm, gate, up, down,
             head_dim=head_dim, eps=eps, q_norm=q_norm, k_norm=k_norm,
         )  # fmt: skip
+
+
+def as_one(parts: Sequence[Tensor | None]) -> Tensor | None:
+    """The parts as one tensor, where they are parts of one, in order and nothing between them."""
+    first = parts[0]
+    if first is None:
+        return None
+    memory, end, rows = first.untyped_storage().data_ptr(), first.data_ptr(), 0
+    for part in parts:
+        if part is None or part.untyped_storage().data_ptr() != memory:  # whose neighbour it may be by chance
+            return None
+        if part.data_ptr() != end or not part.is_contiguous():
+            return None
+        end, rows = end + part.nbytes, rows + len(part)
+    return first.detach().as_strided((rows, *first.shape[1:]), first.stride())

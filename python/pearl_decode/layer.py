@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Iterator
-from itertools import pairwise
 from operator import is_
 from typing import Any
 
@@ -16,6 +15,7 @@ from pearl_decode.cache import WindowCache
 from pearl_decode.linear import WindowLinear
 from pearl_decode.norm import WindowNorm
 from pearl_kernels import LayerWeights, Linear, window_layer
+from pearl_kernels.window_layer.weights import as_one
 
 LOGGER = logging.getLogger(__name__)
 # Layers that are written as `window_layer` is, up to what a trial shows.
@@ -185,7 +185,7 @@ def join_weights(found: Found, sharers: Iterable[nn.Parameter] = ()) -> None:
     for linears in (each for _, parts in found for each in parts.joinable):
         for name in ("weight", "bias"):
             own = [parameter for linear in linears if (parameter := linear._parameters[name]) is not None]
-            if len(own) < len(linears) or _are_joined(own):
+            if len(own) < len(linears) or as_one(own) is not None:
                 continue
             joined = torch.cat([parameter.data for parameter in own])
             for parameter, part in zip(own, torch.split(joined, list(map(len, own))), strict=True):
@@ -195,11 +195,6 @@ def join_weights(found: Found, sharers: Iterable[nn.Parameter] = ()) -> None:
         part = moved.get(parameter.data_ptr(), parameter)
         if part.shape == parameter.shape:
             parameter.data = part.data
-
-
-def _are_joined(tensors: list[nn.Parameter]) -> bool:
-    memory = {tensor.untyped_storage().data_ptr() for tensor in tensors}
-    return len(memory) == 1 and all(a.data_ptr() + a.nbytes == b.data_ptr() for a, b in pairwise(tensors))
 
 
 @torch.inference_mode()
