@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from pearl_decode.cache import WindowCache
+from pearl_decode.in_front import own_class, put_in_front
 from pearl_decode.linear import WindowLinear
 from pearl_decode.norm import WindowNorm
 from pearl_kernels import LayerWeights, Linear, window_layer
@@ -160,18 +161,15 @@ Found = list[tuple[nn.Module, LayerParts]]  # layers that may be run as `window_
 
 def switch_layers(found: Found) -> None:
     """Let layers run as `window_layer`."""
-    classes: dict[type[nn.Module], type[nn.Module]] = {}
     for layer, parts in found:
-        own = type(layer)
-        classes.setdefault(own, type(own.__name__, (WindowDecoderLayer, own), {}))
         layer.parts = parts  # type: ignore[assignment]
-        layer.__class__ = classes[own]
+        put_in_front(WindowDecoderLayer, layer)
 
 
 def switch_layers_back(found: Found) -> None:
     """Let layers run as they are written."""
     for layer, _ in found:
-        layer.__class__ = type(layer).__mro__[2]
+        layer.__class__ = own_class(layer)
         del layer.parts
 
 

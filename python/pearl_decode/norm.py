@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from pearl_decode.in_front import own_class, put_in_front
 from pearl_kernels import window_norm
 
 LOGGER = logging.getLogger(__name__)
@@ -50,12 +51,9 @@ def find_norms(model: PreTrainedModel) -> FoundNorms:
 
 def switch_norms(found: FoundNorms) -> None:
     """Let norms run as `window_norm`."""
-    classes: dict[type[nn.Module], type[nn.Module]] = {}
     for module, numbers in found:
-        own = type(module)
-        classes.setdefault(own, type(own.__name__, (WindowNorm, own), {}))
         module.norm_eps, module.norm_offset = numbers  # type: ignore[assignment]
-        module.__class__ = classes[own]
+        put_in_front(WindowNorm, module)
 
 
 def switch_norms_back(found: FoundNorms) -> None:
@@ -63,13 +61,6 @@ def switch_norms_back(found: FoundNorms) -> None:
     for module, _ in found:
         module.__class__ = own_class(module)
         del module.norm_eps, module.norm_offset
-
-
-def own_class(module: nn.Module) -> type[nn.Module]:
-    """A norm's class without ours in front of it; any other module's class as it is."""
-    if not isinstance(module, WindowNorm):
-        return type(module)
-    return next(cls for cls in type(module).__mro__[1:] if cls is not WindowNorm)
 
 
 @torch.inference_mode()

@@ -15,11 +15,12 @@ from pearl_decode.cache import WindowCache
 from pearl_decode.checkpoints import load_model
 from pearl_decode.distill.lessons import Head
 from pearl_decode.first_layers import first_layers
+from pearl_decode.in_front import own_class
 from pearl_decode.lanes.cpu import CpuLane, available_cores
 from pearl_decode.layer import WindowDecoderLayer
 from pearl_decode.linear import WindowLinear, use_window_linear, uses_window_linear
 from pearl_decode.models import CausalModel
-from pearl_decode.norm import WindowNorm, find_norms, own_class
+from pearl_decode.norm import WindowNorm, find_norms
 from pearl_decode.storage import pack_weights
 
 SIZES = {

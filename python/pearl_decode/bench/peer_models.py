@@ -10,8 +10,8 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from pearl_decode.attention import ATTENTION_NAME
+from pearl_decode.in_front import own_class
 from pearl_decode.linear import WindowLinear
-from pearl_decode.norm import own_class
 from pearl_decode.window_model import WHOLE
 
 
