@@ -98,6 +98,24 @@ def test_padding_that_sees_nothing_spoils_no_answer(target, tmp_path, monkeypatc
     assert seen
 
 
+@pytest.mark.parametrize("size", [1, 6, 12])
+def test_prompts_are_read_a_few_at_a_time(target, tmp_path, monkeypatch, size):
+    jobs = plan_jobs([Prompt(str(i), [3] * (i + 1)) for i in range(5)], 1, seed=3)
+    causal, options = CausalModel(target, "target"), {"max_tokens": 6, "batch": 5, "eos_ids": [0]}
+    whole = write_answers(causal, jobs, tmp_path / "whole.jsonl", **options)
+    forward, read = answers._forward, []
+
+    def counted(target, inputs, *rest):
+        read.append(inputs.shape)
+        return forward(target, inputs, *rest)
+
+    monkeypatch.setattr(answers, "_forward", counted)
+    monkeypatch.setattr(answers, "READ_ON_CPU", size)
+    assert write_answers(causal, jobs, tmp_path / "parts.jsonl", **options) == whole
+    parts = {1: [(1, i) for i in (1, 2, 3, 4, 5)], 6: [(2, 2), (1, 3), (1, 4), (1, 5)], 12: [(3, 3), (2, 5)]}[size]
+    assert read[: len(parts)] == parts
+
+
 def test_logits_that_are_no_numbers_are_no_answer(tmp_path):
     target = make_model()
     target.get_output_embeddings().weight.data[5] = torch.nan

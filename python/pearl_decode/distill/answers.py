@@ -23,6 +23,7 @@ from pearl_kernels import SamplingTensors, Status, sample
 LOGGER = logging.getLogger(__name__)
 TEMPERATURES = (0.0, 0.7, 1.0)
 SHARD = 8  # batches whose prompts are sorted by length together
+READ_ON_CPU, READ_ON_GPU = 1 << 11, 1 << 15  # tokens of prompts at once, with padding
 STAYING = 0.875  # of a batch's rows: where no more go on the others leave it, for which all caches are copied
 
 
@@ -142,20 +143,18 @@ def answer_batch(target: CausalModel, jobs: Sequence[Job], max_tokens: int, eos_
 
     Raises ValueError where the target's logits are nothing to draw from.
     """
-    device, ends = target.device, set(eos_ids)
-    lengths = [len(job.prompt.token_ids) for job in jobs]
+    device, ends, rows = target.device, set(eos_ids), list(jobs)
+    lengths = [len(job.prompt.token_ids) for job in rows]
     width = max(lengths)
     cache = WindowCache(width + max_tokens)
-    inputs = torch.tensor([[0] * (width - n) + job.prompt.token_ids for n, job in zip(lengths, jobs, strict=True)])
+    logits = _read(target, [job.prompt.token_ids for job in rows], cache)
     pads = torch.tensor([width - n for n in lengths], device=device)
     seen = torch.arange(cache.capacity, device=device) >= pads[:, None]  # (rows, capacity)
-    inputs, rows = inputs.to(device), list(jobs)
     texts: list[list[int]] = [[] for _ in rows]
     going = list(range(len(rows)))
     params = _params(rows, device)
-    for start in range(width, width + max_tokens):
-        logits = _forward(target, inputs, cache, seen, pads, start)
-        drawn = sample(logits, params, start - pads)
+    for end in range(width, width + max_tokens):
+        drawn = sample(logits, params, end - pads)
         tokens, status = drawn.tokens.tolist(), drawn.status.tolist()
         keep = []
         for row in going:
@@ -179,6 +178,36 @@ def answer_batch(target: CausalModel, jobs: Sequence[Job], max_tokens: int, eos_
             rows, texts = [rows[row] for row in going], [texts[row] for row in going]
             inputs, pads, seen, params = inputs[index], pads[index], seen[index], _params(rows, device)
             going = list(range(len(rows)))
+        logits = _forward(target, inputs, cache, seen, pads, end + 1)
+
+
+def _read(target: CausalModel, prompts: Sequence[list[int]], cache: WindowCache) -> torch.Tensor:
+    """Logits (rows, vocab) after the prompts, which all end at the same column of the cache.
+
+    A few are read at once, which pads them less and holds less in memory than reading all.
+    """
+    device, logits = target.device, []
+    width = max(map(len, prompts))
+    for rows in _parts([len(ids) for ids in prompts], READ_ON_GPU if device.type == "cuda" else READ_ON_CPU):
+        longest = max(len(ids) for ids in prompts[rows])
+        padded = torch.tensor([[0] * (longest - len(ids)) + ids for ids in prompts[rows]])
+        pads = torch.tensor([longest - len(ids) for ids in prompts[rows]], device=device)
+        seen = torch.arange(longest, device=device) >= pads[:, None]
+        part = WindowCache(longest)
+        logits.append(_forward(target, padded.to(device), part, seen, pads, longest))
+        cache.take_over(part, rows, len(prompts), width - longest)
+    return torch.cat(logits)
+
+
+def _parts(lengths: Sequence[int], size: int) -> Iterable[slice]:
+    """The rows in order, so many at once that with padding they are at most `size` tokens (or one row)."""
+    begin = longest = 0
+    for row, length in enumerate(lengths):
+        longest = max(longest, length)
+        if row > begin and (row + 1 - begin) * longest > size:
+            yield slice(begin, row)
+            begin, longest = row, length
+    yield slice(begin, len(lengths))
 
 
 def _forward(
