@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import json
-import time
 import weakref
 
 import pytest
@@ -344,11 +343,13 @@ def test_a_full_disk_says_what_to_do_and_keeps_the_run(target, tokenizer, prompt
     assert len(read_answers(tmp_path / "draft" / "work" / "answers.jsonl")) == 24
 
 
-def test_plain_lines_say_how_long_it_takes(capsys):
+def test_plain_lines_say_how_long_it_takes(capsys, monkeypatch):
+    """Of what a resumed run goes on with, not of what it has."""
     with Bars(every_s=0.0).training(1000) as update:
-        for tokens in (100, 300):  # of a run that was resumed at the first tenth
+        for now, tokens in ((10.0, 100), (10.5, 400), (130.5, 600)):
+            monkeypatch.setattr("pearl_decode.distill.report.time.monotonic", lambda now=now: now)
             update(Progress(1, tokens, tokens / 1000, 2.0, 50.0, 0.4, 0.5))
-            time.sleep(0.01)
-    first, second = capsys.readouterr().err.splitlines()
+    first, second, third = capsys.readouterr().err.splitlines()
     assert first.endswith("100 of 1000 tokens, 50 tokens/s")
-    assert second.endswith("300 of 1000 tokens, 50 tokens/s, about 0 minutes left")
+    assert second.endswith("400 of 1000 tokens, 50 tokens/s")
+    assert third.endswith("600 of 1000 tokens, 50 tokens/s, about 4 minutes left")

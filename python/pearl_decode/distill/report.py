@@ -10,6 +10,8 @@ from typing import Protocol
 from pearl_decode.distill.answers import Answer
 from pearl_decode.distill.train import Progress
 
+AT_ONCE_S = 1.0  # what a resumed run has already is told within it
+
 
 class Report(Protocol):
     """Each method gives a function to call with every piece of news while its part of the run lasts."""
@@ -90,7 +92,7 @@ class _Bar:
 
         console = Console(stderr=True)
         self._doing, self._every_s, self._next = doing, every_s, 0.0
-        self._begin: tuple[float, float] | None = None  # time and share done of the first news: a resumed run has some
+        self._begin: tuple[float, float] | None = None  # time of the first news, and share that was done before
         self._console = console
         self._bar = Progress(
             TextColumn(doing),
@@ -106,7 +108,10 @@ class _Bar:
     def show(self, done: float, news: str) -> None:
         self._bar.update(self._task, completed=min(done, 1.0), news=news)
         now = time.monotonic()
-        begin, before = self._begin = self._begin or (now, done)
+        begin, before = self._begin or (now, done)
+        if now - begin < AT_ONCE_S:
+            before = done
+        self._begin = begin, before
         if not self._console.is_terminal and now >= self._next:
             self._next = now + self._every_s
             left = (
