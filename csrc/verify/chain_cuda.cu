@@ -202,6 +202,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksHeld) masses_kernel(Job job) 
 __device__ __forceinline__ float residual_score(const Job& job, const Row& target, const Row& draft,
                                                 const DraftStats& stats, const Judged& judged, double weight,
                                                 float inverse_temperature, const NoiseKey& noise, uint32_t id) {
+  if (id >= target.size) return -INFINITY;
   const double target_mass = weight * probability(target.at(id), judged.threshold, judged.lse, inverse_temperature);
   const float logit = draft_logit(draft, job.chains.args.draft.d2t, id);
   const double mass = target_mass - probability(logit, stats.threshold, stats.lse, inverse_temperature);

@@ -22,9 +22,9 @@ from tests.mutants import Mutant, memory_of_nonsense
 pytestmark = plug.needs_emulation
 
 
-def agrees(rule: str, **changes: int | bool) -> Callable[[], None]:
+def agrees(rule: str, batch: int = 600, vocab: int = 24) -> Callable[[], None]:
     """Token for token with the reference, on chains of three."""
-    return lambda: assert_agrees(verify_case(600, 3, 24, rule=rule, seed=1, **changes), "cuda")  # type: ignore[arg-type]
+    return lambda: assert_agrees(verify_case(batch, 3, vocab, rule=rule, seed=1), "cuda")
 
 
 def commits() -> None:
@@ -130,6 +130,13 @@ MUTANTS = {
         "const uint64_t target = quota.wanted(total + rest);",
         "const uint64_t target = quota.wanted(total);",
         filters,
+    ),
+    "words that win are ruled out": CudaMutant(
+        "common/cuda/race.cuh", "rest * 0x1p32f", "rest * 0x1p31f", agrees("coupled"),
+    ),
+    "groups read before they are written": CudaMutant(
+        "common/cuda/race.cuh", "  __syncwarp();\n  uint64_t own", "  uint64_t own",
+        agrees("coupled", batch=60, vocab=3000),
     ),
     "block read before it is written": CudaMutant(
         "common/cuda/block.cuh",

@@ -6,7 +6,6 @@
 namespace pearl::cuda {
 
 constexpr uint32_t kNoId = 0xffffffffu;
-constexpr float kLog2E = 1.44269504f;
 
 struct Filter {
   float temperature;
@@ -90,11 +89,11 @@ template <bool kAll>
 __device__ __forceinline__ uint64_t race_for_row(const Row& row, const RowTask& task, const Tile& tile, uint32_t begin,
                                                  float threshold, uint64_t best) {
   const float inverse_temperature = task.filter.inverse_temperature;
+  const auto kept = [&](float x) { return kAll || x >= threshold; };
   return race(
-      tile, begin, task.noise, best,
-      [&](float x) { return kAll || x >= threshold ? x * inverse_temperature : -INFINITY; },
+      tile, begin, task.noise, best, [&](float x) { return kept(x) ? x * inverse_temperature : -INFINITY; },
       [&](uint32_t id) {
-        if (id == task.excluded) return -INFINITY;
+        if (id == task.excluded || id >= row.size || !kept(row.at(id))) return -INFINITY;
         return fmaf(row.at(id), inverse_temperature, gumbel(task.noise, id));
       });
 }

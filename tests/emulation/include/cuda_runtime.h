@@ -83,6 +83,7 @@ cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(
 #define EMULATION_SITE emulation::Site site = emulation::Site::current()
 
 inline void __syncthreads(EMULATION_SITE) { emulation::meet_block(__func__, site); }
+inline void __syncwarp(unsigned mask = 0xffffffffu, EMULATION_SITE) { emulation::meet_warp(mask, 0, __func__, site); }
 
 template <typename T>
 T __shfl_sync(unsigned mask, T value, int source, EMULATION_SITE) {
