@@ -121,8 +121,8 @@ MUTANTS = {
     ),
     "tile of the threshold skipped": CudaMutant(
         "common/cuda/held.cuh",
-        "__ldcg(&parts[begin / kTile].highest) < floor",
-        "__ldcg(&parts[begin / kTile].highest) <= floor",
+        "__ldcg(&parts[own / kTile].highest) >= floor",
+        "__ldcg(&parts[own / kTile].highest) > floor",
         filters,
     ),
     "rest of the row weighs nothing": CudaMutant(

@@ -17,11 +17,16 @@ struct Held {
 template <typename Visit>
 __device__ __forceinline__ void for_tiles_until(const bool& done, const Row& row, const TilePart* parts, float floor,
                                                 const Visit& visit) {
-  for (uint32_t begin = warp_index() * kTile; begin < row.size && !done; begin += kSlice) {
-    if (parts != nullptr && __ldcg(&parts[begin / kTile].highest) < floor) continue;
-    Tile tile;
-    load_tile(row, begin, tile);
-    visit(begin, tile);
+  for (uint32_t first = warp_index() * kTile; first < row.size && !done; first += kWarp * kSlice) {
+    // Peaks of as many tiles as there are lanes: one alone would take as long to come.
+    const uint32_t own = first + lane_index() * kSlice;
+    const bool reaches = own < row.size && (parts == nullptr || __ldcg(&parts[own / kTile].highest) >= floor);
+    for (unsigned left = __ballot_sync(kAllLanes, reaches); left != 0 && !done; left &= left - 1) {
+      const uint32_t begin = first + (__ffs(static_cast<int>(left)) - 1) * kSlice;
+      Tile tile;
+      load_tile(row, begin, tile);
+      visit(begin, tile);
+    }
   }
 }
 
