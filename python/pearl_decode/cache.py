@@ -207,14 +207,14 @@ class WindowCache(Cache):
         if self._tokens is not None:
             self._tokens = self._tokens[torch.tensor(rows, device=self._tokens.device)]
 
-    def take_over(self, part: WindowCache, rows: slice, batch: int, start: int) -> None:
-        """Hold what `part` saw last as these rows of `batch`, from position `start` on. `part` is empty after it."""
+    def take_over(self, part: WindowCache, rows: slice, batch: int) -> None:
+        """Hold what `part` holds as these rows of `batch`. `part` is empty after it."""
         for index, theirs in enumerate(part._window_layers):
             own = self._layer(index)
             if not own.is_initialized:
                 own.lazy_initialization(*(held[:1].expand(batch, -1, -1, -1) for held in (theirs.keys, theirs.values)))
-            own.keys[rows, :, start : start + part.view] = theirs.keys[:, :, : part.view]
-            own.values[rows, :, start : start + part.view] = theirs.values[:, :, : part.view]
+            own.keys[rows, :, : part.capacity] = theirs.keys
+            own.values[rows, :, : part.capacity] = theirs.values
         part.release()
 
     def update(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from transformers import PreTrainedModel
@@ -29,11 +31,27 @@ def attend_to_windows(model: PreTrainedModel) -> None:
         LOGGER.info("%s attends with %s: %s", type(model).__name__, before, refusal)
 
 
-def try_window_attention(model: PreTrainedModel, within: float) -> str | None:
+@contextmanager
+def window_attention_tried(model: PreTrainedModel) -> Iterator[None]:
+    """Within: a model that runs sdpa runs `window_attention`, if nothing speaks against it."""
+    before = model.config._attn_implementation
+    if before == "sdpa":
+        try_window_attention(model)
+    try:
+        yield
+    finally:
+        if model.config._attn_implementation != before:
+            model.set_attn_implementation(before)
+
+
+def try_window_attention(model: PreTrainedModel, within: float | None = None) -> str | None:
     """Let a model run `window_attention`. Returns what speaks against it, if anything does: it is then as it was.
 
-    within: how much of its logits rounding may change
+    within: how much of its logits rounding may change; None is by their type. In 16 bits it changes one or two percent,
+            and of another attention than the model's, logits have nothing in common
     """
+    if within is None:
+        within = max(1e-3, 25 * torch.finfo(model.dtype).eps)
     before = model.config._attn_implementation
     try:
         wanted = _ragged_logits(model)

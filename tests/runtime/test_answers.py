@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch.nn.functional import scaled_dot_product_attention
 
-from pearl_decode import PearlDecoder, SamplingParams
-from pearl_decode.distill import answers, attention
+from pearl_decode import PearlDecoder, SamplingParams, trials
+from pearl_decode.attention import ATTENTION_NAME, sdpa_replaced
+from pearl_decode.distill import answers
 from pearl_decode.distill.answers import plan_jobs, read_answers, write_answers
 from pearl_decode.distill.prompts import Prompt
 from pearl_decode.models import CausalModel
@@ -47,18 +47,18 @@ def test_a_batch_that_does_not_fit_into_memory_is_answered_in_parts(target, tmp_
     jobs = plan_jobs([Prompt(str(i), [3] * (i + 1)) for i in range(7)], 1, seed=3)
     causal, options = CausalModel(target, "target"), {"max_tokens": 8, "batch": 7, "eos_ids": [0]}
     whole = write_answers(causal, jobs, tmp_path / "whole.jsonl", **options)
-    forward = answers._forward
+    forward = CausalModel.forward
 
-    def small(target, inputs, *rest):
+    def small(self, inputs, *rest, **options):
         if len(inputs) > 2:
             raise torch.OutOfMemoryError("out of memory")
-        return forward(target, inputs, *rest)
+        return forward(self, inputs, *rest, **options)
 
-    monkeypatch.setattr(answers, "_forward", small)
+    monkeypatch.setattr(CausalModel, "forward", small)
     parts = write_answers(causal, jobs, tmp_path / "parts.jsonl", **options)
     assert sorted(parts, key=lambda answer: answer.key) == sorted(whole, key=lambda answer: answer.key)
     assert "7 answers at once do not fit into memory: 7 are left, in two halves" in caplog.text
-    monkeypatch.setattr(answers, "_forward", lambda *_: small(target, [0] * 3))
+    monkeypatch.setattr(CausalModel, "forward", lambda *_, **__: small(causal, [0] * 3))
     with pytest.raises(torch.OutOfMemoryError):
         write_answers(causal, jobs, tmp_path / "none.jsonl", **options)
 
@@ -67,35 +67,18 @@ def test_the_last_of_a_batch_is_answered_by_itself_where_memory_ended(target, tm
     jobs = plan_jobs([Prompt(str(i), [3] * (i + 1)) for i in range(3)], 1, seed=3)
     causal, options = CausalModel(target, "target"), {"max_tokens": 40, "batch": 3, "eos_ids": range(0, 259, 8)}
     whole = write_answers(causal, jobs, tmp_path / "whole.jsonl", **options)
-    forward, widest = answers._forward, 0
+    forward, widest = CausalModel.forward, 0
 
-    def small(target, inputs, *rest):
+    def small(self, inputs, *rest, **options):
         nonlocal widest
         widest = max(widest, len(inputs))
         if len(inputs) == 1 < widest:
             widest = 0
             raise torch.OutOfMemoryError("out of memory")
-        return forward(target, inputs, *rest)
+        return forward(self, inputs, *rest, **options)
 
-    monkeypatch.setattr(answers, "_forward", small)
+    monkeypatch.setattr(CausalModel, "forward", small)
     assert write_answers(causal, jobs, tmp_path / "again.jsonl", **options) == whole
-
-
-def test_padding_that_sees_nothing_spoils_no_answer(target, tmp_path, monkeypatch):
-    """Some kernels of a GPU make NaN of rows of which all is masked."""
-    jobs = plan_jobs([Prompt(str(i), [3] * (2 * i + 1)) for i in range(4)], 1, seed=3)
-    causal, options = CausalModel(target, "target"), {"max_tokens": 6, "batch": 4, "eos_ids": [0]}
-    whole = write_answers(causal, jobs, tmp_path / "whole.jsonl", **options)
-    forward, seen = attention.sdpa_attention_forward, []
-
-    def strict(module, query, key, value, mask, **kwargs):
-        found, weights = forward(module, query, key, value, mask, **kwargs)
-        seen.append(mask)
-        return found.masked_fill(~mask.any(-1).transpose(1, 2)[..., None], torch.nan), weights
-
-    monkeypatch.setattr(attention, "sdpa_attention_forward", strict)
-    assert write_answers(causal, jobs, tmp_path / "strict.jsonl", **options) == whole
-    assert seen
 
 
 @pytest.mark.parametrize("size", [1, 6, 12])
@@ -103,17 +86,39 @@ def test_prompts_are_read_a_few_at_a_time(target, tmp_path, monkeypatch, size):
     jobs = plan_jobs([Prompt(str(i), [3] * (i + 1)) for i in range(5)], 1, seed=3)
     causal, options = CausalModel(target, "target"), {"max_tokens": 6, "batch": 5, "eos_ids": [0]}
     whole = write_answers(causal, jobs, tmp_path / "whole.jsonl", **options)
-    forward, read = answers._forward, []
+    forward, read = CausalModel.read, []
 
-    def counted(target, inputs, *rest):
+    def counted(self, inputs, *rest):
         read.append(inputs.shape)
-        return forward(target, inputs, *rest)
+        return forward(self, inputs, *rest)
 
-    monkeypatch.setattr(answers, "_forward", counted)
+    monkeypatch.setattr(CausalModel, "read", counted)
     monkeypatch.setattr(answers, "READ_ON_CPU", size)
     assert write_answers(causal, jobs, tmp_path / "parts.jsonl", **options) == whole
-    parts = {1: [(1, i) for i in (1, 2, 3, 4, 5)], 6: [(2, 2), (1, 3), (1, 4), (1, 5)], 12: [(3, 3), (2, 5)]}[size]
-    assert read[: len(parts)] == parts
+    # Of prompts with 1 to 5 tokens all but the last.
+    assert read == {1: [(1, i) for i in (1, 2, 3, 4)], 6: [(3, 2), (1, 3), (1, 4)], 12: [(4, 3), (1, 4)]}[size]
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_answers_are_the_same_where_attention_cannot_be_replaced(target, tmp_path, monkeypatch, attention):
+    """And afterwards the model attends as it did before."""
+    jobs = plan_jobs([Prompt(str(i), [3] * (2 * i + 1)) for i in range(4)], 1, seed=3)
+    causal, options = CausalModel(target, "target"), {"max_tokens": 6, "batch": 4, "eos_ids": [0]}
+    forward, seen = CausalModel.forward, set()
+
+    def watched(self, *arguments, **named):
+        seen.add(self.config._attn_implementation)
+        return forward(self, *arguments, **named)
+
+    monkeypatch.setattr(CausalModel, "forward", watched)
+    whole = write_answers(causal, jobs, tmp_path / "whole.jsonl", **options)
+    assert ATTENTION_NAME in seen
+    assert target.config._attn_implementation == "sdpa"
+    seen.clear()
+    monkeypatch.setattr(trials, "try_window_attention", lambda model: "no")
+    with sdpa_replaced(target, attention):
+        assert write_answers(causal, jobs, tmp_path / "other.jsonl", **options) == whole
+    assert seen == {attention}
 
 
 def test_logits_that_are_no_numbers_are_no_answer(tmp_path):
@@ -140,17 +145,3 @@ def test_greedy_answers_are_the_decoders(target, tmp_path):
             params = SamplingParams(temperature=answer.temperature, max_tokens=10)
             if answer.temperature == 0:
                 assert decoder.generate([answer.prompt_ids], params)[0].token_ids == answer.answer_ids
-
-
-def test_a_mask_for_each_head_is_kept_as_it_is():
-    """As Doge has; most models have one for all heads."""
-    generator = torch.Generator().manual_seed(0)
-    query, key, value = (
-        torch.randn(2, heads, width, 8, generator=generator) for heads, width in ((4, 1), (2, 5), (2, 5))
-    )
-    mask = torch.randn(2, 4, 1, 5, generator=generator)
-    module = torch.nn.Module()
-    module.num_key_value_groups, module.is_causal = 2, True
-    got, _ = attention._attention(module, query, key, value, mask)
-    wanted = scaled_dot_product_attention(query, key, value, mask, enable_gqa=True)
-    torch.testing.assert_close(got, wanted.transpose(1, 2))

@@ -123,11 +123,8 @@ def _read_lengths(role: str, model: CausalModel) -> bool:
     if model.config._attn_implementation != "sdpa":
         return False
     if model.model not in _REFUSALS:
-        # In 16 bits rounding changes one or two percent. Of another attention than the model's, logits would have
-        # nothing in common.
-        within = max(1e-3, 25 * torch.finfo(model.model.dtype).eps)
         try:
-            _REFUSALS[model.model] = try_window_attention(model.model, within)
+            _REFUSALS[model.model] = try_window_attention(model.model)
         except torch.OutOfMemoryError as error:
             LOGGER.warning("%s: attention looks at the longest row's length for all rows, this time: %s", role, error)
             return False

@@ -13,11 +13,10 @@ from pathlib import Path
 
 import torch
 
-from pearl_decode.attention import sdpa_replaced
 from pearl_decode.cache import WindowCache
-from pearl_decode.distill.attention import GROUPED
 from pearl_decode.distill.prompts import Prompt
 from pearl_decode.models import CausalModel
+from pearl_decode.trials import window_attention_tried
 from pearl_kernels import SamplingTensors, Status, sample
 
 LOGGER = logging.getLogger(__name__)
@@ -97,7 +96,7 @@ def write_answers(
         if (job.prompt.key, job.round) in done:
             report(done[job.prompt.key, job.round])
     missing = [job for job in jobs if (job.prompt.key, job.round) not in done]
-    with path.open("a", encoding="utf-8") as file, sdpa_replaced(target.model, GROUPED), torch.inference_mode():
+    with path.open("a", encoding="utf-8") as file, window_attention_tried(target.model), torch.inference_mode():
         for rows in _batches(missing, batch):
             if deadline is not None and time.monotonic() > deadline:
                 break
@@ -139,28 +138,25 @@ def _answer_in_parts(
 
 
 def answer_batch(target: CausalModel, jobs: Sequence[Job], max_tokens: int, eos_ids: Sequence[int]) -> Iterable[Answer]:
-    """Decode one batch, shorter prompts padded on the left; rows that have ended leave it, several at once.
+    """Decode one batch; rows that have ended leave it, several at once.
 
     Raises ValueError where the target's logits are nothing to draw from.
     """
     device, ends, rows = target.device, set(eos_ids), list(jobs)
-    lengths = [len(job.prompt.token_ids) for job in rows]
-    width = max(lengths)
-    cache = WindowCache(width + max_tokens)
-    logits = _read(target, [job.prompt.token_ids for job in rows], cache)
-    pads = torch.tensor([width - n for n in lengths], device=device)
-    seen = torch.arange(cache.capacity, device=device) >= pads[:, None]  # (rows, capacity)
+    cache = _read(target, [job.prompt.token_ids[:-1] for job in rows], max_tokens + 1)
+    inputs = torch.tensor([job.prompt.token_ids[-1:] for job in rows], device=device)
     texts: list[list[int]] = [[] for _ in rows]
     going = list(range(len(rows)))
     params = _params(rows, device)
-    for end in range(width, width + max_tokens):
-        drawn = sample(logits, params, end - pads)
+    for count in range(max_tokens):
+        starts = [len(job.prompt.token_ids) - 1 + count for job in rows]
+        logits = target.forward(inputs, starts, cache, keep=1)[:, 0]
+        drawn = sample(logits, params, torch.tensor(starts, device=device) + 1)
         tokens, status = drawn.tokens.tolist(), drawn.status.tolist()
         keep = []
         for row in going:
             if status[row]:
-                key, count = rows[row].prompt.key, len(texts[row])
-                problem = Status(status[row])
+                key, problem = rows[row].prompt.key, Status(status[row])
                 raise ValueError(f"target: after {count} tokens of an answer to {key!r} its logits are {problem!r}")
             texts[row].append(tokens[row])
             if tokens[row] in ends or len(texts[row]) == max_tokens:
@@ -173,30 +169,27 @@ def answer_batch(target: CausalModel, jobs: Sequence[Job], max_tokens: int, eos_
             return
         inputs = drawn.tokens[:, None]
         if len(going) <= STAYING * len(rows):
-            index = torch.tensor(going, device=device)
             cache.keep(going)
             rows, texts = [rows[row] for row in going], [texts[row] for row in going]
-            inputs, pads, seen, params = inputs[index], pads[index], seen[index], _params(rows, device)
+            inputs, params = inputs[torch.tensor(going, device=device)], _params(rows, device)
             going = list(range(len(rows)))
-        logits = _forward(target, inputs, cache, seen, pads, end + 1)
 
 
-def _read(target: CausalModel, prompts: Sequence[list[int]], cache: WindowCache) -> torch.Tensor:
-    """Logits (rows, vocab) after the prompts, which all end at the same column of the cache.
+def _read(target: CausalModel, texts: Sequence[list[int]], room: int) -> WindowCache:
+    """A cache of these texts, with room for so many tokens after each.
 
     A few are read at once, which pads them less and holds less in memory than reading all.
     """
-    device, logits = target.device, []
-    width = max(map(len, prompts))
-    for rows in _parts([len(ids) for ids in prompts], READ_ON_GPU if device.type == "cuda" else READ_ON_CPU):
-        longest = max(len(ids) for ids in prompts[rows])
-        padded = torch.tensor([[0] * (longest - len(ids)) + ids for ids in prompts[rows]])
-        pads = torch.tensor([longest - len(ids) for ids in prompts[rows]], device=device)
-        seen = torch.arange(longest, device=device) >= pads[:, None]
+    cache = WindowCache(max(map(len, texts)) + room)
+    for rows in _parts([len(ids) for ids in texts], READ_ON_GPU if target.device.type == "cuda" else READ_ON_CPU):
+        longest = max(len(ids) for ids in texts[rows])
+        if longest == 0:
+            continue
         part = WindowCache(longest)
-        logits.append(_forward(target, padded.to(device), part, seen, pads, longest))
-        cache.take_over(part, rows, len(prompts), width - longest)
-    return torch.cat(logits)
+        padded = torch.tensor([ids + [0] * (longest - len(ids)) for ids in texts[rows]], device=target.device)
+        target.read(padded, 0, part)
+        cache.take_over(part, rows, len(texts))
+    return cache
 
 
 def _parts(lengths: Sequence[int], size: int) -> Iterable[slice]:
@@ -208,17 +201,6 @@ def _parts(lengths: Sequence[int], size: int) -> Iterable[slice]:
             yield slice(begin, row)
             begin, longest = row, length
     yield slice(begin, len(lengths))
-
-
-def _forward(
-    target: CausalModel, inputs: torch.Tensor, cache: WindowCache, seen: torch.Tensor, pads: torch.Tensor, end: int
-) -> torch.Tensor:
-    """Logits (rows, vocab) after the last of inputs (rows, width), which ends at column `end` of the batch."""
-    width = inputs.shape[1]
-    cache.place([end - width] * inputs.shape[0], width, inputs.device)
-    columns = torch.arange(end - width, end, device=inputs.device)
-    positions = (columns - pads[:, None]).clamp(min=0)
-    return target.call(target.model, inputs, positions, seen[:, :end].long(), cache, keep=1)[:, -1]
 
 
 def _params(jobs: Sequence[Job], device: torch.device) -> SamplingTensors:
