@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import weakref
+from dataclasses import astuple
 
 import pytest
 import torch
@@ -187,6 +188,22 @@ def test_logits_of_a_lesson_are_never_there_all_at_once(target, monkeypatch):
 def trainer(target):
     part = Lessons(target, [Sample(list(range(3, 20)), 4)], 256)
     return Trainer(target, new_draft(target, [0, 1], None), part, part, Recipe(64, 1e-3, "mix", 0, compile=False))
+
+
+def test_a_compiled_step_learns_the_same(target):
+    """And measures without compiling for that."""
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    part, steps = Lessons(target, [Sample(list(range(3, 20 + i)), 4) for i in range(6)], 40), []
+    for compile in (False, True):
+        draft = new_draft(target, [0, 1], None)
+        trainer = Trainer(target, draft, part, part, Recipe(64, 1e-3, "mix", 0, compile=compile))
+        losses = [float(trainer._one_step(0.5)) for _ in range(4)]
+        compiled = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+        steps.append([*losses, *astuple(trainer.measure())])
+        assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == compiled
+        assert (compiled > 0) == compile
+    assert steps[1] == pytest.approx(steps[0], rel=1e-3)
 
 
 def test_a_loss_is_read_only_where_it_is_shown(trainer, tmp_path, monkeypatch):

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
+from pearl_decode.distill.compiling import compiled
 from pearl_decode.distill.lessons import Head, Lesson
-from pearl_decode.distill.losses import LOSSES, forward_kl, fused, mean_loss, sum_of, total_variation
+from pearl_decode.distill.losses import LOSSES, forward_kl, mean_loss, sum_of, total_variation
 
 
 def test_losses_are_what_they_are_called():
@@ -44,11 +45,11 @@ def test_a_fused_loss_is_the_loss(loss):
     torch._dynamo.utils.counters.clear()
     torch.manual_seed(0)
     head = Head(torch.randn(300, 16, dtype=torch.bfloat16), None)
-    compiled = fused(sum_of(loss))
+    fused = compiled("the loss", sum_of(loss), fullgraph=True)
     for positions in (7, 40, 23):
         said = lesson(torch.randn(positions, 16).bfloat16(), head)
         logits = head.product(torch.randn(positions, 16))
-        got, expected = (run(head.product(said.hidden), said.lse, logits) for run in (compiled, sum_of(loss)))
+        got, expected = (run(head.product(said.hidden), said.lse, logits) for run in (fused, sum_of(loss)))
         torch.testing.assert_close(got[0], expected[0])
         torch.testing.assert_close(got[1], expected[1], rtol=1e-2, atol=1e-5)
         assert got[1].dtype == torch.bfloat16
@@ -63,7 +64,8 @@ def test_a_loss_that_torch_cannot_compile_runs_as_it_is(caplog):
 
     head = Head(torch.randn(300, 16), None)
     said, hidden = lesson(torch.randn(7, 16), head), torch.randn(7, 16)
-    got, expected = (mean_loss(run, hidden, head, said) for run in (fused(sum_of(loss)), sum_of(loss)))
+    fused = compiled("the loss", sum_of(loss), fullgraph=True)
+    got, expected = (mean_loss(run, hidden, head, said) for run in (fused, sum_of(loss)))
     torch.testing.assert_close(got, expected)
     assert "the loss runs as it is, torch cannot compile it here" in caplog.text
 
@@ -73,8 +75,8 @@ def test_a_loss_that_would_be_compiled_too_often_runs_as_it_is(caplog):
     head, loss = Head(torch.randn(300, 16), None), sum_of(LOSSES["kl"])
     said, hidden = lesson(torch.randn(7, 16), head), torch.randn(7, 16)
     with torch._dynamo.config.patch(recompile_limit=1):
-        compiled = fused(loss)
+        fused = compiled("the loss", loss, fullgraph=True)
         for dtype in (torch.float32, torch.bfloat16):
             logits = head.product(said.hidden).to(dtype), said.lse, head.product(hidden).to(dtype)
-            torch.testing.assert_close(compiled(*logits)[0], loss(*logits)[0])
+            torch.testing.assert_close(fused(*logits)[0], loss(*logits)[0])
     assert "the loss runs as it is, torch cannot compile it here" in caplog.text

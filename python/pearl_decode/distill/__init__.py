@@ -32,7 +32,7 @@ from pearl_decode.models import CausalModel
 __all__ = ["Quality", "Settings", "distill"]
 
 WORK = "work"  # inside the output directory: answers and checkpoint, of no use once the draft is made
-MANY_TOKENS = 1 << 20  # to learn from: compiling the loss saves more time than it takes
+MANY_TOKENS = 1 << 20  # to learn from: compiling a step saves more time than it takes
 PASSES = 10  # over the answers, where the number of tokens is not given
 HELD_OUT, MOST_HELD_OUT = 0.05, 64  # share of the prompts, and number of them
 WRITING, ANSWERING = 0.1, 0.4  # of the hours, at most: for prompts, and for answers

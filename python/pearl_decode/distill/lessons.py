@@ -90,7 +90,7 @@ class Lessons:
         lesson = self._kept.get(index)
         if lesson is None:
             inputs, learn = tensors(self._batches[index], self.target.device)
-            hidden = hidden_states(self.target, inputs, learn)
+            hidden = hidden_states(self.target.base_model, inputs, learn)
             lse, best = zip(*(self._said(hidden[rows]) for rows in self._head.parts(len(hidden))), strict=True)
             lesson = Lesson(inputs, learn, hidden, torch.cat(lse), torch.cat(best))
             if lesson.nbytes <= self._left:
@@ -111,7 +111,7 @@ class Lessons:
         """Raise ValueError unless the target's logits are its head times its last hidden state."""
         inputs, learn = tensors(self._batches[0][:1], self.target.device)
         expected = self.target(input_ids=inputs, use_cache=False).logits[learn].float()
-        got = self._head.logits(hidden_states(self.target, inputs, learn))
+        got = self._head.logits(hidden_states(self.target.base_model, inputs, learn))
         if not torch.allclose(got, expected, rtol=0.02, atol=0.02):
             raise ValueError(
                 f"target: the logits of {type(self.target).__name__} are not its head times its last hidden state "
@@ -150,7 +150,7 @@ def probs_of(logits: torch.Tensor, lse: torch.Tensor) -> torch.Tensor:
     return logits.to(lse.dtype).sub(lse[:, None]).exp()
 
 
-def hidden_states(model: Any, inputs: torch.Tensor, learn: torch.Tensor) -> torch.Tensor:
+def hidden_states(base_model: Callable[..., Any], inputs: torch.Tensor, learn: torch.Tensor) -> torch.Tensor:
     """What the head reads at the positions to learn from: (positions, hidden)."""
-    hidden: torch.Tensor = model.base_model(input_ids=inputs, use_cache=False).last_hidden_state
+    hidden: torch.Tensor = base_model(input_ids=inputs, use_cache=False).last_hidden_state
     return hidden[learn]

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from typing import Any
 
 import torch
 
 from pearl_decode.distill.lessons import Head, Lesson, probs_of
-
-LOGGER = logging.getLogger(__name__)
 
 # Of the target's probabilities of the ids the draft knows, (positions, draft_vocab) with sums of at most 1, and the
 # draft's logits: the loss of each position, and its gradient by the logits.
@@ -55,25 +52,6 @@ def sum_of(loss: Loss) -> SumOfLosses:
         return values.sum(), by_logits.to(draft_logits.dtype)
 
     return sum_of_losses
-
-
-def fused(losses: SumOfLosses) -> SumOfLosses:
-    """The same compiled: each logit is read a few times, and not at each of some twenty operations.
-
-    Compiles at the first call, for any number of positions. Where torch cannot, it runs as it is, and the log says why.
-    """
-    run: SumOfLosses = torch.compile(losses, fullgraph=True, dynamic=True)
-
-    def fused_losses(*logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        nonlocal run
-        try:
-            return run(*logits)
-        except (torch._dynamo.exc.TorchDynamoException, torch._dynamo.exc.FailOnRecompileLimitHit) as error:
-            LOGGER.warning("the loss runs as it is, torch cannot compile it here: %s", error)
-            run = losses
-            return run(*logits)
-
-    return fused_losses
 
 
 def mean_loss(losses: SumOfLosses, hidden: torch.Tensor, head: Head, lesson: Lesson) -> torch.Tensor:

@@ -14,9 +14,10 @@ from typing import Any
 
 import torch
 
+from pearl_decode.distill.compiling import compiled
 from pearl_decode.distill.induction import fit_strengths, induced
 from pearl_decode.distill.lessons import Head, Lesson, Lessons, hidden_states
-from pearl_decode.distill.losses import LOSSES, fused, mean_loss, sum_of
+from pearl_decode.distill.losses import LOSSES, mean_loss, sum_of
 from pearl_decode.drafts import own_parameters, write_whole
 
 WARM_UP = 0.03  # share of the run
@@ -52,7 +53,7 @@ class Quality:
 
 @dataclass(frozen=True)
 class Recipe:
-    """How to train. tokens: to learn from, over all passes; compile: the loss, which takes a while at first."""
+    """How to train. tokens: to learn from, over all passes; compile: a step, which takes a while at first."""
 
     tokens: int
     learning_rate: float
@@ -72,8 +73,10 @@ class Trainer:
         d2t = getattr(draft, "d2t", None)
         self._ids = torch.arange(train.vocab, device=self.device) if d2t is None else d2t
         self._head = Head.of(draft)
-        losses = sum_of(LOSSES[recipe.loss])
-        self._losses = fused(losses) if recipe.compile else losses
+        self._losses, self._trained = sum_of(LOSSES[recipe.loss]), draft.base_model
+        if recipe.compile:
+            self._losses = compiled("the loss", self._losses, fullgraph=True)
+            self._trained = compiled("the draft", draft.base_model, fullgraph=False)
         self._halves = self.device.type == "cuda" or target.dtype is torch.bfloat16
         self._train, self._held_out = train, held_out
         draft.requires_grad_(False)
@@ -202,4 +205,6 @@ class Trainer:
         if self._halves:
             halves = torch.autocast(self.device.type, torch.bfloat16)
         with halves:
-            return hidden_states(self.draft, lesson.inputs, lesson.learn)
+            # What is not trained is run too seldom to be compiled for that.
+            base_model = self._trained if self.draft.training else self.draft.base_model
+            return hidden_states(base_model, lesson.inputs, lesson.learn)
