@@ -17,8 +17,12 @@ pytestmark = pytest.mark.gpu
 OPTIONS = {"draft_vocab": 200, "answers": 2, "answer_tokens": 12, "batch_answers": 16, "batch_tokens": 256, "seed": 1}
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
-def test_a_gpu_distills(device: torch.device, dtype: torch.dtype, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("dtype", "compiles"), [(torch.bfloat16, True), (torch.float32, False)])
+def test_a_gpu_distills(
+    device: torch.device, dtype: torch.dtype, compiles: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if compiles:
+        monkeypatch.setattr("pearl_decode.distill.MANY_TOKENS", 600)
     prompts, tokenizer = tmp_path / "prompts.jsonl", make_tokenizer()
     prompts.write_text("".join(json.dumps({"prompt": f"word {'of ' * i}"}) + "\n" for i in range(32)))
     target = make_model().to(device, dtype)

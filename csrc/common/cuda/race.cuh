@@ -15,10 +15,10 @@ __device__ __forceinline__ float unit(uint32_t word) { return (static_cast<float
 // A score so far below that no rounding of the bounds can hide a better one. -inf stays -inf.
 __device__ __forceinline__ float slightly_below(float score) { return score - (1e-3f + 1e-6f * fabsf(score)); }
 
-// The words whose gumbel may be `lead` or less below a score are those with ~word <= this: -log(-log(u)) is at most
-// -log(1 - u), and 1 - u is (~word >> 9) + 1/2 steps of 2^-23.
+// A word may only stand for a gumbel of -lead or more if ~word is at most this: -log(-log(u)) <= -log(1 - u), and 1 - u is
+// (~word >> 9) + 1/2 steps of 2^-23.
 __device__ __forceinline__ uint32_t largest_complement(float lead) {
-  const float rest = exp2_of(lead * kLog2E);  // 1 - u
+  const float rest = exp2_of(lead * kLog2E);  // of 1 - u
   return rest < 0.999f ? static_cast<uint32_t>(rest * 0x1p32f) + 512 : 0xffffffffu;
 }
 
