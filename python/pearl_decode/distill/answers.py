@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 
 from pearl_decode.cache import WindowCache
+from pearl_decode.distill.padding import parts_of
 from pearl_decode.distill.prompts import Prompt
 from pearl_decode.models import CausalModel
 from pearl_decode.trials import window_attention_tried
@@ -181,7 +182,7 @@ def _read(target: CausalModel, texts: Sequence[list[int]], room: int) -> WindowC
     A few are read at once, which pads them less and holds less in memory than reading all.
     """
     cache = WindowCache(max(map(len, texts)) + room)
-    for rows in _parts([len(ids) for ids in texts], READ_ON_GPU if target.device.type == "cuda" else READ_ON_CPU):
+    for rows in parts_of(list(map(len, texts)), READ_ON_GPU if target.device.type == "cuda" else READ_ON_CPU):
         longest = max(len(ids) for ids in texts[rows])
         if longest == 0:
             continue
@@ -190,17 +191,6 @@ def _read(target: CausalModel, texts: Sequence[list[int]], room: int) -> WindowC
         target.read(padded, 0, part)
         cache.take_over(part, rows, len(texts))
     return cache
-
-
-def _parts(lengths: Sequence[int], size: int) -> Iterable[slice]:
-    """The rows in order, so many at once that with padding they are at most `size` tokens (or one row)."""
-    begin = longest = 0
-    for row, length in enumerate(lengths):
-        longest = max(longest, length)
-        if row > begin and (row + 1 - begin) * longest > size:
-            yield slice(begin, row)
-            begin, longest = row, length
-    yield slice(begin, len(lengths))
 
 
 def _params(jobs: Sequence[Job], device: torch.device) -> SamplingTensors:

@@ -10,6 +10,7 @@ from itertools import takewhile
 import torch
 
 from pearl_decode.distill.answers import Answer
+from pearl_decode.distill.padding import parts_of
 from pearl_decode.distill.prompts import Prompt
 
 
@@ -55,12 +56,8 @@ def prompt_samples(prompts: Sequence[Prompt], held_out: Sequence[Sample]) -> lis
 
 def make_batches(samples: Sequence[Sample], size: int) -> list[list[Sample]]:
     """Samples of similar length together, each batch at most `size` tokens with its padding (or one sample)."""
-    batches: list[list[Sample]] = []
-    for sample in sorted(samples, key=lambda sample: len(sample.token_ids)):
-        if not batches or (len(batches[-1]) + 1) * len(sample.token_ids) > size:
-            batches.append([])
-        batches[-1].append(sample)
-    return batches
+    ordered = sorted(samples, key=lambda sample: len(sample.token_ids))
+    return [ordered[rows] for rows in parts_of([len(sample.token_ids) for sample in ordered], size)]
 
 
 def tensors(batch: Sequence[Sample], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
