@@ -93,8 +93,9 @@ __device__ __forceinline__ uint64_t race_for_row(const Row& row, const RowTask& 
   return race(
       tile, begin, task.noise, best, [&](float x) { return kept(x) ? x * inverse_temperature : -INFINITY; },
       [&](uint32_t id) {
-        if (id == task.excluded || id >= row.size || !kept(row.at(id))) return -INFINITY;
-        return fmaf(row.at(id), inverse_temperature, gumbel(task.noise, id));
+        if (id == task.excluded || id >= row.size) return -INFINITY;
+        const float x = row.at(id);
+        return kept(x) ? fmaf(x, inverse_temperature, gumbel(task.noise, id)) : -INFINITY;
       });
 }
 
