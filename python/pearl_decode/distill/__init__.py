@@ -78,7 +78,7 @@ class Settings:
             raise ValueError(f"loss must be one of {sorted(LOSSES)}, got {self.loss!r}")
 
 
-@planless_sdpa()  # answers have a new shape at every token
+@planless_sdpa()  # prompts and batches have many shapes
 def distill(
     target: str | os.PathLike[str] | PreTrainedModel,
     prompts: str | os.PathLike[str] | None,
