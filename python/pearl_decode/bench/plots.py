@@ -124,7 +124,8 @@ def draw_timeline(timelines: Sequence[Timeline], path: Path) -> None:
         for axes, timeline in zip(strips[:, 0], timelines, strict=False):
             for level, (intervals, color) in enumerate(((timeline.draft, DRAFT), (timeline.target, TARGET))):
                 bars = [(1e3 * start, 1e3 * (end - start)) for start, end in intervals if start < shown_s]
-                axes.broken_barh(bars, (level - 0.36, 0.72), facecolors=color, edgecolor="white", linewidth=0.6)
+                # Edges in the bars' own colour: any other would cover a draft's short steps.
+                axes.broken_barh(bars, (level - 0.36, 0.72), facecolors=color, edgecolor=color, linewidth=0.2)
             for commit, emitted in zip(timeline.commits, timeline.emitted, strict=True):
                 if commit < shown_s:
                     axes.axvline(1e3 * commit, color="#333333", linewidth=0.6, alpha=0.6)
