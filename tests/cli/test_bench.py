@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -337,6 +338,20 @@ def test_a_timeline_of_static_rounds_has_every_part_and_every_commit(decoder: Pe
     assert left == 0
     assert rounds >= len(timeline.commits)
     assert len(timeline.draft) == (0 if strategy == "autoregressive" else rounds)
+
+
+def test_a_timeline_shows_steps_thinner_than_a_pixel(tmp_path: Path):
+    pyplot = pytest.importorskip("matplotlib.pyplot")
+    from pearl_decode.bench.plots import draw_timeline
+
+    rounds = [0.02 * count for count in range(40)]
+    steps = [(start + 3e-3, start + 3.5e-3) for start in rounds]
+    targets = [(start + 4e-3, start + 0.018) for start in rounds]
+    timeline = Timeline("sequential", 1, targets, steps, [start + 0.019 for start in rounds], [1] * 40)
+    draw_timeline([timeline], tmp_path / "timeline.png")
+    red, green, blue = np.moveaxis(pyplot.imread(tmp_path / "timeline.png")[:, :, :3], 2, 0)
+    orange = ((red > blue + 0.2) & (green > blue + 0.1)).any(0)
+    assert (np.diff(orange.astype(int)) == 1).sum() == len(rounds)
 
 
 def test_overlap_is_the_time_both_lanes_compute():

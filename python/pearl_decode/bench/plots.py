@@ -125,7 +125,7 @@ def draw_timeline(timelines: Sequence[Timeline], path: Path) -> None:
             for level, (intervals, color) in enumerate(((timeline.draft, DRAFT), (timeline.target, TARGET))):
                 bars = [(1e3 * start, 1e3 * (end - start)) for start, end in intervals if start < shown_s]
                 # Edges in the bars' own colour: any other would cover a draft's short steps.
-                axes.broken_barh(bars, (level - 0.36, 0.72), facecolors=color, edgecolor=color, linewidth=0.2)
+                axes.broken_barh(bars, (level - 0.36, 0.72), facecolors=color, edgecolor=color, linewidth=0.3)
             for commit, emitted in zip(timeline.commits, timeline.emitted, strict=True):
                 if commit < shown_s:
                     axes.axvline(1e3 * commit, color="#333333", linewidth=0.6, alpha=0.6)
