@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,8 +14,7 @@ from pearl_decode.lookup import NGRAMS
 
 GAMMAS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16)
 LEAD = 1.02  # how much better another choice must be to be worth a change
-SETTLING = 8  # rounds with one choice after which what is expected is renewed every other round, then every third ...
-RAREST = 4
+RENEWED = 4  # rounds after which what is expected is renewed, and at once while times are new
 
 
 @dataclass(frozen=True)
@@ -40,34 +38,22 @@ class Timing:
     steps_s: list[float]
 
 
-class Family:
-    """The choices of one strategy. places: of these among all; widths: of their windows, and 1 at the end."""
-
-    def __init__(self, strategy: str, choices: Sequence[Choice]) -> None:
-        self.strategy = strategy
-        self.places = np.array([place for place, choice in enumerate(choices) if choice.strategy == strategy])
-        self.gammas = np.array([choices[place].gamma for place in self.places])
-        self.widths = np.append(self.gammas if strategy == "pearl" else self.gammas + 1, 1)
-
-
 @dataclass(frozen=True)
 class Forecast:
     """What a round of each choice should give each row, and how long it should take.
 
-    tokens:  (rows, choices), by how much of a row's text prompt lookup goes by
-    seconds: (choices,); infinite where nothing was measured
-    usual:   speeds of the choices, and the best of them, where no row is near its end, there is a draft, and prompt
-             lookup goes by as much in every row
+    tokens:   (matches, rows, choices), by how much of a row's text came before
+    closed:   likewise: how probably the target's window has none of the row's drafted tokens
+    seconds:  (choices,), of rounds whose window has drafted tokens of any row; infinite where none were measured
+    saved_s:  (choices,), how much less those take whose window has none
+    usual:    (matches, choices), speeds with a draft, no row near its end, and as much that came before in each
     """
 
-    tokens: dict[int, NDArray[np.float64]]
+    tokens: NDArray[np.float64]
+    closed: NDArray[np.float64]
     seconds: NDArray[np.float64]
-    usual: dict[int, tuple[NDArray[np.float64], int]]
-
-
-def _lookup_by(n: int) -> str:
-    """The name of prompt lookup where it goes by n tokens: the more, the surer it is."""
-    return f"{n}-gram"
+    saved_s: NDArray[np.float64]
+    usual: NDArray[np.float64]
 
 
 class Chooser:
@@ -75,7 +61,8 @@ class Chooser:
 
     A choice that was not measured yet is taken to cost the least it may, so that it is tried when that would pay.
     A choice made depends on what was verified before and on times, never on what a pending token might be: the output
-    law is that of the rounds, whichever they are.
+    law is that of the rounds, whichever they are. Where a text repeats itself prompt lookup is the surer the more of it
+    came before, and so is a draft model: what they have accepted is learnt apart for each of NGRAMS.
 
     choices: those there are, the first of them for as long as nothing was measured
     whole_windows: whether a round of PEARL reads a whole window even where none is open, as static ones do
@@ -89,19 +76,22 @@ class Chooser:
         self.reason = ""
         strategies = [choice.strategy for choice in self.choices]
         self._matches = (0, *(NGRAMS if "lookup" in strategies else ()))
-        self._acceptances = {
-            drafter: [costs.acceptance(drafter) for _ in range(rows)]
-            for drafter in ("draft", *map(_lookup_by, self._matches[1:]))
-        }
-        self._families = [Family(strategy, self.choices) for strategy in dict.fromkeys(strategies)]
-        self._of_lookup = np.array([strategy == "lookup" for strategy in strategies])
-        self._of_draft = np.array([strategy in ("sequential", "pearl") for strategy in strategies])
+        drafters = [("draft", n) for n in self._matches] + [("lookup", n) for n in self._matches[1:]]
+        self._acceptances = {drafter: [costs.acceptance(drafter) for _ in range(rows)] for drafter in drafters}
+        self._of_lookup, self._of_pearl, self._of_none = (
+            np.array([strategy == name for strategy in strategies]) for name in ("lookup", "pearl", "autoregressive")
+        )
+        self._of_draft = ~(self._of_lookup | self._of_none)
+        self._gammas = np.array([choice.gamma for choice in self.choices])
+        widths = np.where(self._of_pearl, self._gammas, np.where(self._of_none, 1, self._gammas + 1))
+        self._windows = np.append(widths, 1)  # the last is what is left where nothing was drafted
         self._present = 0  # of the choices
         self._draft_follows = False  # it drafted in the round before
+        self._rows = rows
         self._most_tokens = 1 + max(choice.gamma for choice in self.choices)
         self._forecast: Forecast | None = None
         self._unseen = 0  # rounds since it was made
-        self._settled = 0  # rounds since the present choice was made
+        self._due = False  # it has to be made anew at once
 
     def choose(
         self, remaining: Sequence[int], matched: Sequence[int], drafting: bool, making_s: Sequence[float] | None = None
@@ -114,19 +104,18 @@ class Chooser:
         making_s:  what each choice costs before its rounds take as long as is known or hoped; None: nothing
         """
         if drafting and min(remaining) >= self._most_tokens and len(set(matched)) == 1:
-            speeds, best = self.prepare().usual[matched[0]]
+            speeds = self.prepare().usual[self._matches.index(matched[0])]
         else:
             speeds = self.speeds(remaining, matched, drafting)
-            best = int(speeds.argmax())
         if making_s is not None and any(making_s):
             tokens = max(sum(remaining), HORIZON)
             speeds = speeds / (1 + speeds * np.array(making_s) / tokens)
-            best = int(speeds.argmax())
+        best = int(speeds.argmax())
         if not speeds[best]:
             return self.choices[0]
         if best != self._present and speeds[best] > LEAD * speeds[self._present]:
-            self._present, self._settled = best, 0
-            self.reason = self._explain(speeds)
+            self._present = best
+            self.reason = self._explain(speeds, matched)
         return self.choices[self._present]
 
     def speeds(self, remaining: Sequence[int], matched: Sequence[int], drafting: bool) -> NDArray[np.float64]:
@@ -134,16 +123,11 @@ class Chooser:
 
         The arguments are those of `choose`.
         """
-        forecast = self.prepare()
-        expected = np.stack([forecast.tokens[n][row] for row, n in enumerate(matched)])
-        tokens = np.minimum(expected, np.array(remaining)[:, None])
-        return self._speeds(tokens, forecast.seconds, any(matched), drafting)
-
-    def _speeds(
-        self, tokens: NDArray[np.float64], seconds: NDArray[np.float64], guessed: bool, drafting: bool
-    ) -> NDArray[np.float64]:
-        speeds: NDArray[np.float64] = tokens.sum(0) / seconds
-        if not guessed:
+        forecast, rows = self.prepare(), range(self._rows)
+        places = [self._matches.index(n) for n in matched]
+        tokens = np.minimum(forecast.tokens[places, rows], np.array(remaining)[:, None])
+        speeds = _speeds(tokens, forecast.closed[places, rows], forecast.seconds, forecast.saved_s)
+        if not any(matched):
             speeds[self._of_lookup] = 0
         if not drafting:
             speeds[self._of_draft] = 0
@@ -152,19 +136,14 @@ class Chooser:
     def prepare(self) -> Forecast:
         """What `choose` goes by: nearly all of its work, for whenever there is time between `observe` and it.
 
-        It is renewed after every round at first, and more seldom the longer the choice has stayed the same.
+        It is renewed every few rounds, and after each that was timed for one of the first times.
         """
-        if self._forecast is None or self._unseen > min(RAREST - 1, self._settled // SETTLING):
-            rows = len(self._acceptances["draft"])
-            expected = np.ones((len(self._matches), rows, len(self.choices)))
-            seconds = np.full(len(self.choices), np.inf)
-            for family in self._families:
-                expected[:, :, family.places], seconds[family.places] = self._expected(family, rows)
-            tokens, usual = dict(zip(self._matches, expected, strict=True)), {}
-            for n in self._matches:
-                speeds = self._speeds(tokens[n], seconds, n > 0, drafting=True)
-                usual[n] = speeds, int(speeds.argmax())
-            self._forecast, self._unseen = Forecast(tokens, seconds, usual), 0
+        if self._forecast is None or self._due or self._unseen >= RENEWED:
+            expected = *self._outcomes(), *self._seconds()
+            usual = _speeds(*expected)
+            usual[0, self._of_lookup] = 0
+            self._forecast = Forecast(*expected, usual)
+            self._unseen, self._due = 0, False
         return self._forecast
 
     def observe(
@@ -183,15 +162,13 @@ class Chooser:
         costs = self.costs
         costs.round += 1
         self._unseen += 1
-        self._settled += 1
         for row, (a, j, n) in enumerate(zip(accepted, judged, matched, strict=True)):
+            by_lookup = choice.strategy == "lookup"
             # What had nothing to guess was not passed over.
-            counts = {"draft": (0, 0)} | ({_lookup_by(n): (0, 0)} if n else {})
-            if j:
-                counts[_lookup_by(n) if choice.strategy == "lookup" else "draft"] = a, j
-            for drafter, count in counts.items():
-                self._acceptances[drafter][row].count(*count)
-                costs.count(drafter, *count)
+            for name in ("draft", "lookup") if n else ("draft",):
+                count = (a, j) if by_lookup == (name == "lookup") else (0, 0)
+                self._acceptances[name, n][row].count(*count)
+                costs.count((name, n), *count)
         if timing is not None:
             costs.count_decoding(timing.round_s)
             self._observe_time(choice.strategy == "pearl", timing, len(judged))
@@ -204,59 +181,77 @@ class Chooser:
             beside = timing.round_s - max(timing.target_s, sum(steps))
             target_s = timing.target_s + beside
             steps = [step + beside / len(steps) for step in steps]
-        times.add_window(timing.width, target_s, costs.round)
+        self._due |= times.add_window(timing.width, target_s, costs.round)
         # The first step of a draft that was away reads what was written meanwhile.
         usual = steps if self._draft_follows else steps[1:]
         if usual:
-            times.add_step(fmean(usual), costs.round)
+            self._due |= times.add_steps(len(steps), len(steps) * fmean(usual), costs.round)
         self._draft_follows = bool(steps)
 
     def keep(self, rows: Sequence[int]) -> None:
         """Go on with these rows only."""
-        self._forecast = None
+        self._forecast, self._rows = None, len(rows)
         self._acceptances = {drafter: [each[row] for row in rows] for drafter, each in self._acceptances.items()}
 
-    def _expected(self, family: Family, rows: int) -> tuple[Any, Any]:
-        """The parts of a Forecast: tokens (rows, gammas) and seconds (gammas,), or one number for all.
+    def _seconds(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """The parts of a Forecast: seconds and saved_s."""
+        seconds, saved_s = np.full(len(self.choices), np.inf), np.zeros(len(self.choices))
+        for overlapping, places in ((False, ~self._of_pearl), (True, self._of_pearl)):
+            times, now = self.costs.times(self._rows, overlapping), self.costs.round
+            windows_s = times.windows_s(self._windows, now)
+            drafting_s = times.drafting_s(self._gammas[places], now)
+            if windows_s is None or drafting_s is None:
+                continue
+            wide_s, narrow_s = windows_s[:-1][places], windows_s[-1]
+            if overlapping:
+                seconds[places] = np.maximum(wide_s, drafting_s)
+                saved_s[places] = seconds[places] - np.maximum(narrow_s, drafting_s)
+            else:
+                seconds[places] = wide_s + drafting_s * self._of_draft[places]
+        return seconds, saved_s
 
-        Tokens of prompt lookup are (matches, rows, gammas), by how much of the text it goes by.
-        """
-        strategy, gammas, now = family.strategy, family.gammas, self.costs.round
-        times = self.costs.times(rows, strategy == "pearl")
-        windows_s, step_s = times.windows_s(family.widths, now), times.step_s(now)
-        if windows_s is None or step_s is None:
-            return 1.0, np.inf
-        wide_s, narrow_s = windows_s[:-1], windows_s[-1]
-        if strategy == "autoregressive":
-            return 1.0, narrow_s
-        if strategy == "lookup":
-            none = np.zeros((rows, 1))  # accepted where there is no guess: the target's own token is left
-            rates = np.stack([none, *(self._hoped(_lookup_by(n)) for n in self._matches[1:])])
-            return sequential_tokens(rates, gammas), wide_s
-        rates, drafting_s = self._hoped("draft"), gammas * step_s
-        if strategy == "sequential":
-            return sequential_tokens(rates, gammas), wide_s + drafting_s
-        share = 1.0 if self.whole_windows else 1 - np.prod(1 - open_share(rates, gammas), axis=0)
-        round_s = (1 - share) * np.maximum(narrow_s, drafting_s) + share * np.maximum(wide_s, drafting_s)
-        return pearl_tokens(rates, gammas), round_s
+    def _outcomes(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """The parts of a Forecast: tokens and closed."""
+        rates = self._hoped("draft", self._matches)
+        none = np.zeros((1, self._rows, 1))  # accepted where there is no guess: the target's own token is left
+        guessed = np.concatenate((none, self._hoped("lookup", self._matches[1:])))
+        tokens = sequential_tokens(np.where(self._of_lookup, guessed, rates), self._gammas)
+        tokens[..., self._of_none] = 1
+        closed = np.zeros_like(tokens)
+        if self._of_pearl.any():
+            gammas = self._gammas[self._of_pearl]
+            tokens[..., self._of_pearl] = pearl_tokens(rates, gammas)
+            if not self.whole_windows:
+                closed[..., self._of_pearl] = 1 - open_share(rates, gammas)
+        return tokens, closed
 
-    def _hoped(self, drafter: str) -> NDArray[np.float64]:
-        """(rows, 1)"""
-        return np.array([[acceptance.hoped] for acceptance in self._acceptances[drafter]])
+    def _hoped(self, drafter: str, matches: Sequence[int]) -> NDArray[np.float64]:
+        """(matches, rows, 1)"""
+        rates = [[row.hoped for row in self._acceptances[drafter, n]] for n in matches]
+        return np.array(rates).reshape(len(matches), self._rows, 1)
 
-    def _explain(self, speeds: NDArray[np.float64]) -> str:
+    def _explain(self, speeds: NDArray[np.float64], matched: Sequence[int]) -> str:
         bests: dict[str, str] = {}
         for place in np.argsort(-speeds):
             if speeds[place]:
                 bests.setdefault(self.choices[place].strategy, f"{self.choices[place]} {speeds[place]:.4g}")
-        overlapping = self.choices[self._present].strategy == "pearl"
-        times = self.costs.times(len(self._acceptances["draft"]), overlapping)
-        window_s, step_s = (times.window_s(1, self.costs.round) or 0.0), (times.step_s(self.costs.round) or 0.0)
-        rates = ", ".join(
-            f"{drafter} {sum(each.value for each in acceptances) / len(acceptances):.2f}"
-            for drafter, acceptances in self._acceptances.items()
-        )
+        present, now, each = self.choices[self._present], self.costs.round, self._acceptances
+        times = self.costs.times(self._rows, present.strategy == "pearl")
+        window_s, step_s = (times.window_s(1, now) or 0.0), (times.step_s(present.gamma, now) or 0.0)
+        rates = {
+            name: [each[name, n][row].value for row, n in enumerate(matched) if n or name == "draft"]
+            for name in (("draft", "lookup") if any(matched) else ("draft",))
+        }
         return (
-            f"expected tokens/s: {', '.join(bests.values())}; acceptance: {rates}; "
+            f"expected tokens/s: {', '.join(bests.values())}; "
+            f"acceptance: {', '.join(f'{name} {fmean(values):.2f}' for name, values in rates.items())}; "
             f"target {1e3 * window_s:.4g} ms, draft step {1e3 * step_s:.4g} ms"
         )
+
+
+def _speeds(
+    tokens: NDArray[np.float64], closed: NDArray[np.float64], seconds: NDArray[np.float64], saved_s: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Tokens per second (..., choices), all rows (..., rows, choices) together, of the parts of a Forecast."""
+    speeds: NDArray[np.float64] = tokens.sum(-2) / (seconds - closed.prod(-2) * saved_s)
+    return speeds

@@ -24,6 +24,7 @@ HORIZON = 1000  # tokens that are taken to come yet, where something has to be m
 MAKING_SHARE = 0.05  # of the time spent on decoding, which may be spent on that whatever it brings
 CHEAP_STEP = 0.05  # a draft step over a target forward, until one is measured
 SAMPLES = 5
+Drafter = tuple[str, int]  # "draft" or "lookup", and how much of the text came before
 ALMOST_SURE = 1 - 1e-9  # an acceptance of 1 has the same formulas, but for 0 / 0
 
 
@@ -109,6 +110,11 @@ class Lately:
         self._warm, self.round = True, round
 
     @property
+    def is_full(self) -> bool:
+        """Whether another sample takes the place of one."""
+        return len(self._samples) == SAMPLES
+
+    @property
     def forget(self) -> float:
         """The share of it that is forgotten with each round since."""
         return FORGET / max(1, len(self._samples))
@@ -119,61 +125,94 @@ def _left(forget: ArrayLike, rounds: ArrayLike) -> Any:
     return 1 - np.minimum(MOST_FORGOTTEN, np.multiply(forget, rounds))
 
 
+class Curve:
+    """Times that depend on a number, lately measured at some of them.
+
+    like: the same times elsewhere; what is not measured here is assumed to be in proportion to them
+    """
+
+    def __init__(self, like: Curve | None = None) -> None:
+        self._times: dict[float, Lately] = {}
+        self._like = like
+        self._known: NDArray[np.float64] | None = None  # place, seconds, round, forget
+
+    def add(self, place: float, seconds: float, round: int) -> bool:
+        """Whether it is one of the first there."""
+        time = self._times.setdefault(place, Lately())
+        is_new = not time.is_full
+        time.add(seconds, round)
+        self._known = None
+        return is_new
+
+    def at(self, places: NDArray[Any], round: int) -> NDArray[np.float64] | None:
+        """Seconds at these places (n,): measured, or between those that are. None before anything was measured.
+
+        Beyond what was measured they are those of the nearest, which may be too good, and is then tried.
+        """
+        measured, seconds, rounds, forget = self._measured()
+        there = self._like.at(np.concatenate((places, measured)), round) if self._like else None
+        if not len(measured):
+            return there
+        seconds = seconds * _left(forget, round - rounds)
+        if there is None:
+            found: NDArray[np.float64] = np.interp(places, measured, seconds)
+            return found
+        wanted, there = np.split(there, [len(places)])
+        nearest = np.abs(places[:, None] - measured).argmin(1)
+        in_proportion: NDArray[np.float64] = wanted * (seconds / there)[nearest]
+        return in_proportion
+
+    def _measured(self) -> NDArray[np.float64]:
+        if self._known is None:
+            known = [
+                (place, time.seconds, time.round, time.forget)
+                for place, time in sorted(self._times.items())
+                if time.seconds
+            ]
+            self._known = np.array(known, dtype=np.float64).reshape(-1, 4).T
+        return self._known
+
+
 class StepTimes:
-    """Seconds of target windows by their width, with what a round costs beside them, and of a draft step.
+    """Seconds of target windows by their width, with what a round costs beside them, and of draft steps.
 
     like: times of the same models elsewhere; what is not measured here is assumed to be in proportion to them
     """
 
     def __init__(self, like: StepTimes | None = None) -> None:
-        self._windows: dict[int, Lately] = {}
-        self._step = Lately()
-        self._like = like
-        self._known: NDArray[np.float64] = np.empty((4, 0))  # width, seconds, round, forget
+        self._windows: Curve = Curve(like._windows if like else None)
+        # Of each of gamma steps, by 1 / gamma: where drafting costs something whatever gamma is, that is a line.
+        self._steps: Curve = Curve(like._steps if like else None)
 
-    def add_window(self, width: int, seconds: float, round: int) -> None:
-        self._windows.setdefault(width, Lately()).add(seconds, round)
-        known = [
-            (width, time.seconds, time.round, time.forget)
-            for width, time in sorted(self._windows.items())
-            if time.seconds
-        ]
-        self._known = np.array(known, dtype=np.float64).reshape(-1, 4).T
+    def add_window(self, width: int, seconds: float, round: int) -> bool:
+        """Whether it is one of the first of so many rows."""
+        return self._windows.add(width, seconds, round)
 
-    def add_step(self, seconds: float, round: int) -> None:
-        self._step.add(seconds, round)
+    def add_steps(self, gamma: int, seconds: float, round: int) -> bool:
+        """All of them together. Whether they are among the first of so many."""
+        return self._steps.add(1 / gamma, seconds / gamma, round)
 
     def windows_s(self, widths: NDArray[Any], round: int) -> NDArray[np.float64] | None:
-        """Windows of so many rows (n,): measured, or between those that are. None before anything was measured.
-
-        Beyond what was measured they take as long as the nearest, which may be too good, and is then tried.
-        """
-        measured, seconds, rounds, forget = self._known
-        there = self._like.windows_s(np.concatenate((widths, measured)), round) if self._like else None
-        if not len(measured):
-            return there
-        seconds = seconds * _left(forget, round - rounds)
-        if there is None:
-            found: NDArray[np.float64] = np.interp(widths, measured, seconds)
-            return found
-        wanted, there = np.split(there, [len(widths)])
-        nearest = np.abs(widths[:, None] - measured).argmin(1)
-        in_proportion: NDArray[np.float64] = wanted * (seconds / there)[nearest]
-        return in_proportion
+        """Windows of so many rows (n,). None before anything was measured."""
+        return self._windows.at(widths, round)
 
     def window_s(self, width: int, round: int) -> float | None:
         """One such window."""
         seconds = self.windows_s(np.array([width]), round)
         return None if seconds is None else float(seconds[0])
 
-    def step_s(self, round: int) -> float | None:
-        """A draft step; a guess before one was measured."""
-        if self._step.seconds is not None:
-            return float(self._step.seconds * _left(self._step.forget, round - self._step.round))
-        if self._like is not None:
-            return self._like.step_s(round)
-        window = self.window_s(1, round)
-        return None if window is None else CHEAP_STEP * window
+    def drafting_s(self, gammas: NDArray[Any], round: int) -> NDArray[np.float64] | None:
+        """So many draft steps (n,); a guess before any were measured."""
+        each = self._steps.at(1 / gammas, round)
+        if each is None:
+            window = self.window_s(1, round)
+            return None if window is None else CHEAP_STEP * window * gammas
+        return gammas * each
+
+    def step_s(self, gamma: int, round: int) -> float | None:
+        """One of so many draft steps."""
+        seconds = self.drafting_s(np.array([gamma]), round)
+        return None if seconds is None else float(seconds[0]) / gamma
 
 
 class Costs:
@@ -189,7 +228,7 @@ class Costs:
         self._makings: deque[float] = deque(maxlen=SAMPLES)
         self._alone: dict[int, StepTimes] = {}
         self._beside: dict[int, StepTimes] = {}
-        self._starts: dict[str, Acceptance] = {}
+        self._starts: dict[Drafter, Acceptance] = {}
 
     def times(self, rows: int, overlapping: bool) -> StepTimes:
         """The times of batches of so many rows; until they are measured, those of the nearest size are taken."""
@@ -199,11 +238,11 @@ class Costs:
             self._beside[rows] = StepTimes(self._alone[rows])
         return (self._beside if overlapping else self._alone)[rows]
 
-    def acceptance(self, drafter: str) -> Acceptance:
+    def acceptance(self, drafter: Drafter) -> Acceptance:
         """Of a new request: as it was lately in others."""
         return Acceptance(self._start(drafter).value)
 
-    def count(self, drafter: str, accepted: int, judged: int) -> None:
+    def count(self, drafter: Drafter, accepted: int, judged: int) -> None:
         """Of one row in one round."""
         if judged:
             self._start(drafter).count(accepted, judged)
@@ -224,5 +263,5 @@ class Costs:
         seconds = rounds * fmean(self._makings)
         return 0.0 if self._making_s + seconds < MAKING_SHARE * self._decoding_s else seconds
 
-    def _start(self, drafter: str) -> Acceptance:
+    def _start(self, drafter: Drafter) -> Acceptance:
         return self._starts.setdefault(drafter, Acceptance())
