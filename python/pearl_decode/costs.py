@@ -128,12 +128,14 @@ def _left(forget: ArrayLike, rounds: ArrayLike) -> Any:
 class Curve:
     """Times that depend on a number, lately measured at some of them.
 
-    like: the same times elsewhere; what is not measured here is assumed to be in proportion to them
+    like:  the same times elsewhere; what is not measured here is assumed to be in proportion to them
+    apart: whether each is forgotten when it is not measured itself, or all of them when none is
     """
 
-    def __init__(self, like: Curve | None = None) -> None:
+    def __init__(self, like: Curve | None, *, apart: bool) -> None:
         self._times: dict[float, Lately] = {}
         self._like = like
+        self._apart = apart
         self._known: NDArray[np.float64] | None = None  # place, seconds, round, forget
 
     def add(self, place: float, seconds: float, round: int) -> bool:
@@ -170,6 +172,9 @@ class Curve:
                 if time.seconds
             ]
             self._known = np.array(known, dtype=np.float64).reshape(-1, 4).T
+            if known and not self._apart:
+                rounds, forget = self._known[2:]
+                rounds[:], forget[:] = rounds.max(), forget[rounds.argmax()]
         return self._known
 
 
@@ -180,9 +185,9 @@ class StepTimes:
     """
 
     def __init__(self, like: StepTimes | None = None) -> None:
-        self._windows: Curve = Curve(like._windows if like else None)
+        self._windows: Curve = Curve(like._windows if like else None, apart=True)
         # Of each of gamma steps, by 1 / gamma: where drafting costs something whatever gamma is, that is a line.
-        self._steps: Curve = Curve(like._steps if like else None)
+        self._steps: Curve = Curve(like._steps if like else None, apart=False)
 
     def add_window(self, width: int, seconds: float, round: int) -> bool:
         """Whether it is one of the first of so many rows."""

@@ -107,6 +107,19 @@ def test_drafting_may_cost_something_whatever_is_drafted():
     assert beside.drafting_s(np.array([3, 6]), 0).tolist() == pytest.approx([0.0028, 0.0046])
 
 
+def test_steps_are_forgotten_only_while_nothing_is_drafted_but_each_width_of_windows_by_itself():
+    times = StepTimes()
+    for _ in range(2):
+        times.add_steps(2, 0.002, 0)
+        times.add_window(3, 0.010, 0)
+    for _ in range(2):
+        times.add_steps(4, 0.004, 100)
+        times.add_window(5, 0.010, 100)
+    assert times.step_s(2, 100) == pytest.approx(0.001)
+    assert times.step_s(2, 200) == pytest.approx(0.0009)
+    assert times.windows_s(np.array([3, 5]), 100).tolist() == pytest.approx([0.009, 0.010])
+
+
 def test_a_draft_step_is_learnt_from_rounds_of_one_step_but_not_from_what_was_missed():
     alone, one = Choice("autoregressive", 1), Choice("sequential", 1)
     costs = Costs()
