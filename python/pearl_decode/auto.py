@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from pearl_decode.costs import HORIZON, Costs, open_share, pearl_tokens, sequential_tokens
 from pearl_decode.lookup import NGRAMS
 
-GAMMAS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 15)  # the last fills a window of 16 rows, as many as multiply at once
+GAMMAS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 15, 16)
 LEAD = 1.02  # how much better another choice must be to be worth a change
 RENEWED = 4  # rounds after which what is expected is renewed, and at once while times are new
 

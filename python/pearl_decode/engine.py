@@ -57,8 +57,10 @@ class Plan:
             if name == "autoregressive":
                 found.append(Choice(name, 1))
                 continue
-            # With one token there is nothing to write ahead.
-            found += [Choice(name, gamma) for gamma in gammas if len(gammas) == 1 or gamma > 1 or name != "pearl"]
+            # Of one token there is nothing to write ahead. At most 16 rows multiply at once: PEARL's window has as many
+            # as it drafts, that of others one more.
+            usable = gammas if len(gammas) == 1 else gammas[1:] if name == "pearl" else gammas[:-1]
+            found += [Choice(name, gamma) for gamma in usable]
         return found
 
     @property

@@ -11,12 +11,14 @@ import torch
 from pearl_decode import PearlDecoder, SamplingParams
 from pearl_decode.auto import RENEWED, Choice, Chooser, Timing
 from pearl_decode.costs import SAMPLES, Acceptance, Costs, StepTimes, pearl_tokens, sequential_tokens
+from pearl_decode.engine import Plan
 from pearl_decode.lanes import PacedLane
 from pearl_decode.lanes.cpu import available_cores
 from pearl_decode.lanes.target import TargetLane
 from pearl_decode.lookup import NGRAMS, PromptLookup
 from pearl_decode.round import Round
 from pearl_decode.state import Batch
+from pearl_decode.strategies import STRATEGIES
 from tests.runtime.scripted import scripted_pair, sequence_model, tokens_per_round
 from tests.runtime.test_law import _exact_law, _p_value, _tables, _text_counts
 
@@ -177,6 +179,14 @@ def test_what_has_to_be_made_ready_is_tried_where_that_pays_in_what_is_to_come()
             chooser.observe(alone, Timing(1, 0.002, 0.002, []), [0], [0], [0])
         chosen = chooser.choose([remaining], [0], True, [0.0, *[making_s] * (len(ALL) - 1)])
         assert (chosen != alone) is tried, (remaining, making_s)
+
+
+def test_windows_have_at_most_sixteen_rows_and_pearl_something_to_write_ahead():
+    choices = Plan("auto", "auto", "block").choices
+    widest = {strategy: max(c.gamma for c in choices if c.strategy == strategy) for strategy in STRATEGIES}
+    assert widest == {"autoregressive": 1, "lookup": 15, "sequential": 15, "pearl": 16}
+    assert min(c.gamma for c in choices if c.strategy == "pearl") == 2
+    assert Plan("pearl", 1, "block").choices == [Choice("pearl", 1)]
 
 
 def test_making_ready_costs_nothing_where_there_was_time_for_it():
