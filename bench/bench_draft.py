@@ -33,6 +33,7 @@ from pearl_decode.distill.prompts import Prompt
 from pearl_decode.drafts import draft_directory, load_draft
 from pearl_decode.first_layers import first_layers
 from pearl_decode.inputs import numbered_lines
+from pearl_decode.lookup import NGRAMS, PromptLookup
 from pearl_decode.models import CausalModel
 from pearl_decode.storage import pack_weights, store_in_int8
 from pearl_decode.text import encode_prompt
@@ -48,13 +49,19 @@ Guess = Callable[[list[int], int, float, torch.Tensor], torch.Tensor]
 
 @dataclass(frozen=True)
 class Row:
-    """One draft on one task. acceptance: per token, given the target's text before it."""
+    """One draft on one task.
+
+    acceptance: per token, given the target's text before it
+    acceptance_by_match: the same by how many of the last tokens before it came before, in that order, as prompt lookup
+                         counts them; and the share of the tokens that it is of
+    """
 
     task: str
     draft: str
     temperature: float
     tokens: int
     acceptance: float
+    acceptance_by_match: dict[int, tuple[float, float]]
     sequential_tokens_per_forward: dict[int, float]
     pearl_tokens_per_forward: dict[int, float]
 
@@ -131,8 +138,10 @@ def measure(target: CausalModel, drafts: dict[str, Guess], tasks: dict[str, list
             with torch.inference_mode():
                 answers = list(answer_batch(target, jobs, tokens, target.eos_ids()))
             chances: dict[str, list[torch.Tensor]] = defaultdict(list)
+            matched: list[int] = []
             for answer in sorted(answers, key=lambda answer: answer.key):
                 ids, start = answer.prompt_ids + answer.answer_ids, len(answer.prompt_ids)
+                matched += matches(ids, start)
                 target_probs = probs(text_logits(target, ids, start), temperature)
                 # When greedy, near-ties may be rounded otherwise in one forward: the text's token is the target's.
                 if temperature == 0:
@@ -141,11 +150,20 @@ def measure(target: CausalModel, drafts: dict[str, Guess], tasks: dict[str, list
                     ).float()
                 for name, guess in drafts.items():
                     chances[name].append(guess(ids, start, temperature, target_probs))
-            rows += [summarise(task, name, temperature, each) for name, each in chances.items()]
+            rows += [summarise(task, name, temperature, each, matched) for name, each in chances.items()]
     return rows
 
 
-def summarise(task: str, name: str, temperature: float, chances: list[torch.Tensor]) -> Row:
+def matches(ids: list[int], start: int) -> list[int]:
+    """Before each of the tokens ids[start:], how much of the text's end came before."""
+    lookup, found = PromptLookup(ids[:start]), []
+    for token in ids[start:]:
+        found.append(lookup.matched)
+        lookup.extend([token])
+    return found
+
+
+def summarise(task: str, name: str, temperature: float, chances: list[torch.Tensor], matched: list[int]) -> Row:
     generator = random.Random(0)
     accepted = [[generator.random() < chance for chance in text.tolist()] for text in chances]
     total = sum(len(text) for text in accepted)
@@ -153,8 +171,12 @@ def summarise(task: str, name: str, temperature: float, chances: list[torch.Tens
     def per_forward(rounds: Callable[[list[bool], int], int]) -> dict[int, float]:
         return {gamma: total / sum(rounds(text, gamma) for text in accepted) for gamma in GAMMAS}
 
-    acceptance = float(torch.cat(chances).mean())
-    return Row(task, name, temperature, total, acceptance, per_forward(sequential_rounds), per_forward(pearl_rounds))
+    every, of = torch.cat(chances), torch.tensor(matched)
+    by_match = {
+        n: (float(every[of == n].mean()), float((of == n).float().mean())) for n in (0, *sorted(NGRAMS)) if n in matched
+    }
+    rounds = per_forward(sequential_rounds), per_forward(pearl_rounds)
+    return Row(task, name, temperature, total, float(every.mean()), by_match, *rounds)
 
 
 def step_ms(models: dict[str, CausalModel], repeats: int = 40) -> dict[str, float]:

@@ -14,7 +14,7 @@ from pearl_decode.lookup import NGRAMS
 
 GAMMAS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 15, 16)
 LEAD = 1.02  # how much better another choice must be to be worth a change
-RENEWED = 4  # rounds after which what is expected is renewed, and at once while times are new
+RENEWED = 8  # rounds and judged tokens after which what is expected is renewed, and at once while times are new
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ class Chooser:
         self._rows = rows
         self._most_tokens = 1 + max(choice.gamma for choice in self.choices)
         self._forecast: Forecast | None = None
-        self._unseen = 0  # rounds since it was made
+        self._unseen = 0  # rounds since it was made, and tokens of a row that were judged in them
         self._due = False  # it has to be made anew at once
 
     def choose(
@@ -136,7 +136,7 @@ class Chooser:
     def prepare(self) -> Forecast:
         """What `choose` goes by: nearly all of its work, for whenever there is time between `observe` and it.
 
-        It is renewed every few rounds, and after each that was timed for one of the first times.
+        It is renewed every few rounds, and after each that accepted much or was timed for one of the first times.
         """
         if self._forecast is None or self._due or self._unseen >= RENEWED:
             expected = *self._outcomes(), *self._seconds()
@@ -161,7 +161,7 @@ class Chooser:
         """
         costs = self.costs
         costs.round += 1
-        self._unseen += 1
+        self._unseen += 1 + max(judged)
         for row, (a, j, n) in enumerate(zip(accepted, judged, matched, strict=True)):
             by_lookup = choice.strategy == "lookup"
             # What had nothing to guess was not passed over.

@@ -262,13 +262,15 @@ def test_a_draft_is_trusted_by_how_much_of_the_text_came_before():
     assert chooser.choose([99], [0], True).strategy == "autoregressive"
 
 
-def test_what_is_expected_is_renewed_while_times_are_new_and_then_every_few_rounds():
+def test_what_is_expected_is_renewed_while_times_are_new_and_then_as_more_is_known():
     chooser, forecasts = Chooser(ALL, Costs(), 1), []
     for _ in range(SAMPLES + 1 + 3 * RENEWED):
         chooser.observe(ALL[0], Timing(1, 0.01, 0.01, []), [0], [0], [0])
         forecasts.append(chooser.prepare())
     assert len(set(map(id, forecasts[: SAMPLES + 1]))) == SAMPLES + 1
     assert len(set(map(id, forecasts[SAMPLES:]))) == 1 + 3
+    chooser.observe(ALL[-1], None, [RENEWED], [RENEWED], [0])
+    assert chooser.prepare() is not forecasts[-1], "much was accepted"
 
 
 def test_lookup_is_hoped_to_have_become_better_only_where_it_was_passed_over():

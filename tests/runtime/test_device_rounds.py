@@ -48,8 +48,9 @@ def test_static_rounds_decode_what_dynamic_ones_do(target, prompts, strategy):
 
 
 def test_a_target_alone_decodes_what_it_does_in_dynamic_rounds(llama, prompts):
+    plan = {"strategy": "autoregressive"}
     with DynamicDecoder(llama) as dynamic, DeviceDecoder(llama) as static:
-        assert answers(static, prompts, PARAMS) == answers(dynamic, prompts, PARAMS)
+        assert answers(static, prompts, PARAMS, **plan) == answers(dynamic, prompts, PARAMS, **plan)
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
