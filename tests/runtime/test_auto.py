@@ -15,7 +15,7 @@ from pearl_decode.engine import Plan
 from pearl_decode.lanes import PacedLane
 from pearl_decode.lanes.cpu import available_cores
 from pearl_decode.lanes.target import TargetLane
-from pearl_decode.lookup import NGRAMS, PromptLookup
+from pearl_decode.lookup import NGRAMS
 from pearl_decode.round import Round
 from pearl_decode.state import Batch
 from pearl_decode.strategies import STRATEGIES
@@ -289,26 +289,6 @@ def test_lookup_is_hoped_to_have_become_better_only_where_it_was_passed_over():
     for _ in range(50):
         chooser.observe(ALL[0], None, [0], [0], [8])
     assert expected() > begin
-
-
-def test_lookup_goes_by_as_much_of_the_text_as_came_before():
-    lookup = PromptLookup([5, 2, 3, 4, 10, 6, 2, 3, 4, 20])
-    assert lookup.matched == 0
-    lookup.extend([2, 3])
-    assert (lookup.matched, lookup.continuation(2)) == (2, [4, 20])
-    lookup.extend([4])
-    assert (lookup.matched, lookup.continuation(1)) == (3, [20])
-    again = PromptLookup([5, 2, 3, 4, 10, 6, 2, 3, 4, 20, 5, 2, 3, 4])
-    assert (again.matched, again.continuation(2)) == (4, [10, 6])
-
-
-def test_lookup_repeats_what_came_after_the_same_words():
-    lookup = PromptLookup([1, 2, 3, 4, 5, 9, 2, 3])
-    assert lookup.continuation(3) == [4, 5, 9]
-    lookup.extend([4, 7])
-    assert lookup.continuation(2) == []
-    lookup.extend([8, 7, 8, 7])
-    assert lookup.continuation(5) == [8, 7, 8, 7, 8]
 
 
 @pytest.mark.parametrize("rule", ["greedy", "coupled"])

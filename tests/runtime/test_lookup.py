@@ -16,6 +16,26 @@ from tests.runtime.device import DeviceDecoder, DynamicDecoder
 from tests.runtime.scripted import sequence_model
 
 
+def test_lookup_goes_by_as_much_of_the_text_as_came_before():
+    lookup = PromptLookup([5, 2, 3, 4, 10, 6, 2, 3, 4, 20])
+    assert lookup.matched == 0
+    lookup.extend([2, 3])
+    assert (lookup.matched, lookup.continuation(2)) == (2, [4, 20])
+    lookup.extend([4])
+    assert (lookup.matched, lookup.continuation(1)) == (3, [20])
+    again = PromptLookup([5, 2, 3, 4, 10, 6, 2, 3, 4, 20, 5, 2, 3, 4])
+    assert (again.matched, again.continuation(2)) == (4, [10, 6])
+
+
+def test_lookup_repeats_what_came_after_the_same_words():
+    lookup = PromptLookup([1, 2, 3, 4, 5, 9, 2, 3])
+    assert lookup.continuation(3) == [4, 5, 9]
+    lookup.extend([4, 7])
+    assert lookup.continuation(2) == []
+    lookup.extend([8, 7, 8, 7])
+    assert lookup.continuation(5) == [8, 7, 8, 7, 8]
+
+
 def _batch(texts, length):
     """Texts in a buffer with something else behind them."""
     tokens = torch.randint(0, 3, (len(texts), length), generator=torch.Generator().manual_seed(0))
