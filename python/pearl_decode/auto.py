@@ -218,11 +218,10 @@ class Chooser:
         tokens = sequential_tokens(np.where(self._of_lookup, guessed, rates), self._gammas)
         tokens[..., self._of_none] = 1
         closed = np.zeros_like(tokens)
-        if self._of_pearl.any():
-            gammas = self._gammas[self._of_pearl]
-            tokens[..., self._of_pearl] = pearl_tokens(rates, gammas)
-            if not self.whole_windows:
-                closed[..., self._of_pearl] = 1 - open_share(rates, gammas)
+        gammas = self._gammas[self._of_pearl]
+        tokens[..., self._of_pearl] = pearl_tokens(rates, gammas)
+        if not self.whole_windows:
+            closed[..., self._of_pearl] = 1 - open_share(rates, gammas)
         return tokens, closed
 
     def _hoped(self, drafter: str, matches: Sequence[int]) -> NDArray[np.float64]:
