@@ -241,54 +241,59 @@ void window_layer(const LayerSizes& sizes, Address x, const Weights& weights, co
   pearl::cpu_kernels().window_layer(args);
 }
 
-// (sizes, tokens, (embedding, type, vocab), layers, k and v: (the first layer's cache, stride between layers),
-//  (cos, sin, positions), seq_lens, scale, (norm, eps), head, threads)
-using Caches = std::tuple<Heads, int64_t>;
-using Decoder = std::tuple<LayerSizes, Address, std::tuple<Address, int32_t, int64_t>, std::vector<Weights>, Caches,
-                           Caches, Angles, Address, float, std::tuple<Address, float>, Linear, int>;
+// Where the weights of a whole decoder are: looked up once for as many calls as they stay there.
+struct DecoderWeights {
+  // embedding: (address, type, vocab); norm: (address, eps)
+  DecoderWeights(const std::tuple<Address, int32_t, int64_t>& embedding, const std::vector<Weights>& layers,
+                 const std::tuple<Address, float>& norm, const Linear& head) {
+    args.embedding = pointer<void>(std::get<0>(embedding));
+    args.embedding_type = static_cast<pearl::DType>(std::get<1>(embedding));
+    args.vocab = std::get<2>(embedding);
+    for (const Weights& layer : layers) this->layers.push_back(layer_weights(layer));
+    args.norm = pointer<float>(std::get<0>(norm));
+    args.eps = std::get<1>(norm);
+    args.head = linear_layer(head);
+  }
 
-// weights: where the layers' are kept meanwhile
-pearl::DecoderArgs decoder_args(const Decoder& decoder, std::vector<pearl::LayerWeights>* weights) {
-  const auto& [sizes, tokens, embedding, layers, k_caches, v_caches, angles, seq_lens, scale, norm, head, threads] =
-      decoder;
-  weights->reserve(layers.size());
-  for (const Weights& layer : layers) weights->push_back(layer_weights(layer));
-  pearl::DecoderArgs args;
+  std::vector<pearl::LayerWeights> layers;
+  pearl::DecoderArgs args{};  // all that is not of one window, but for the layers
+};
+
+// (sizes, tokens, k and v: (the first layer's cache, stride between layers), (cos, sin, positions), seq_lens, scale,
+//  threads)
+using Caches = std::tuple<Heads, int64_t>;
+using Window = std::tuple<LayerSizes, Address, Caches, Caches, Angles, Address, float, int>;
+
+// Points to the layers of `weights`.
+pearl::DecoderArgs decoder_args(const DecoderWeights& weights, const Window& window) {
+  const auto& [sizes, tokens, k_caches, v_caches, angles, seq_lens, scale, threads] = window;
+  pearl::DecoderArgs args = weights.args;
+  args.layers = weights.layers.data();
+  args.count = static_cast<int64_t>(weights.layers.size());
   args.tokens = pointer<int64_t>(tokens);
-  args.embedding = pointer<void>(std::get<0>(embedding));
-  args.embedding_type = static_cast<pearl::DType>(std::get<1>(embedding));
-  args.vocab = std::get<2>(embedding);
   args.each = layer_args(sizes, angles, seq_lens, scale, threads);
   args.each.k_cache = heads_view(std::get<0>(k_caches));
   args.each.v_cache = heads_view(std::get<0>(v_caches));
   args.positions = std::get<2>(angles);
-  args.layers = weights->data();
-  args.count = static_cast<int64_t>(weights->size());
   args.k_layer_stride = std::get<1>(k_caches);
   args.v_layer_stride = std::get<1>(v_caches);
-  args.norm = pointer<float>(std::get<0>(norm));
-  args.eps = std::get<1>(norm);
-  args.head = linear_layer(head);
-  args.keep = 0;
   return args;
 }
 
-void window_decoder(const Decoder& decoder, int64_t keep, Address logits) {
-  std::vector<pearl::LayerWeights> weights;
-  pearl::DecoderArgs args = decoder_args(decoder, &weights);
+void window_decoder(const DecoderWeights& weights, const Window& window, int64_t keep, Address logits) {
+  pearl::DecoderArgs args = decoder_args(weights, window);
   args.keep = keep;
   args.head.out = pointer<float>(logits);
   pearl::cpu_kernels().window_decoder(args);
 }
 
 // text: (address, stride between rows, length); strengths: (address, most); out: (logits, tokens, threshold, lse, status)
-void draft_chain(const Decoder& decoder, int64_t steps, int64_t vocab, const Params& params, Address epochs,
-                 uint32_t purpose, Address d2t, const std::tuple<Address, int64_t, int64_t>& text,
-                 const std::tuple<Address, int64_t>& strengths,
+void draft_chain(const DecoderWeights& weights, const Window& window, int64_t steps, int64_t vocab,
+                 const Params& params, Address epochs, uint32_t purpose, Address d2t,
+                 const std::tuple<Address, int64_t, int64_t>& text, const std::tuple<Address, int64_t>& strengths,
                  const std::tuple<Address, Address, Address, Address, Address>& out) {
-  std::vector<pearl::LayerWeights> weights;
   pearl::DraftChainArgs args;
-  args.decoder = decoder_args(decoder, &weights);
+  args.decoder = decoder_args(weights, window);
   args.steps = steps;
   args.vocab = vocab;
   args.params = sampling_params(params);
@@ -405,6 +410,9 @@ PYBIND11_MODULE(_C, m) {
   def_op(m, "window_norm", &norm_args, [](const auto& args) { pearl::cpu_kernels().window_norm(args); });
   def_op(m, "window_attention", &attention_args, [](const auto& args) { pearl::cpu_kernels().window_attention(args); });
   m.def("window_layer", &window_layer, WithoutGil());
+  py::class_<DecoderWeights>(m, "DecoderWeights")
+      .def(py::init<const std::tuple<Address, int32_t, int64_t>&, const std::vector<Weights>&,
+                    const std::tuple<Address, float>&, const Linear&>());
   m.def("window_decoder", &window_decoder, WithoutGil());
   m.def("draft_chain", &draft_chain, WithoutGil());
 #ifdef PEARL_WITH_CUDA

@@ -8,7 +8,7 @@ _Linear = tuple[int, int, int, int, bool, int, int, int]
 _Weights = tuple[tuple[int, ...], float, tuple[_Linear, ...]]
 _LayerSizes = tuple[int, int, int, int, int, int, int, int]
 _Angles = tuple[int, int, int]
-_Decoder = tuple[Any, ...]
+_Window = tuple[Any, ...]
 _Queue = tuple[int, int, int, int]
 _State = tuple[int, int, int, int, int, int, int, int, int]
 
@@ -103,9 +103,16 @@ def window_layer(
     out: int,
     threads: int,
 ) -> None: ...
-def window_decoder(decoder: _Decoder, keep: int, logits: int) -> None: ...
+
+class DecoderWeights:
+    def __init__(
+        self, embedding: tuple[int, int, int], layers: list[_Weights], norm: tuple[int, float], head: _Linear
+    ) -> None: ...
+
+def window_decoder(weights: DecoderWeights, window: _Window, keep: int, logits: int) -> None: ...
 def draft_chain(
-    decoder: _Decoder,
+    weights: DecoderWeights,
+    window: _Window,
     steps: int,
     vocab: int,
     params: _Params,

@@ -9,7 +9,7 @@ from pearl_kernels._pointers import address, sampling_params
 from pearl_kernels.dispatch import contiguous
 from pearl_kernels.draft_chain.reference import Draws, Found
 from pearl_kernels.window_decoder import Window
-from pearl_kernels.window_decoder._native import described_window
+from pearl_kernels.window_decoder._native import described_weights, described_window
 
 
 def draft_chain(window: Window, draws: Draws) -> Found:
@@ -23,6 +23,7 @@ def draft_chain(window: Window, draws: Draws) -> Found:
     threshold, lse = torch.empty(steps, batch), torch.empty(steps, batch)
     status = torch.empty(steps, batch, dtype=torch.int32)
     _C.draft_chain(
+        described_weights(window.weights),
         described_window(window),
         steps,
         vocab,

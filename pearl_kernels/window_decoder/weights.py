@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy
 
 import torch
 from torch import Tensor
@@ -30,6 +31,7 @@ class DecoderWeights:
         self, embedding: Tensor, layers: Sequence[LayerWeights], norm: Tensor, head: LinearLike, *, eps: float
     ) -> None:
         self.embedding, self.layers, self.norm, self.head, self.eps = embedding, list(layers), norm, Linear(*head), eps
+        self.memory: list[torch.UntypedStorage] = []  # of all tensors, where they are held
         if not self.layers:
             raise ValueError("window_decoder: layers must be at least 1, got 0")
         first = self.layers[0]
@@ -65,3 +67,14 @@ class DecoderWeights:
         for name, tensor in (("embedding", embedding), ("head", self.head.weight), *parts):
             if tensor.device != device:
                 raise ValueError(f"window_decoder: {name} must be on {device}, got {tensor.device}")
+
+    def held(self) -> DecoderWeights:
+        """The same where they are now, for many calls: the cpu backend does not ask again where they are.
+
+        It keeps their memory, and reads that, whatever becomes of the caller's tensors; a value written to it is seen.
+        """
+        held = copy(self)
+        tensors = [self.embedding, self.norm, *(tensor for tensor in self.head[:3] if tensor is not None)]
+        tensors += [tensor for layer in self.layers for tensor in layer.tensors]
+        held.memory = [tensor.untyped_storage() for tensor in tensors]
+        return held

@@ -117,11 +117,10 @@ class CausalModel:
         whole: WindowModel | None = getattr(self.model, WHOLE, None)
         return whole
 
-    @property
-    def drafts_at_once(self) -> bool:
-        """Whether `draft` may be called: on a CPU, for a model that is run as one call."""
+    def drafts_at_once(self, cache: WindowCache) -> bool:
+        """Whether `draft` may be called with a cache: on a CPU, for a model that is run as one call."""
         whole = self._whole
-        return whole is not None and self.runs_by_kernels and self._appends_later and whole.is_ready
+        return whole is not None and self.runs_by_kernels and self._appends_later and whole.is_ready(cache)
 
     def draft(
         self,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +25,9 @@ class WindowModel:
 
     Raises AttributeError, KeyError or ValueError for a model that is made of something else. Whether the model does
     anything else with its parts, only a trial can tell.
+
+    What a model is made of is looked at when the first window is read over a cache: those that follow are read with the
+    same weights, whatever becomes of the model.
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
@@ -52,12 +56,17 @@ class WindowModel:
             raise ValueError("its layers have different scales")
         for layer in layers:
             parts.add(layer.parts)
-        self._watchable: list[Any] = [model, base, embedding, *layers, norm, head]
+        self._hooks = [
+            hooks
+            for module in (model, base, embedding, *layers, norm, head)
+            for hooks in (module._forward_hooks, module._forward_pre_hooks)
+        ]
         self._scale: float = layers[0].parts.scale
         self._weights = DecoderWeights(
             parts.parameter(embedding, "weight"), [layer.parts.weights for layer in layers],
             parts.parameter(norm, "weight"), parts.linear(head), eps=norm.norm_eps,
         )  # fmt: skip
+        self._held: WeakKeyDictionary[WindowCache, DecoderWeights] = WeakKeyDictionary()
         self._angles: tuple[Tensor, Tensor] | None = None  # cos and sin of each position, (positions, head_dim)
 
     def logits(self, input_ids: Tensor, mask: Any, cache: WindowCache, keep: int) -> Tensor | None:
@@ -67,29 +76,29 @@ class WindowModel:
         mask: (batch, 1, 1, 1) int64, each row's first position; a mask of any other kind is not for us
         """
         ours = isinstance(mask, Tensor) and mask.dtype is torch.int64 and mask.ndim == 4
-        if not ours or not cache.appends_later or not self.is_ready:
+        if not ours or not cache.appends_later or not self.is_ready(cache):
             return None
         memory = self._memory(input_ids, cache)
-        return window_decoder(input_ids, self._weights, *memory, mask.reshape(-1), scale=self._scale, keep=keep)
+        return window_decoder(input_ids, self._held[cache], *memory, mask.reshape(-1), scale=self._scale, keep=keep)
 
     def draft(
         self, input_ids: Tensor, starts: Tensor, cache: WindowCache, params: SamplingTensors, **options: Any
     ) -> DraftChain:
-        """`pearl_kernels.draft_chain` after a window (batch, width) at starts (batch,), if the model is ready."""
+        """`pearl_kernels.draft_chain` after a window (batch, width) at starts (batch,), if `is_ready`."""
         memory = self._memory(input_ids, cache)
-        return draft_chain(input_ids, self._weights, *memory, starts, params, scale=self._scale, **options)
+        return draft_chain(input_ids, self._held[cache], *memory, starts, params, scale=self._scale, **options)
 
-    @property
-    def is_ready(self) -> bool:
-        """Whether it can stand for the model as that is now."""
-        if torch.is_grad_enabled() or torch.compiler.is_compiling() or self._is_watched():
-            return False
-        unchanged = self._parts.unchanged and len(self._stack) == len(self._weights.layers)
-        return unchanged and is_wide(self._weights.norm)
+    def is_ready(self, cache: WindowCache) -> bool:
+        """Whether it can stand for the model over a cache, as that is now."""
+        if torch.is_grad_enabled() or torch.compiler.is_compiling() or any(self._hooks):
+            return False  # hooks want to see what goes through the parts
+        if cache not in self._held and self._is_unchanged():
+            self._held[cache] = self._weights.held()
+        return cache in self._held
 
-    def _is_watched(self) -> bool:
-        """Whether hooks want to see what goes through the model or a part."""
-        return any(module._forward_hooks or module._forward_pre_hooks for module in self._watchable)
+    def _is_unchanged(self) -> bool:
+        same = self._parts.unchanged and len(self._stack) == len(self._weights.layers)
+        return same and is_wide(self._weights.norm)
 
     def _memory(self, input_ids: Tensor, cache: WindowCache) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Angles of all positions, and the caches of all layers."""

@@ -183,6 +183,27 @@ def test_weights_may_move_and_change_their_type():
     assert torch.equal(together.run("cpu"), before)
 
 
+def test_weights_that_are_held_stay_where_they_are():
+    """Their values may change there; tensors that are elsewhere since, or are gone, are no longer read."""
+    weights = decoder_of(*three_layers(), dtype=torch.bfloat16)
+    case = case_of([3], 2, weights)
+    held = replace(case, weights=weights.held())
+    before = case.cloned().run("cpu")
+    assert torch.equal(held.cloned().run("cpu"), before)
+    tensors = [weights.embedding, weights.norm, weights.head.weight, *weights.layers[2].tensors]
+    for tensor in tensors:
+        kept = tensor.data.clone()
+        tensor.data *= 1.5
+        changed = held.cloned().run("cpu")
+        assert not torch.equal(changed, before)
+        assert torch.equal(changed, case.cloned().run("cpu"))
+        tensor.data.copy_(kept)
+    for tensor in tensors:
+        tensor.data = torch.full_like(tensor, torch.nan)
+    assert torch.equal(held.cloned().run("cpu"), before)
+    assert case.run("cpu").isnan().all()
+
+
 def test_can_be_compiled(backend):
     case = case_of([3, 11], 2, decoder_of(*three_layers()))
     wanted = case.cloned().run(backend)

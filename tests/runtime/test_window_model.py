@@ -132,6 +132,33 @@ def test_what_was_changed_takes_part(tmp_path, calls):
     torch.testing.assert_close(windows(model)[0], 2 * changed[0])
 
 
+def test_what_is_changed_between_windows_takes_part_in_the_next_text(tmp_path, calls):
+    """A cache is of the weights that it was begun with: windows over it are read with those to the end."""
+    model = load(CONFIGS["llama"], tmp_path)
+    causal, ids = CausalModel(model), torch.arange(6)[None]
+    other = copy.deepcopy(model.model.layers[1])
+    other.mlp.up_proj.weight.data *= 2
+
+    def logits(cache, start):
+        with torch.inference_mode():
+            return causal.forward(ids[:, start : start + 3], [start], cache, keep=3)
+
+    wanted, changed, begun = WindowCache(8), WindowCache(8), WindowCache(8)
+    for cache in (wanted, begun):
+        logits(cache, 0)
+    unchanged = logits(wanted, 3)
+    kept = model.model.layers[1]
+    model.model.layers[1] = other
+    for parameter in kept.parameters():
+        parameter.data = torch.zeros_like(parameter)
+    calls.clear()
+    assert torch.equal(logits(begun, 3), unchanged)
+    assert len(calls) == 1
+    logits(changed, 0)
+    assert not torch.equal(logits(changed, 3), unchanged)
+    assert len(calls) == 1
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_a_model_of_another_type_runs_as_it_is_written(dtype, tmp_path, calls):
     model = load(CONFIGS["llama"], tmp_path)

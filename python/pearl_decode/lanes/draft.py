@@ -136,7 +136,7 @@ class DraftLane:
         # A position may be drafted again in a later round; its noise must then be new.
         committed = [head - window for head, window in zip(heads, windows, strict=True)]
         epochs = None if self.purpose is Purpose.SAMPLE else torch.tensor(committed, device=inputs.device)
-        draw = self._draw_at_once if self.model.drafts_at_once else self._draw
+        draw = self._draw_at_once if self.model.drafts_at_once(self.cache) else self._draw
         drawn, rows = draw(inputs, heads, gamma, epochs)
         for step in range(gamma) if self.keeps_logits else ():
             logits, stats = rows[step], RowStats(*(each[:, step] for each in drawn.stats))
