@@ -3,12 +3,13 @@ once.
 
     python bench/bench_forward.py [--threads N] [--busy N] [--cases MODEL,...] [--json FILE]
 
-A case is a model's path, hub id or built-in name, on a CPU. "cpu" is the model as the decoder loads it. "transformers"
-is the same checkpoint in float32, "transformers, bfloat16" in bfloat16, both with their own layers and sdpa attention.
-All run over a cache of the decoder's, with LENGTH tokens before the window; a prompt of LENGTH tokens is read into an
-empty one, as the decoder reads it. The floor reads, with as many threads, the
-weights that are multiplied, in the type they are stored in. --busy adds processes that compute all the while, as on a
-machine that has other work to do.
+A case is a model's path, hub id or built-in name, on a CPU. "cpu" is the model as the decoder loads it. "cpu, ordinary
+pages" has its weights where torch would put them: in pages of 4 KiB, where huge ones have to be asked for.
+"transformers" is the same checkpoint in float32, "transformers, bfloat16" in bfloat16, both with their own layers and
+sdpa attention. All run over a cache of the decoder's, with LENGTH tokens before the window; a prompt of LENGTH tokens
+is read into an empty one, as the decoder reads it. The floor reads, with as many threads, the weights that are
+multiplied, in the type they are stored in and where the decoder has them. --busy adds processes that compute all the
+while, as on a machine that has other work to do.
 """
 
 from __future__ import annotations
@@ -78,13 +79,23 @@ def read_weights(model: CausalModel, threads: int) -> tuple[int, Callable[[], ob
     return sum(weight.nbytes for weight in weights), lambda: list(readers.map(read, shares))
 
 
+def in_ordinary_pages(case: str) -> CausalModel:
+    model = load_model("target", case, None, torch.device("cpu"))
+    pack_weights(model)
+    for module in model.modules():
+        if isinstance(module, WindowLinear):
+            module.pack(module.weight.detach().clone())
+    pack_weights(model)  # nothing is left to pack, but the model looks for its weights again
+    return CausalModel(model)
+
+
 def bench_case(case: str, repeats: int, threads: int) -> list[Row]:
     source = resolve("target", case)
     loaded = load_model("target", case, None, torch.device("cpu"))
     pack_weights(loaded)
     ours = CausalModel(loaded)
     ids = torch.randint(ours.vocab_size, (1, LENGTH + max(WIDTHS)), generator=torch.Generator().manual_seed(0))
-    models = {"cpu": Model(ours, ids)}
+    models = {"cpu": Model(ours, ids), "cpu, ordinary pages": Model(in_ordinary_pages(case), ids)}
     for name, dtype in ((TRANSFORMERS, torch.float32), ("transformers, bfloat16", torch.bfloat16)):
         stock = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, attn_implementation="sdpa")
         models[name] = Model(CausalModel(stock), ids)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from transformers.cache_utils import Cache, CacheLayerMixin
+
+from pearl_decode.huge_pages import HugePages
 
 Index = tuple[torch.Tensor, torch.Tensor]  # rows (batch, 1) and columns (batch, width) of a layer's entries
 
@@ -24,7 +27,7 @@ class WindowLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
         # Zeros, not empty: a masked entry has weight 0, and 0 * NaN would still spoil the sum.
         self.keys, self.values = (
-            states.new_zeros(*states.shape[:2], self.cache.capacity, states.shape[-1])
+            self.cache.zeros((*states.shape[:2], self.cache.capacity, states.shape[-1]), states)
             for states in (key_states, value_states)
         )
         self.is_initialized = True
@@ -90,6 +93,7 @@ class WindowCache(Cache):
         self._index: Index | None = None  # where ragged rows are written
         self._tokens: torch.Tensor | None = None
         self._stack: list[torch.Tensor] = []  # keys and values of all layers, where those are parts of two tensors
+        self._pages = HugePages()
 
     def place(self, starts: list[int], width: int, device: torch.device) -> torch.Tensor | None:
         """Announce a forward of `width` tokens per row, row b's first one at position starts[b].
@@ -135,12 +139,16 @@ class WindowCache(Cache):
         if not self._stack:
             found = [self._layer(index) for index in range(layers)]
             shape = layers, batch, kv_heads, self.capacity, head_dim
-            self._stack = [torch.zeros(shape) for _ in range(2)]
+            self._stack = [self._pages.zeros(shape, torch.float32) for _ in range(2)]
             for index, layer in enumerate(found):
                 if layer.is_initialized:
                     self._stack[0][index], self._stack[1][index] = layer.keys, layer.values
             self._divide_stack()
         return self._stack
+
+    def zeros(self, shape: Sequence[int], like: torch.Tensor) -> torch.Tensor:
+        """Where entries are to be, on the device of `like` and of its type."""
+        return self._pages.zeros(shape, like.dtype) if like.device.type == "cpu" else like.new_zeros(shape)
 
     def _divide_stack(self) -> None:
         for layer, keys, values in zip(self._window_layers, *self._stack, strict=True):
@@ -193,12 +201,14 @@ class WindowCache(Cache):
         """Give the memory back at once: a cache and its layers know each other, and would wait to be collected."""
         self._window_layers.clear()
         self._stack.clear()
+        self._pages = HugePages()
         self._tokens = None
 
     def keep(self, rows: list[int]) -> None:
         """Go on with these rows only, in this order."""
         if self._stack:
-            self._stack = [tensor[:, rows] for tensor in self._stack]
+            kept = [tensor[:, rows] for tensor in self._stack]
+            self._stack = [self.zeros(tensor.shape, tensor).copy_(tensor) for tensor in kept]
             self._divide_stack()
         for layer in () if self._stack else self._window_layers:
             index = torch.tensor(rows, device=layer.keys.device)

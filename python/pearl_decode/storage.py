@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from pearl_decode.huge_pages import HugePages
 from pearl_decode.layer import LayerParts, WindowDecoderLayer
 from pearl_decode.linear import WindowLinear
 from pearl_decode.window_model import WHOLE, WindowModel
@@ -28,13 +29,15 @@ def pack_weights(*models: PreTrainedModel) -> None:
     Those that models share they share still. Embeddings stay as they are, so a head that shares its own has a copy.
     """
     stored: dict[int, Tensor] = {}
+    pages = HugePages()
     for model in models:
         for module in model.modules():
             if not isinstance(module, WindowLinear) or module.weight.device.type != "cpu" or module.operands.is_packed:
                 continue
             place = module.weight.data_ptr()
             if place not in stored:
-                stored[place] = packed(module.weight.detach())
+                weight = packed(module.weight.detach())
+                stored[place] = pages.zeros(weight.shape, weight.dtype).copy_(weight)
             module.pack(stored[place])
         _look_again(model)
 
