@@ -192,9 +192,9 @@ class Engine:
         self.round.target.lane = lanes[0]
         if self.round.draft is not None:
             self.round.draft.lane = lanes[1]
-        before, pending = list(self.round.batch.committed), max(self.round.batch.window)
+        pending = max(self.round.batch.window)
         outcome = STRATEGIES[choice.strategy].step(self.round)
-        updates = self._hand_out(running, before, outcome)
+        updates = self._hand_out(running, outcome)
         end = time.perf_counter()
         windows_s, steps_s = (
             lane.times.paces(first, lane.times.count) or [] for lane, first in zip(lanes, firsts, strict=True)
@@ -231,12 +231,12 @@ class Engine:
         self.chooser.observe(done, timing, outcome.num_accepted, outcome.num_judged, matched)
         self.chooser.prepare()
 
-    def _hand_out(self, running: list[Request], before: list[int], outcome: Outcome) -> list[Update]:
+    def _hand_out(self, running: list[Request], outcome: Outcome) -> list[Update]:
         state = self.round.batch.state
         finished, status = state.finished.tolist(), state.status.tolist()
         updates = []
         for row, request in enumerate(running):
-            new = state.tokens[row, before[row] : self.round.batch.committed[row]].tolist()
+            new = outcome.emitted[row]
             count, text = request.push(new, Finished(finished[row]), Status(status[row]))
             accepted = min(outcome.num_accepted[row], count)
             request.stats.count_round(count, accepted, outcome.num_judged[row], outcome.draft_forwards)

@@ -24,7 +24,7 @@ class Outcome:
     the first it refused; and the draft forwards it took.
     """
 
-    num_emitted: list[int]
+    emitted: list[list[int]]
     num_accepted: list[int]
     num_judged: list[int]
     draft_forwards: int
@@ -141,11 +141,12 @@ class Round:
             forwards, self.draft.forwards = self.draft.forwards, 0
             if not self.drafting and not any(self.batch.window):
                 self.draft = None  # its last window is verified: free its memory
-        for row, lookup in enumerate(self.lookups or ()):
-            lookup.extend(self.batch.state.tokens[row, before[row] : self.batch.committed[row]].tolist())
-        emitted, accepted = output.num_emitted.tolist(), output.num_accepted.tolist()
+        emitted = self.batch.since(before)
+        for lookup, tokens in zip(self.lookups or (), emitted, strict=False):
+            lookup.extend(tokens)
+        accepted = output.num_accepted.tolist()
         # A refusal shows by the corrected token after the accepted ones.
-        judged = [a + (a < d and a < e) for a, d, e in zip(accepted, drafted, emitted, strict=True)]
+        judged = [a + (a < d and a < len(e)) for a, d, e in zip(accepted, drafted, emitted, strict=True)]
         return Outcome(emitted, accepted, judged, forwards)
 
     def keep(self, rows: list[int]) -> None:

@@ -86,6 +86,11 @@ class Batch:
         self.committed = self.state.committed.tolist()
         self.window = self.state.window.tolist()
 
+    def since(self, committed: Sequence[int]) -> list[list[int]]:
+        """Per row, the tokens that were committed since there were so many."""
+        rows = zip(self.state.tokens, committed, self.committed, strict=True)
+        return [tokens[before:now].tolist() for tokens, before, now in rows]
+
     def gather(self, starts: Sequence[int], width: int) -> torch.Tensor:
         """Tokens (batch, width) from starts[b] on, as a model's input: placeholders become id 0."""
         if min(starts) == max(starts):

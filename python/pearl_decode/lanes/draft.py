@@ -121,21 +121,27 @@ class DraftLane:
             self.prefill()
             width = max(windows) + 1
         inputs = self.batch.gather([head - width for head in heads], width)
+        committed = self.batch.state.committed
         self.cached = [head + gamma - 1 for head in heads]
 
         def steps() -> torch.Tensor:
             # What comes between forwards would wake threads of torch, to be in the way of those of the kernels.
             with self.model.kernels_alone():
-                return self._steps(inputs, heads, windows, gamma, run_ahead)
+                return self._steps(inputs, committed, heads, windows, gamma, run_ahead)
 
         return self.lane.run(steps)
 
     def _steps(
-        self, inputs: torch.Tensor, heads: list[int], windows: list[int], gamma: int, run_ahead: bool
+        self,
+        inputs: torch.Tensor,
+        committed: torch.Tensor,
+        heads: list[int],
+        windows: list[int],
+        gamma: int,
+        run_ahead: bool,
     ) -> torch.Tensor:
         # A position may be drafted again in a later round; its noise must then be new.
-        committed = [head - window for head, window in zip(heads, windows, strict=True)]
-        epochs = None if self.purpose is Purpose.SAMPLE else torch.tensor(committed, device=inputs.device)
+        epochs = None if self.purpose is Purpose.SAMPLE else committed
         draw = self._draw_at_once if self.model.drafts_at_once(self.cache) else self._draw
         drawn, rows = draw(inputs, heads, gamma, epochs)
         for step in range(gamma) if self.keeps_logits else ():
@@ -146,6 +152,8 @@ class DraftLane:
             else:
                 self.ahead = self.ahead or ChainLogits.empty(logits, self.most_drafted + 1)
                 self.ahead.put([step - 1] * len(windows), logits, stats)
+        if not any(map(any, drawn.status.tolist())):
+            return drawn.tokens
         return drawn.tokens.masked_fill(drawn.status != 0, PLACEHOLDER)
 
     def _draw_at_once(self, inputs: torch.Tensor, heads: list[int], gamma: int, epochs: torch.Tensor | None) -> Drawn:
