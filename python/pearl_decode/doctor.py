@@ -10,6 +10,7 @@ from pathlib import Path
 
 from pearl_decode.builtin import BUILTIN_TARGET, builtin_state
 
+HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 PACKAGES = ("pearl-kernels", "torch", "transformers", "tokenizers", "safetensors", "numpy", "gguf")
 
 
@@ -45,6 +46,7 @@ def _machine() -> dict[str, str]:
         "system": platform.platform(),
         "cpu": _cpu(),
         "cores": f"{usable} usable of {os.cpu_count()}",
+        "huge pages": _huge_pages(),
         "gpu": _gpus(),
     }
 
@@ -56,6 +58,17 @@ def _cpu() -> str:
         lines = []
     names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
     return next(names, platform.processor() or platform.machine())
+
+
+def _huge_pages() -> str:
+    try:
+        settings = HUGE_PAGES.read_text(encoding="utf-8")
+    except OSError:
+        return "none: this system has no transparent huge pages"
+    setting = settings.partition("[")[2].partition("]")[0]
+    if setting in ("always", "madvise"):
+        return f"yes: {setting}"
+    return f"none: {HUGE_PAGES} says {setting}; with madvise decoding on a CPU is faster"
 
 
 def _gpus() -> str:

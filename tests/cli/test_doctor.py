@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import pearl_kernels
+from pearl_decode import doctor
 from pearl_kernels._C import build_info
 from tests.cli.conftest import Cli
 
@@ -40,3 +41,22 @@ def test_the_build_of_torch_is_named(cli: Cli, monkeypatch: pytest.MonkeyPatch):
 def test_missing_extension_is_said(cli: Cli, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "pearl_kernels._C", None)
     assert cli("doctor", "--json").json()["extension"]["state"].startswith("missing: ")
+
+
+@pytest.mark.parametrize(
+    ("settings", "wanted"),
+    [
+        ("always [madvise] never\n", "yes: madvise"),
+        ("[always] madvise never\n", "yes: always"),
+        ("always madvise [never]\n", "none: {path} says never; with madvise decoding on a CPU is faster"),
+        (None, "none: this system has no transparent huge pages"),
+    ],
+)
+def test_says_whether_the_system_has_huge_pages(
+    cli: Cli, settings: str | None, wanted: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    path = tmp_path / "enabled"
+    if settings is not None:
+        path.write_text(settings)
+    monkeypatch.setattr(doctor, "HUGE_PAGES", path)
+    assert cli("doctor", "--json").json()["machine"]["huge pages"] == wanted.format(path=path)
