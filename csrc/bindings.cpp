@@ -1,6 +1,8 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <memory>
+#include <optional>
 #include <stdexcept>
 #include <string>
 #include <tuple>
@@ -10,6 +12,7 @@
 #include "cpu_kernels.h"
 #include "draft_chain/draft_chain.h"
 #include "induction/induction.h"
+#include "round/round.h"
 #ifdef PEARL_WITH_CUDA
 #include "common/cuda/memory.h"
 #include "sample/sample_cuda.h"
@@ -288,10 +291,11 @@ void window_decoder(const DecoderWeights& weights, const Window& window, int64_t
 }
 
 // text: (address, stride between rows, length); strengths: (address, most); out: (logits, tokens, threshold, lse, status)
-void draft_chain(const DecoderWeights& weights, const Window& window, int64_t steps, int64_t vocab,
-                 const Params& params, Address epochs, uint32_t purpose, Address d2t,
-                 const std::tuple<Address, int64_t, int64_t>& text, const std::tuple<Address, int64_t>& strengths,
-                 const std::tuple<Address, Address, Address, Address, Address>& out) {
+pearl::DraftChainArgs chain_args(const DecoderWeights& weights, const Window& window, int64_t steps, int64_t vocab,
+                                 const Params& params, Address epochs, uint32_t purpose, Address d2t,
+                                 const std::tuple<Address, int64_t, int64_t>& text,
+                                 const std::tuple<Address, int64_t>& strengths,
+                                 const std::tuple<Address, Address, Address, Address, Address>& out) {
   pearl::DraftChainArgs args;
   args.decoder = decoder_args(weights, window);
   args.steps = steps;
@@ -310,7 +314,41 @@ void draft_chain(const DecoderWeights& weights, const Window& window, int64_t st
   args.threshold = pointer<float>(std::get<2>(out));
   args.lse = pointer<float>(std::get<3>(out));
   args.status = pointer<int32_t>(std::get<4>(out));
-  pearl::draft_chain(args);
+  return args;
+}
+
+// (weights, a window of any tokens, columns that are drawn from, purpose, d2t, text, strengths), as in draft_chain
+using Drafter = std::tuple<const DecoderWeights*, Window, int64_t, uint32_t, Address,
+                           std::tuple<Address, int64_t, int64_t>, std::tuple<Address, int64_t>>;
+
+// window: of the target, of any tokens. The addresses, and both models' weights, are the caller's to keep.
+std::unique_ptr<pearl::Rounds> rounds(int64_t batch, const State& state, const Params& params, int32_t rule,
+                                      const DecoderWeights& target, const Window& window,
+                                      const std::optional<Drafter>& draft, bool asks_draft) {
+  pearl::RoundArgs args{};
+  args.advance = advance_args(batch, 0, state, {}, {}, params, rule, 0, 0, 0);
+  args.target = decoder_args(target, window);
+  args.asks_draft = asks_draft;
+  if (draft) {
+    const auto& [weights, of_draft, vocab, purpose, d2t, text, strengths] = *draft;
+    args.draft = chain_args(*weights, of_draft, 0, vocab, params, 0, purpose, d2t, text, strengths, {});
+  }
+  return std::make_unique<pearl::Rounds>(args);
+}
+
+// (what the draft died of or None; seconds since the call of its end, the window's begin and the window's end; tokens
+//  that each row committed; how many of them were drafted)
+std::tuple<std::optional<std::string>, std::tuple<double, double, double>, std::vector<std::vector<int64_t>>,
+           std::vector<int32_t>>
+run_round(pearl::Rounds& rounds, int64_t gamma, int64_t missed, const std::vector<std::vector<int64_t>>& guesses,
+          int threads) {
+  pearl::RoundOutcome outcome = rounds.run(gamma, missed, guesses, threads);
+  std::optional<std::string> error;
+  if (!outcome.draft_error.empty()) error = std::move(outcome.draft_error);
+  return {std::move(error),
+          {outcome.drafted_s, outcome.begun_s, outcome.verified_s},
+          std::move(outcome.emitted),
+          std::move(outcome.accepted)};
 }
 
 #ifdef PEARL_WITH_CUDA
@@ -414,7 +452,8 @@ PYBIND11_MODULE(_C, m) {
       .def(py::init<const std::tuple<Address, int32_t, int64_t>&, const std::vector<Weights>&,
                     const std::tuple<Address, float>&, const Linear&>());
   m.def("window_decoder", &window_decoder, WithoutGil());
-  m.def("draft_chain", &draft_chain, WithoutGil());
+  def_op(m, "draft_chain", &chain_args, [](const auto& args) { pearl::draft_chain(args); });
+  py::class_<pearl::Rounds>(m, "Rounds").def(py::init(&rounds)).def("run", &run_round, WithoutGil());
 #ifdef PEARL_WITH_CUDA
   m.def("cuda_problem", &pearl::cuda_problem, WithoutGil(), arg("device"),
         "What keeps the kernels from running on a device, or None.");

@@ -1,3 +1,4 @@
+from collections.abc import Sequence
 from typing import Any, TypedDict
 
 _Logits = tuple[int, int, int, int, int]
@@ -123,6 +124,23 @@ def draft_chain(
     strengths: tuple[int, int],
     out: tuple[int, int, int, int, int],
 ) -> None: ...
+
+class Rounds:
+    def __init__(
+        self,
+        batch: int,
+        state: _State,
+        params: _Params,
+        rule: int,
+        target: DecoderWeights,
+        window: _Window,
+        draft: tuple[Any, ...] | None,
+        asks_draft: bool,
+    ) -> None: ...
+    def run(
+        self, gamma: int, missed: int, guesses: Sequence[Sequence[int]], threads: int
+    ) -> tuple[str | None, tuple[float, float, float], list[list[int]], list[int]]: ...
+
 def release_threads() -> None: ...
 def read_bytes(address: int, bytes: int) -> float: ...
 

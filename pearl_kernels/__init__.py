@@ -8,6 +8,7 @@ from pearl_kernels.advance import advance_
 from pearl_kernels.dispatch import Backend, backends
 from pearl_kernels.draft_chain import DraftChain, draft_chain
 from pearl_kernels.induction import induce_
+from pearl_kernels.rounds import Drafter, RoundOutput, Rounds, runs_rounds
 from pearl_kernels.sample import sample
 from pearl_kernels.threads import kernels_alone, release_threads
 from pearl_kernels.types import (
@@ -23,7 +24,7 @@ from pearl_kernels.types import (
 )
 from pearl_kernels.verify import verify
 from pearl_kernels.window_attention import window_attention
-from pearl_kernels.window_decoder import DecoderWeights, window_decoder
+from pearl_kernels.window_decoder import DecoderWeights, Window, window_decoder
 from pearl_kernels.window_layer import LayerWeights, window_layer
 from pearl_kernels.window_linear import Linear, packed, quantized, unpacked, window_linear, window_linears
 from pearl_kernels.window_norm import window_norm
@@ -34,15 +35,19 @@ __all__ = [
     "DecodeState",
     "DecoderWeights",
     "DraftChain",
+    "Drafter",
     "Finished",
     "LayerWeights",
     "Linear",
     "Purpose",
+    "RoundOutput",
+    "Rounds",
     "RowStats",
     "SampleOutput",
     "SamplingTensors",
     "Status",
     "VerifyOutput",
+    "Window",
     "advance_",
     "backends",
     "draft_chain",
@@ -51,6 +56,7 @@ __all__ = [
     "packed",
     "quantized",
     "release_threads",
+    "runs_rounds",
     "sample",
     "unpacked",
     "verify",

@@ -40,8 +40,32 @@ def arguments(
 ) -> tuple[Any, ...]:
     """The arguments of `advance_` as the extension takes them."""
     batch, width = target_logits.shape[:2]
+    return (
+        batch,
+        width,
+        described_state(tokens, committed, window, max_len, eos_ids, finished, status),
+        logits_view(target_logits),
+        draft_side(draft_logits, draft_threshold, draft_lse, d2t),
+        sampling_params(temperature, top_k, top_p, min_p, seed),
+        RULES[rule],
+        next_window,
+        address(num_emitted),
+        address(num_accepted),
+    )
+
+
+def described_state(
+    tokens: Tensor,
+    committed: Tensor,
+    window: Tensor,
+    max_len: Tensor,
+    eos_ids: Tensor,
+    finished: Tensor,
+    status: Tensor,
+) -> tuple[int, ...]:
+    """The tensors of a DecodeState as the extension takes them."""
     assert tokens.stride(1) == 1, f"the extension walks tokens along contiguous rows, got strides {tokens.stride()}"
-    state = (
+    return (
         tokens.data_ptr(),
         tokens.stride(0),
         address(committed),
@@ -51,16 +75,4 @@ def arguments(
         eos_ids.shape[1],
         address(finished),
         address(status),
-    )
-    return (
-        batch,
-        width,
-        state,
-        logits_view(target_logits),
-        draft_side(draft_logits, draft_threshold, draft_lse, d2t),
-        sampling_params(temperature, top_k, top_p, min_p, seed),
-        RULES[rule],
-        next_window,
-        address(num_emitted),
-        address(num_accepted),
     )

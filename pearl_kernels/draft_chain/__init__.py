@@ -14,7 +14,7 @@ from pearl_kernels.induction import check_induction
 from pearl_kernels.types import Purpose, RowStats, SampleOutput, SamplingTensors
 from pearl_kernels.window_decoder import DecoderWeights, Window
 
-__all__ = ["DraftChain", "draft_chain"]
+__all__ = ["DraftChain", "check_draws", "draft_chain"]
 
 
 class DraftChain(NamedTuple):
@@ -74,20 +74,12 @@ def draft_chain(
     op = "draft_chain"
     window = Window(tokens, weights, cos, sin, k_caches, v_caches, seq_lens, scale)
     capacity = window.check(op)
-    (batch, width), device, outputs = tokens.shape, tokens.device, weights.head.out_features
+    (batch, width), device = tokens.shape, tokens.device
     if steps < 1:
         raise ValueError(f"{op}: steps must be at least 1, got {steps}")
-    vocab = outputs if vocab is None else vocab
-    if not 1 <= vocab <= outputs:
-        raise ValueError(f"{op}: vocab must be from 1 to the head's {outputs} outputs, got {vocab}")
     checks.params(op, params, batch, device)
     checks.noise(op, purpose, epochs, batch, device)
-    if (text is None) != (strengths is None):
-        raise ValueError(f"{op}: text and strengths must be given together, got one of them")
-    if text is not None:
-        check_induction(op, "text", text, strengths, d2t, batch, vocab, device)
-    elif d2t is not None:
-        checks.tensor(op, "d2t", d2t, (("vocab", vocab),), torch.int64, device)
+    vocab = check_draws(op, weights, vocab, d2t, text, strengths, batch, device)
     if checks.readable(seq_lens) and batch:
         checks.in_range(op, "seq_lens", seq_lens, 0, capacity - width - steps + 1)
     draws = Draws(params, steps, vocab, purpose, epochs, d2t, text, strengths)
@@ -97,3 +89,27 @@ def draft_chain(
         found = choose(op, device, backend)(window.contiguous(), draws)
     ids, threshold, lse, status, logits = found
     return DraftChain(SampleOutput(ids, RowStats(threshold, lse), status), logits)
+
+
+def check_draws(
+    op: str,
+    weights: DecoderWeights,
+    vocab: int | None,
+    d2t: Tensor | None,
+    text: Tensor | None,
+    strengths: Tensor | None,
+    batch: int,
+    device: torch.device,
+) -> int:
+    """Refuse arguments of `draft_chain` that do not go with each other. Returns the columns that are drawn from."""
+    outputs = weights.head.out_features
+    vocab = outputs if vocab is None else vocab
+    if not 1 <= vocab <= outputs:
+        raise ValueError(f"{op}: vocab must be from 1 to the head's {outputs} outputs, got {vocab}")
+    if (text is None) != (strengths is None):
+        raise ValueError(f"{op}: text and strengths must be given together, got one of them")
+    if text is not None:
+        check_induction(op, "text", text, strengths, d2t, batch, vocab, device)
+    elif d2t is not None:
+        checks.tensor(op, "d2t", d2t, (("vocab", vocab),), torch.int64, device)
+    return vocab

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from pearl_kernels import _C
 from pearl_kernels._pointers import address, sampling_params
@@ -31,8 +32,18 @@ def draft_chain(window: Window, draws: Draws) -> Found:
         address(epochs),
         int(purpose),
         address(d2t),
-        (0, 0, 0) if text is None else (text.data_ptr(), text.stride(0), text.shape[1]),
-        (address(strengths), 0 if strengths is None else len(strengths)),
+        described_text(text),
+        described_strengths(strengths),
         (address(logits), address(ids), address(threshold), address(lse), address(status)),
     )
     return ids.T, threshold.T, lse.T, status.T, logits.transpose(0, 1)
+
+
+def described_text(text: Tensor | None) -> tuple[int, int, int]:
+    """Address, stride between rows, length."""
+    return (0, 0, 0) if text is None else (text.data_ptr(), text.stride(0), text.shape[1])
+
+
+def described_strengths(strengths: Tensor | None) -> tuple[int, int]:
+    """Address, length."""
+    return address(strengths), 0 if strengths is None else len(strengths)

@@ -18,7 +18,7 @@ from pearl_decode.linear import multiplies_by_kernels
 from pearl_decode.masks import ragged_masks
 from pearl_decode.placement import is_spread
 from pearl_decode.window_model import WHOLE, WindowModel
-from pearl_kernels import DraftChain, Purpose, SamplingTensors, induce_, kernels_alone
+from pearl_kernels import DraftChain, Purpose, SamplingTensors, Window, induce_, kernels_alone
 
 LOGGER = logging.getLogger(__name__)
 MOST_WINDOW = 64  # new tokens per row; for longer texts torch's own attention is made
@@ -117,10 +117,28 @@ class CausalModel:
         whole: WindowModel | None = getattr(self.model, WHOLE, None)
         return whole
 
-    def drafts_at_once(self, cache: WindowCache) -> bool:
-        """Whether `draft` may be called with a cache: on a CPU, for a model that is run as one call."""
+    @property
+    def is_whole(self) -> bool:
+        """Whether it is one call on a CPU, unless it has changed or somebody looks on."""
+        return self._whole is not None and self.runs_by_kernels and self._appends_later
+
+    def runs_at_once(self, cache: WindowCache) -> bool:
+        """Whether it is one call now, over a cache: `draft` and `window` are for such a model."""
+        return self._whole is not None and self.is_whole and self._whole.is_ready(cache)
+
+    def window(self, cache: WindowCache, batch: int) -> Window:
+        """A window of so many rows, of any tokens at any place, over a cache."""
         whole = self._whole
-        return whole is not None and self.runs_by_kernels and self._appends_later and whole.is_ready(cache)
+        assert whole is not None, "a model that does not run at once"
+        return whole.window(batch, cache)
+
+    def drawn_from(self, vocab_size: int) -> int | None:
+        """Columns of a draft's logits that it draws from, the first ones, for a target of so many ids; None: all."""
+        return min(vocab_size, self.vocab_size) if self.d2t is None else None
+
+    def induced(self, cache: WindowCache, tokens: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+        """Text and strengths of a draft's induction, where it has one. tokens: (batch, ...)"""
+        return (None, None) if self.induction is None else (cache.text(tokens), self.induction)
 
     def draft(
         self,
@@ -140,14 +158,11 @@ class CausalModel:
         """
         whole = self._whole
         assert whole is not None, "a model that does not draft at once"
-        induction = {}
-        if self.induction is not None:
-            induction = {"text": cache.text(input_ids), "strengths": self.induction}
+        text, strengths = self.induced(cache, input_ids)
         with self.kernels_alone():
             return whole.draft(
                 input_ids, starts_on(input_ids.device, starts), cache, params, steps=steps, purpose=purpose,
-                vocab=min(vocab_size, self.vocab_size) if self.d2t is None else None, epochs=epochs, d2t=self.d2t,
-                **induction,
+                vocab=self.drawn_from(vocab_size), epochs=epochs, d2t=self.d2t, text=text, strengths=strengths,
             )  # fmt: skip
 
     def forward_at(

@@ -6,9 +6,11 @@ import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, wait
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
+from pearl_decode.at_once import RoundsAtOnce
 from pearl_decode.lanes.draft import ChainLogits, DraftLane
 from pearl_decode.lanes.target import TargetLane
 from pearl_decode.lookup import PromptLookup
@@ -56,6 +58,7 @@ class Round:
         self.gamma = gamma
         self.lookups = lookups
         self.chores: Callable[[], None] | None = None
+        self._at_once = RoundsAtOnce(batch, target, draft, rule)
         self.drafting = draft is not None
 
     def prefill(self, drafting: bool) -> None:
@@ -73,7 +76,8 @@ class Round:
 
     def leave_draft(self) -> None:
         """Go on without the draft, before it has drafted anything."""
-        self.drafting, self.draft = False, None
+        self.drafting = False
+        self._free_draft()
 
     def guesses(self, count: int) -> list[list[int]]:
         """What prompt lookup drafts: per row `count` tokens, or none."""
@@ -83,7 +87,7 @@ class Round:
         """How much of each row's text prompt lookup goes by, 0 where it has no guess."""
         return [lookup.matched for lookup in self.lookups or ()] or [0] * len(self.batch.committed)
 
-    def do_chores(self, beside: Future[torch.Tensor] | None = None) -> None:
+    def do_chores(self, beside: Future[Any] | None = None) -> None:
         """Do them, if there are any: now, or beside a lane's work when that has begun."""
         if self.chores is None:
             return
@@ -97,8 +101,7 @@ class Round:
         try:
             return future.result()
         except Exception as error:  # whatever it is, the target can go on
-            self.drafting = False
-            warnings.warn(f"the draft failed, the target goes on alone: {error!r}", RuntimeWarning, stacklevel=2)
+            self._lose_draft(repr(error))
             return None
 
     def write_drafts(self, drafted: torch.Tensor | None) -> None:
@@ -135,16 +138,46 @@ class Round:
             next_window=next_window,
         )
         self.batch.refresh()
+        return self._outcome(self.batch.since(before), output.num_accepted.tolist(), drafted)
+
+    def at_once(self, gamma: int, guesses: Sequence[list[int]] = ()) -> Outcome | None:
+        """Draft, verify and commit in one call, where nothing waits to be verified. None where that cannot be.
+
+        gamma:   tokens to draft of each row; 0: the target alone draws one
+        guesses: gamma tokens of each row, or none of a row, in place of the draft's
+        """
+        running = self._at_once.begin(gamma, guesses)
+        if running is None:
+            return None
+        self.do_chores(beside=running)
+        output = running.result()
+        if output is None:
+            return None
+        self.batch.refresh()
+        drafted = [len(guess) for guess in guesses] or [gamma] * len(output.emitted)
+        if output.draft_error is not None:
+            self._lose_draft(output.draft_error)
+            drafted = [0] * len(drafted)
+        return self._outcome(output.emitted, output.num_accepted, drafted)
+
+    def _lose_draft(self, error: str) -> None:
+        self.drafting = False
+        warnings.warn(f"the draft failed, the target goes on alone: {error}", RuntimeWarning, stacklevel=2)
+
+    def _free_draft(self) -> None:
+        self.draft = None
+        self._at_once = RoundsAtOnce(self.batch, self.target, None, self.rule)
+
+    def _outcome(self, emitted: list[list[int]], accepted: list[int], drafted: Sequence[int]) -> Outcome:
+        """What was committed, after it was. drafted: how many tokens of each row's chain were drafted ones."""
         forwards = 0
         if self.draft is not None:
             self.draft.settle()
             forwards, self.draft.forwards = self.draft.forwards, 0
             if not self.drafting and not any(self.batch.window):
-                self.draft = None  # its last window is verified: free its memory
-        emitted = self.batch.since(before)
+                self._free_draft()  # its last window is verified
         for lookup, tokens in zip(self.lookups or (), emitted, strict=False):
             lookup.extend(tokens)
-        accepted = output.num_accepted.tolist()
         # A refusal shows by the corrected token after the accepted ones.
         judged = [a + (a < d and a < len(e)) for a, d, e in zip(accepted, drafted, emitted, strict=True)]
         return Outcome(emitted, accepted, judged, forwards)
@@ -157,3 +190,4 @@ class Round:
             self.lookups = [self.lookups[row] for row in rows]
         if self.draft is not None:
             self.draft.keep(rows)
+        self._at_once = RoundsAtOnce(self.batch, self.target, self.draft, self.rule)

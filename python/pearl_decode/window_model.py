@@ -13,7 +13,7 @@ from pearl_decode.cache import WindowCache
 from pearl_decode.layer import Parts, WindowDecoderLayer, is_wide
 from pearl_decode.linear import WideEmbedding, WindowLinear
 from pearl_decode.norm import WindowNorm
-from pearl_kernels import DecoderWeights, DraftChain, SamplingTensors, draft_chain, window_decoder
+from pearl_kernels import DecoderWeights, DraftChain, SamplingTensors, Window, draft_chain, window_decoder
 
 WHOLE = "window_model"  # attribute of a model that is run by its WindowModel
 # Of these a position's angles depend on nothing else.
@@ -87,6 +87,11 @@ class WindowModel:
         """`pearl_kernels.draft_chain` after a window (batch, width) at starts (batch,), if `is_ready`."""
         memory = self._memory(input_ids, cache)
         return draft_chain(input_ids, self._held[cache], *memory, starts, params, scale=self._scale, **options)
+
+    def window(self, batch: int, cache: WindowCache) -> Window:
+        """A window of `batch` rows, of any tokens at any place, over a cache, if `is_ready`."""
+        tokens = torch.zeros(batch, 1, dtype=torch.int64)
+        return Window(tokens, self._held[cache], *self._memory(tokens, cache), tokens[:, 0], self._scale)
 
     def is_ready(self, cache: WindowCache) -> bool:
         """Whether it can stand for the model over a cache, as that is now."""

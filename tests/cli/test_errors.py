@@ -170,6 +170,7 @@ def test_draft_that_fails_midway_is_one_warning_and_the_text_is_complete(
     def fail(*_: object, **__: object) -> None:
         raise MemoryError("device lost")
 
+    monkeypatch.setattr("pearl_decode.at_once.runs_rounds", lambda: False)
     monkeypatch.setattr("pearl_decode.window_model.draft_chain", fail)
     outcome = generate("a prompt")
     assert (outcome.status, outcome.out) == (0, expected)

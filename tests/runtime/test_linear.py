@@ -22,6 +22,7 @@ from pearl_decode.linear import WindowLinear, use_window_linear, uses_window_lin
 from pearl_decode.models import CausalModel
 from pearl_decode.norm import WindowNorm, find_norms
 from pearl_decode.storage import pack_weights
+from pearl_kernels import Rounds
 
 SIZES = {
     "vocab_size": 96, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
@@ -87,9 +88,10 @@ def test_torch_keeps_out_of_the_way_where_kernels_multiply_all(directory):
     assert _threads_of_torch(ours, 5) == [3]
 
 
+@pytest.mark.parametrize("strategy", ["sequential", "pearl"])
 @pytest.mark.parametrize(("dtype", "hooked"), [(None, False), (None, True), (torch.bfloat16, False)])
-def test_torch_keeps_out_of_the_way_between_a_drafts_steps_too(directory, monkeypatch, dtype, hooked):
-    """Be they taken in one call or, as where a hook looks on, one by one."""
+def test_torch_keeps_out_of_the_way_between_a_drafts_steps_too(directory, monkeypatch, dtype, hooked, strategy):
+    """Be they taken in one call, alone or with all of a round, or, as where a hook looks on, one by one."""
     seen = []
 
     def watched(run):
@@ -99,14 +101,14 @@ def test_torch_keeps_out_of_the_way_between_a_drafts_steps_too(directory, monkey
 
         return noted
 
-    for owner, run in ((window_model, "draft_chain"), (lanes.draft, "sample")):
+    for owner, run in ((Rounds, "run"), (window_model, "draft_chain"), (lanes.draft, "sample")):
         monkeypatch.setattr(owner, run, watched(getattr(owner, run)))
     before = torch.get_num_threads()
     torch.set_num_threads(3)
     target = CpuLane("target", available_cores()[:1] * 3)  # lanes have as many threads as cores, and as torch
     torch.set_num_threads(before)
     pair = target, CpuLane("draft", target.cores, thread_of=target)
-    options = {"dtype": dtype, "strategy": "sequential", "gamma": 2, "lanes": pair}
+    options = {"dtype": dtype, "strategy": strategy, "gamma": 2, "lanes": pair}
     with PearlDecoder.from_pretrained(directory, "first-layers:1", **options) as decoder:
         if hooked:
             decoder.draft.model.register_forward_hook(lambda *_: None)

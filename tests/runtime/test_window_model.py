@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, SmolLM3Config
 
-from pearl_decode import PearlDecoder, SamplingParams, window_model
+from pearl_decode import PearlDecoder, SamplingParams, at_once, window_model
 from pearl_decode.cache import WindowCache
 from pearl_decode.drafts import new_draft
 from pearl_decode.first_layers import first_layers
@@ -234,6 +234,7 @@ def test_a_draft_in_one_call_drafts_what_it_does_step_by_step(strategy, rule, re
     model = load(CONFIGS["llama"], tmp_path)
     draft = new_draft(model, [0, 3], torch.arange(0, 96, 2) if reduced else None)
     draft.induction = torch.tensor([1.0, 3.0])
+    monkeypatch.setattr(at_once, "runs_rounds", lambda: False)
     called = count_calls(monkeypatch, window_model, "draft_chain")
     params = [SamplingParams(max_tokens=24, temperature=t, seed=3, ignore_eos=True) for t in (0.0, 0.9, 1.3)]
     found, forwards = [], []

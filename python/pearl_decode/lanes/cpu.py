@@ -26,6 +26,8 @@ class CpuLane:
     times:     of the forwards, by time.perf_counter
     """
 
+    AT_ONCE = True  # whether several forwards may be one piece of work, that ends when it is done
+
     def __init__(self, name: str, cores: Sequence[int], *, thread_of: CpuLane | None = None) -> None:
         self.name = name
         self.cores = tuple(cores)
@@ -53,6 +55,15 @@ class CpuLane:
 
         return self._worker.submit(infer)
 
+    def shares_thread(self, other: CpuLane) -> bool:
+        return self._worker is other._worker
+
+    def note(self, start: float, end: float, count: int = 1) -> None:
+        """Forwards that ran one after another, each as long as the others."""
+        each = (end - start) / count
+        for index in range(count):
+            self.times.add(start + index * each, start + (index + 1) * each)
+
     @contextmanager
     def forward(self, count: int = 1) -> Iterator[None]:
         """Wraps each model forward, or as many in one call, so that the lane can time it."""
@@ -60,9 +71,7 @@ class CpuLane:
         try:
             yield
         finally:
-            each = (time.perf_counter() - start) / count
-            for index in range(count):
-                self.times.add(start + index * each, start + (index + 1) * each)
+            self.note(start, time.perf_counter(), count)
 
     def rest(self) -> None:
         """End its threads of torch's until there is work again, so that they are in the way of no others."""

@@ -97,6 +97,11 @@ class DraftLane:
         """Draft the whole chain (batch, gamma) that is to be verified next."""
         return self._draft(gamma, run_ahead=False)
 
+    @property
+    def missed(self) -> list[int]:
+        """Per row, the tokens up to where the draft writes next that it has not read."""
+        return [head - cached for head, cached in zip(self.batch.heads, self.cached, strict=True)]
+
     def settle(self) -> None:
         """After a commit: forget the cache of what was refused."""
         self.cached = [min(c, head - 1) for c, head in zip(self.cached, self.batch.heads, strict=True)]
@@ -116,7 +121,7 @@ class DraftLane:
         heads, windows = self.batch.heads, self.batch.window
         # One token per row as a rule; two after a round that ended in a token the draft never saw; all since it drafted
         # last where rounds went without it.
-        width = max(head - cached for head, cached in zip(heads, self.cached, strict=True))
+        width = max(self.missed)
         if width > min(heads):  # one row missed more than another one has
             self.prefill()
             width = max(windows) + 1
@@ -142,7 +147,7 @@ class DraftLane:
     ) -> torch.Tensor:
         # A position may be drafted again in a later round; its noise must then be new.
         epochs = None if self.purpose is Purpose.SAMPLE else committed
-        draw = self._draw_at_once if self.model.drafts_at_once(self.cache) else self._draw
+        draw = self._draw_at_once if self.model.runs_at_once(self.cache) else self._draw
         drawn, rows = draw(inputs, heads, gamma, epochs)
         for step in range(gamma) if self.keeps_logits else ():
             logits, stats = rows[step], RowStats(*(each[:, step] for each in drawn.stats))

@@ -14,6 +14,8 @@ WAKE_S = 0.1e-3  # a sleeper wakes about this much late: the rest is waited out 
 class PacedLane(CpuLane):
     """A CpuLane that sleeps at the end of each forward until `forward_s` seconds have passed since its start."""
 
+    AT_ONCE = False
+
     def __init__(self, name: str, cores: Sequence[int], forward_s: float) -> None:
         super().__init__(name, cores)
         self.forward_s = forward_s

@@ -13,6 +13,9 @@ def sequential_round(round: Round) -> Outcome:
     """
     if any(round.batch.window) or not (round.draft and round.drafting):
         return autoregressive_round(round)
+    outcome = round.at_once(round.gamma)
+    if outcome is not None:
+        return outcome
     drafted = round.drafted(round.draft.write_chain(round.gamma))
     if drafted is None:
         return autoregressive_round(round)

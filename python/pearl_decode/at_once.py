@@ -1,0 +1,71 @@
+"""Rounds of plain speculation in one call each, where kernels run the models on a CPU."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from concurrent.futures import Future
+
+from pearl_decode.lanes.draft import DraftLane
+from pearl_decode.lanes.target import TargetLane
+from pearl_decode.state import Batch
+from pearl_kernels import Drafter, RoundOutput, Rounds, runs_rounds
+
+
+class RoundsAtOnce:
+    """Those of a batch as long as its rows are the same: after that, another one is to be made."""
+
+    def __init__(self, batch: Batch, target: TargetLane, draft: DraftLane | None, rule: str) -> None:
+        self._batch = batch
+        self._target = target
+        self._draft = draft if draft is not None and draft.model.is_whole else None
+        self._rule = rule
+        self._rounds: Rounds | None = None
+
+    def begin(self, gamma: int, guesses: Sequence[Sequence[int]]) -> Future[RoundOutput | None] | None:
+        """A round, as in `pearl_kernels.Rounds.run`. None, now or as its result, where it has to be done in parts."""
+        drafts = gamma > 0 and not guesses
+        missed = max(self._draft.missed) if self._draft and drafts else 0
+        if not self._fits(drafts) or missed > min(self._batch.committed):
+            return None
+        return self._target.lane.run(lambda: self._run(gamma, missed, guesses))
+
+    def _fits(self, drafts: bool) -> bool:
+        """Whether there is anything that can be done at once, whoever looks on."""
+        lane, draft = self._target.lane, self._draft
+        if not lane.AT_ONCE or not runs_rounds() or not self._target.model.is_whole:
+            return False
+        if draft is None or not drafts:
+            return not drafts
+        return draft.model.is_whole and draft.lane.AT_ONCE and draft.lane.shares_thread(lane)
+
+    def _run(self, gamma: int, missed: int, guesses: Sequence[Sequence[int]]) -> RoundOutput | None:
+        target, draft = self._target, self._draft
+        with target.model.kernels_alone():
+            if not target.model.runs_at_once(target.cache):
+                return None
+            if draft is not None and not draft.model.runs_at_once(draft.cache):
+                return None
+            if self._rounds is None:
+                self._rounds = self._made()
+            begin = time.perf_counter()
+            output = self._rounds.run(gamma, missed, guesses)
+        if draft is not None and missed and output.draft_error is None:
+            draft.lane.note(begin, begin + output.drafted_s, gamma)
+            draft.forwards += gamma
+            draft.cached = [committed + gamma - 1 for committed in self._batch.committed]
+        target.lane.note(begin + output.begun_s, begin + output.verified_s)
+        return output
+
+    def _made(self) -> Rounds:
+        batch, target, draft = self._batch, self._target, self._draft
+        drafter, rows = None, len(batch.committed)
+        if draft is not None:
+            drafter = Drafter(
+                draft.model.window(draft.cache, rows),
+                draft.model.drawn_from(draft.vocab_size),
+                draft.purpose,
+                draft.model.d2t,
+                *draft.model.induced(draft.cache, batch.state.tokens),
+            )
+        return Rounds(batch.state, batch.params, target.model.window(target.cache, rows), drafter, rule=self._rule)

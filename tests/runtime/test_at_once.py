@@ -1,0 +1,204 @@
+"""Rounds in one call: that they are what rounds in parts are, and where a round has to be done in parts."""
+
+from __future__ import annotations
+
+from itertools import cycle, pairwise
+
+import pytest
+import torch
+
+from pearl_decode import PearlDecoder, SamplingParams, at_once
+from pearl_decode.auto import Choice, Chooser
+from pearl_decode.drafts import new_draft
+from pearl_decode.lanes import CpuLane, PacedLane
+from pearl_kernels import Rounds
+from tests.runtime.test_layer import OTHERS, count_calls, load
+from tests.runtime.test_layer import WHOLE as CONFIGS
+
+PROMPTS = [[5, 6, 7, 5, 6], [9], [1, 2, 1, 2, 1]]
+TURNS = [("sequential", 4), ("autoregressive", 1), ("pearl", 3), ("lookup", 2), ("pearl", 2), ("sequential", 1)]
+
+
+@pytest.fixture(autouse=True)
+def no_gpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+
+
+@pytest.fixture
+def model(tmp_path):
+    return load(CONFIGS["llama"], tmp_path)
+
+
+def draft_of(model, reduced: bool = False):
+    draft = new_draft(model, [0, 2], torch.arange(0, 96, 2) if reduced else None)
+    draft.induction = torch.tensor([1.0, 3.0])
+    return draft
+
+
+def params_of(temperatures=(0.0, 0.9, 1.3), **options) -> list[SamplingParams]:
+    lengths = (24, 9, 17)
+    return [
+        SamplingParams(max_tokens=n, temperature=t, seed=3, **options)
+        for n, t in zip(lengths, temperatures, strict=True)
+    ]
+
+
+def one(decoder):
+    [result] = decoder.generate(PROMPTS[:1], params_of()[:1])
+    return result
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """How often a round was one call."""
+    return count_calls(monkeypatch, Rounds, "run")
+
+
+def counted(result) -> tuple[object, ...]:
+    stats = result.stats
+    counts = stats.accepted_lengths, stats.judged_tokens, stats.rounds, stats.draft_forwards
+    return result.token_ids, result.finish_reason, stats.choices, *counts
+
+
+def in_parts(monkeypatch):
+    monkeypatch.setattr(at_once, "runs_rounds", lambda: False)
+
+
+@pytest.mark.parametrize("reduced", [False, True])
+@pytest.mark.parametrize("rule", ["greedy", "token", "block", "coupled"])
+@pytest.mark.parametrize("strategy", ["autoregressive", "sequential", "lookup"])
+def test_are_what_rounds_in_parts_are(strategy, rule, reduced, model, calls, monkeypatch):
+    """Texts that end at different times, in one batch and apart, and all that is counted."""
+    found = []
+    with PearlDecoder(model, draft_of(model, reduced), strategy=strategy, gamma=3, rule=rule) as decoder:
+        for parts in (False, True):
+            if parts:
+                in_parts(monkeypatch)
+            calls.clear()
+            results = decoder.generate(PROMPTS, params_of(ignore_eos=True))
+            results += decoder.generate(PROMPTS, params_of(stop_token_ids=tuple(range(30, 50))))
+            assert bool(calls) is not parts
+            found.append([counted(result) for result in results])
+    assert found[0] == found[1]
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_come_between_other_rounds(temperature, model, calls, monkeypatch):
+    """Of every strategy and length, in turns: windows are left by some, and the draft has missed more or less."""
+    turn = {}
+
+    def in_turn(self, *_):
+        return Choice(*next(turn.setdefault(self, cycle(TURNS))))
+
+    options = {"rule": "coupled"}
+    params = params_of((temperature,) * 3, ignore_eos=True)
+    with PearlDecoder(model, strategy="autoregressive", **options) as decoder:
+        wanted = [result.token_ids for result in decoder.generate(PROMPTS, params)]
+    monkeypatch.setattr(Chooser, "choose", in_turn)
+    found = []
+    with PearlDecoder(model, draft_of(model), strategy="auto", **options) as decoder:
+        for parts in (False, True):
+            if parts:
+                in_parts(monkeypatch)
+            calls.clear()
+            results = decoder.generate(PROMPTS, params)
+            assert bool(calls) is not parts
+            assert [result.token_ids for result in results] == wanted
+            found.append([counted(result) for result in results])
+    assert found[0] == found[1]
+    assert set(results[0].stats.choices) == {str(Choice(*turn)) for turn in TURNS}
+
+
+def test_lanes_are_timed(model, calls):
+    with PearlDecoder(model, draft_of(model), strategy="sequential", gamma=4) as decoder:
+        stats = one(decoder).stats
+        lanes = decoder.runner._pair(False)
+    assert calls
+    assert 0 < stats.draft_busy_s < stats.decode_s
+    assert 0 < stats.target_busy_s < stats.decode_s
+    assert stats.draft_busy_s + stats.target_busy_s < stats.decode_s
+    forwards = [lane.times.between(1, lane.times.count) for lane in lanes]  # after the prompt
+    assert len(forwards[0]) == stats.target_forwards
+    assert len(forwards[1]) == stats.draft_forwards
+    for lane in forwards:
+        assert all(a < b for a, b in lane)
+        assert all(before[1] <= after[0] for before, after in pairwise(lane))
+
+
+@pytest.mark.parametrize("watched", ["target", "draft"])
+def test_who_looks_on_sees_a_round_in_parts(watched, model, calls):
+    draft = draft_of(model)
+    seen = []
+    hook = {"target": model, "draft": draft}[watched].register_forward_hook(lambda *_: seen.append(1))
+    with PearlDecoder(model, draft, strategy="sequential", gamma=3) as decoder:
+        one(decoder)
+        assert seen
+        assert not calls
+        hook.remove()
+        one(decoder)
+        assert calls
+
+
+@pytest.mark.parametrize(
+    "lanes",
+    [
+        lambda: (CpuLane("target", [0]), CpuLane("draft", [0])),
+        lambda: (PacedLane("target", [0], 1e-4), PacedLane("draft", [0], 1e-4)),
+    ],
+    ids=["of two threads", "paced"],
+)
+def test_lanes_of_their_own_run_their_parts(lanes, model, calls):
+    with PearlDecoder(model, draft_of(model), strategy="sequential", gamma=3, lanes=lanes()) as decoder:
+        one(decoder)
+    assert not calls
+
+
+def test_a_target_that_is_no_whole_runs_its_parts(tmp_path, calls):
+    config, _ = OTHERS["gemma2"]
+    model = load(config, tmp_path)
+    for strategy in ("sequential", "autoregressive"):
+        with PearlDecoder(model, new_draft(model, [0], None), strategy=strategy, gamma=3) as decoder:
+            one(decoder)
+    assert not calls
+
+
+def test_a_forced_backend_runs(model, calls, monkeypatch):
+    monkeypatch.setenv("PEARL_BACKEND", "reference")
+    with PearlDecoder(model, strategy="autoregressive") as decoder:
+        one(decoder)
+    assert not calls
+
+
+@pytest.mark.parametrize("at", [0, 3])
+@pytest.mark.parametrize("rule", ["greedy", "token"])
+def test_a_draft_that_fails_costs_a_warning_not_a_token(rule, at, model, monkeypatch):
+    with PearlDecoder(model, strategy="autoregressive") as decoder:
+        wanted = one(decoder).token_ids
+    run, drafting = Rounds.run, []
+
+    def failing(self, gamma, missed=0, guesses=()):
+        drafting.append(gamma)
+        if len(drafting) == at + 1:
+            return run(self, 0)._replace(draft_error="device lost")
+        return run(self, gamma, missed, guesses)
+
+    monkeypatch.setattr(Rounds, "run", failing)
+    lost = pytest.warns(RuntimeWarning, match="the draft failed, the target goes on alone: device lost")
+    with PearlDecoder(model, draft_of(model), strategy="sequential", gamma=3, rule=rule) as decoder, lost:
+        result = one(decoder)
+    assert result.token_ids == wanted
+    assert result.error is None
+    assert drafting[: at + 1] == [3] * (at + 1)
+    assert not any(drafting[at + 1 :])
+    assert result.stats.draft_forwards == 3 * at
+
+
+def test_a_target_that_fails_ends_its_requests(model, monkeypatch):
+    def lost(*_):
+        raise MemoryError("device lost")
+
+    monkeypatch.setattr(Rounds, "run", lost)
+    with PearlDecoder(model, strategy="autoregressive") as decoder:
+        result = one(decoder)
+    assert result.finish_reason == "error"
+    assert "device lost" in result.error
