@@ -115,7 +115,17 @@ def draft(
     if draft_stats is not None:
         _draft_stats(op, draft_stats, (("batch", batch), ("width", width)), device)
     if d2t is not None:
-        _d2t(op, d2t, draft_vocab, vocab, device)
+        ids(op, d2t, draft_vocab, vocab, device)
+
+
+def ids(op: str, value: Any, draft_vocab: int, vocab: int, device: torch.device) -> None:
+    """Refuse a d2t that does not say a target id, of `vocab`, for each of the draft's columns."""
+    tensor(op, "d2t", value, (("draft_vocab", draft_vocab),), torch.int64, device)
+    if not readable(value):
+        return
+    if not bool((value[1:] > value[:-1]).all()):
+        raise ValueError(f"{op}: d2t must be strictly increasing target ids, got {_describe(value)} that is not")
+    in_range(op, "d2t", value, 0, vocab - 1)
 
 
 def state(op: str, value: Any, batch: int, width: int, device: torch.device) -> None:
@@ -177,15 +187,6 @@ def _draft_stats(op: str, value: Any, sizes: Sizes, device: torch.device) -> Non
         raise ValueError(f"{op}: draft_stats must be RowStats, got {_describe(value)}")
     tensor(op, "draft_stats.threshold", value.threshold, sizes, torch.float32, device)
     tensor(op, "draft_stats.lse", value.lse, sizes, torch.float32, device)
-
-
-def _d2t(op: str, value: Any, draft_vocab: int, vocab: int, device: torch.device) -> None:
-    tensor(op, "d2t", value, (("draft_vocab", draft_vocab),), torch.int64, device)
-    if not readable(value):
-        return
-    if not bool((value[1:] > value[:-1]).all()):
-        raise ValueError(f"{op}: d2t must be strictly increasing target ids, got {_describe(value)} that is not")
-    in_range(op, "d2t", value, 0, vocab - 1)
 
 
 def _sizes(sizes: Sizes) -> str:

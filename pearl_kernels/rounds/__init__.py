@@ -71,7 +71,7 @@ class Rounds:
         checks.rule(op, rule)
         checks.state(op, state, batch, state.tokens.shape[-1], device)
         if draft is not None:
-            self._capacity = min(self._capacity, draft.check(op, batch, device))
+            self._capacity = min(self._capacity, draft.check(op, batch, target.weights.head.out_features, device))
         asks_draft = rule in ("token", "block") and bool((params.temperature > 0).any())
         self._state = state
         self._drafts = draft is not None

@@ -23,11 +23,15 @@ class Drafter(NamedTuple):
     text: Tensor | None = None
     strengths: Tensor | None = None
 
-    def check(self, op: str, batch: int, device: torch.device) -> int:
-        """Refuse what does not fit a batch. Returns the capacity of the caches."""
+    def check(self, op: str, batch: int, vocab: int, device: torch.device) -> int:
+        """Refuse what does not fit a batch and a target of so many ids. Returns the capacity of the caches."""
         capacity = self.window.check(op)
         if len(self.window.tokens) != batch:
             raise ValueError(f"{op}: draft must be of batch={batch} rows, got {len(self.window.tokens)}")
         checks.noise(op, self.purpose, None, batch, device)
-        check_draws(op, self.window.weights, self.vocab, self.d2t, self.text, self.strengths, batch, device)
+        columns = check_draws(op, self.window.weights, self.vocab, self.d2t, self.text, self.strengths, batch, device)
+        if columns > vocab:
+            raise ValueError(f"{op}: draft must draw from at most the target's {vocab} ids, got {columns}")
+        if self.d2t is not None:
+            checks.ids(op, self.d2t, columns, vocab, device)
         return capacity

@@ -47,6 +47,7 @@ class Forecast:
     seconds:  (choices,), of rounds whose window has drafted tokens of any row; infinite where none were measured
     saved_s:  (choices,), how much less those take whose window has none
     usual:    (matches, choices), speeds with a draft, no row near its end, and as much that came before in each
+    bests:    (matches,), the choices that are then the fastest
     """
 
     tokens: NDArray[np.float64]
@@ -54,6 +55,7 @@ class Forecast:
     seconds: NDArray[np.float64]
     saved_s: NDArray[np.float64]
     usual: NDArray[np.float64]
+    bests: list[int]
 
 
 class Chooser:
@@ -66,14 +68,14 @@ class Chooser:
 
     choices: those there are, the first of them for as long as nothing was measured
     whole_windows: whether a round of PEARL reads a whole window even where none is open, as static ones do
-    reason:  why the present choice was made, in a line
     """
 
     def __init__(self, choices: Sequence[Choice], costs: Costs, rows: int, *, whole_windows: bool = False) -> None:
         self.choices = list(choices)
         self.costs = costs
         self.whole_windows = whole_windows
-        self.reason = ""
+        self._reason = ""
+        self._unexplained: tuple[NDArray[np.float64], Sequence[int]] | None = None  # arguments of `_explain`
         strategies = [choice.strategy for choice in self.choices]
         self._matches = (0, *(NGRAMS if "lookup" in strategies else ()))
         drafters = [("draft", n) for n in self._matches] + [("lookup", n) for n in self._matches[1:]]
@@ -88,7 +90,6 @@ class Chooser:
         self._present = 0  # of the choices
         self._draft_follows = False  # it drafted in the round before
         self._rows = rows
-        self._most_tokens = 1 + max(choice.gamma for choice in self.choices)
         self._forecast: Forecast | None = None
         self._unseen = 0  # rounds since it was made, and tokens of a row that were judged in them
         self._due = False  # it has to be made anew at once
@@ -103,20 +104,30 @@ class Chooser:
         drafting:  whether there is a draft model at work
         making_s:  what each choice costs before its rounds take as long as is known or hoped; None: nothing
         """
-        if drafting and min(remaining) >= self._most_tokens and len(set(matched)) == 1:
-            speeds = self.prepare().usual[self._matches.index(matched[0])]
-        else:
+        forecast, place = self.prepare(), self._matches.index(matched[0])
+        speeds, best = forecast.usual[place], forecast.bests[place]
+        # An end that is near makes other choices slower: the fastest stays that, if all it may give is still to come.
+        usual = drafting and len(set(matched)) == 1 and min(remaining) > self.choices[best].gamma
+        making = making_s is not None and any(making_s)
+        if not usual or making:
             speeds = self.speeds(remaining, matched, drafting)
-        if making_s is not None and any(making_s):
-            tokens = max(sum(remaining), HORIZON)
-            speeds = speeds / (1 + speeds * np.array(making_s) / tokens)
-        best = int(speeds.argmax())
+            if making:
+                tokens = max(sum(remaining), HORIZON)
+                speeds = speeds / (1 + speeds * np.array(making_s) / tokens)
+            best = int(speeds.argmax())
         if not speeds[best]:
             return self.choices[0]
         if best != self._present and speeds[best] > LEAD * speeds[self._present]:
             self._present = best
-            self.reason = self._explain(speeds, matched)
+            self._unexplained = speeds, matched
         return self.choices[self._present]
+
+    @property
+    def reason(self) -> str:
+        """Why the present choice was made, in a line. It is written when it is asked for, so that can wait."""
+        if self._unexplained is not None:
+            self._reason, self._unexplained = self._explain(*self._unexplained), None
+        return self._reason
 
     def speeds(self, remaining: Sequence[int], matched: Sequence[int], drafting: bool) -> NDArray[np.float64]:
         """Tokens per second expected of each of the choices, all rows together; 0 where it cannot be or is not known.
@@ -142,7 +153,7 @@ class Chooser:
             expected = *self._outcomes(), *self._seconds()
             usual = _speeds(*expected)
             usual[0, self._of_lookup] = 0
-            self._forecast = Forecast(*expected, usual)
+            self._forecast = Forecast(*expected, usual, usual.argmax(1).tolist())
             self._unseen, self._due = 0, False
         return self._forecast
 

@@ -204,11 +204,9 @@ class Engine:
         for request in running:
             request.stats.count_time(end - start, *self._busy_s)
         if len(self.chooser.choices) > 1:
-            for request in running:
-                request.stats.count_choice(choice, self.chooser.reason)
             done, width = self._done(choice, outcome, pending)
             timing = Timing(width, end - round_start, target_s, steps_s)
-            self.round.chores = partial(self._learn, done, timing, outcome, matched)
+            self.round.chores = partial(self._learn, list(running), choice, done, timing, outcome, matched)
         return updates
 
     def _choose(self, running: list[Request], matched: list[int]) -> Choice:
@@ -227,7 +225,17 @@ class Engine:
             return choice, 1 + choice.gamma
         return choice, 1 + pending
 
-    def _learn(self, done: Choice, timing: Timing, outcome: Outcome, matched: list[int]) -> None:
+    def _learn(
+        self,
+        running: list[Request],
+        choice: Choice,
+        done: Choice,
+        timing: Timing,
+        outcome: Outcome,
+        matched: list[int],
+    ) -> None:
+        for request in running:
+            request.stats.count_choice(choice, self.chooser.reason)
         self.chooser.observe(done, timing, outcome.num_accepted, outcome.num_judged, matched)
         self.chooser.prepare()
 

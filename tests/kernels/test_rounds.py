@@ -273,6 +273,11 @@ def test_what_does_not_fit_a_batch_is_named():
         Rounds(other.state, batch.params, target, None, rule="greedy")
     with pytest.raises(ValueError, match=r"Rounds: vocab must be from 1 to the head's 41 outputs, got 42"):
         Rounds(batch.state, batch.params, target, Drafter(draft, vocab=42), rule="greedy")
+    with pytest.raises(ValueError, match=r"Rounds: d2t must be in \[0, 40\], got values from 1 to 41"):
+        Rounds(batch.state, batch.params, target, Drafter(draft, d2t=1 + torch.arange(41)), rule="greedy")
+    batch.target.weights.head = batch.target.weights.head._replace(outputs=40)
+    with pytest.raises(ValueError, match=r"Rounds: draft must draw from at most the target's 40 ids, got 41"):
+        Rounds(batch.state, batch.params, target, Drafter(draft), rule="greedy")
     with pytest.raises(ValueError, match=r"Rounds: rule must be one of"):
         Rounds(batch.state, batch.params, target, None, rule="best")
     batch.state.window[1] = 2

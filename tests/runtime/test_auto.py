@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from pearl_decode import PearlDecoder, SamplingParams
-from pearl_decode.auto import RENEWED, Choice, Chooser, Timing
+from pearl_decode.auto import LEAD, RENEWED, Choice, Chooser, Timing
 from pearl_decode.costs import SAMPLES, Acceptance, Costs, StepTimes, pearl_tokens, sequential_tokens
 from pearl_decode.engine import Plan
 from pearl_decode.lanes import PacedLane
@@ -212,6 +212,23 @@ def test_what_is_prepared_is_what_would_be_found_anew(matched):
     anew = chooser.speeds([1000, 1000], [matched, matched], drafting=True)
     assert speeds.tolist() == pytest.approx(anew.tolist())
     assert speeds.max() > 0
+
+
+@pytest.mark.parametrize("remaining", [1, 2, 3, 5, 8, 13, 40])
+@pytest.mark.parametrize("matched", [0, 3])
+def test_the_choice_is_the_fastest_for_what_remains(remaining, matched):
+    """However few tokens that is, and whether what was prepared tells it or not."""
+    for rate in (0.3, 0.6, 0.9, 1.0):
+        chooser = Chooser(ALL, Costs(), 1)
+        for _ in range(30):
+            for choice, steps in ((ALL[0], []), (ALL[5], [0.001] * 4)):
+                drafted = 10 * len(steps)
+                chooser.observe(
+                    choice, Timing(1 + len(steps), 0.02, 0.012, steps), [int(rate * drafted)], [drafted], [matched]
+                )
+        speeds = chooser.speeds([remaining], [matched], drafting=True)
+        chosen = chooser.choose([remaining], [matched], drafting=True)
+        assert speeds[ALL.index(chosen)] == pytest.approx(speeds.max(), rel=LEAD - 1)
 
 
 def _speed(choice: Choice, acceptance: float, target_ms: float, draft_ms: float) -> float:
