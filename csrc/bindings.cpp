@@ -12,7 +12,7 @@
 #include "cpu_kernels.h"
 #include "draft_chain/draft_chain.h"
 #include "induction/induction.h"
-#include "round/round.h"
+#include "rounds/rounds.h"
 #ifdef PEARL_WITH_CUDA
 #include "common/cuda/memory.h"
 #include "sample/sample_cuda.h"
@@ -448,12 +448,14 @@ PYBIND11_MODULE(_C, m) {
   def_op(m, "window_norm", &norm_args, [](const auto& args) { pearl::cpu_kernels().window_norm(args); });
   def_op(m, "window_attention", &attention_args, [](const auto& args) { pearl::cpu_kernels().window_attention(args); });
   m.def("window_layer", &window_layer, WithoutGil());
-  py::class_<DecoderWeights>(m, "DecoderWeights")
+  py::class_<DecoderWeights>(m, "DecoderWeights", py::module_local())
       .def(py::init<const std::tuple<Address, int32_t, int64_t>&, const std::vector<Weights>&,
                     const std::tuple<Address, float>&, const Linear&>());
   m.def("window_decoder", &window_decoder, WithoutGil());
   def_op(m, "draft_chain", &chain_args, [](const auto& args) { pearl::draft_chain(args); });
-  py::class_<pearl::Rounds>(m, "Rounds").def(py::init(&rounds)).def("run", &run_round, WithoutGil());
+  py::class_<pearl::Rounds>(m, "Rounds", py::module_local())
+      .def(py::init(&rounds))
+      .def("run", &run_round, WithoutGil());
 #ifdef PEARL_WITH_CUDA
   m.def("cuda_problem", &pearl::cuda_problem, WithoutGil(), arg("device"),
         "What keeps the kernels from running on a device, or None.");

@@ -2,6 +2,7 @@
 #include "cpu_kernels.h"
 #include "draft_chain/draft_chain.h"
 #include "induction/induction.h"
+#include "rounds/rounds.h"
 
 // The emulated extension has no CPU kernels: the bindings find none here.
 namespace pearl {
@@ -19,6 +20,10 @@ const CpuKernels& cpu_kernels() {
 void induce(const InductionArgs&) {}
 
 void draft_chain(const DraftChainArgs&) {}
+
+Rounds::Rounds(const RoundArgs& args) : args_(args), batch_(0) {}
+
+RoundOutcome Rounds::run(int64_t, int64_t, const std::vector<std::vector<int64_t>>&, int) { return {}; }
 
 void release_threads() {}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import copy
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -13,6 +14,7 @@ from pearl_kernels import (
     DecodeState,
     Drafter,
     Finished,
+    Linear,
     Purpose,
     RoundOutput,
     Rounds,
@@ -194,29 +196,20 @@ def test_a_target_that_says_nothing_ends_its_row():
 def test_a_draft_that_fails_costs_its_tokens_alone():
     """One whose logits no memory holds."""
     batch = batch_of("token", [1.0])
-    apart, rounds = batch.cloned(), batch.rounds()
-    rows = batch.draft.weights.head.weight
-    rounds = Rounds(
-        batch.state, batch.params, window(batch.target), Drafter(window(huge(batch.draft, rows))), rule="token"
-    )
+    apart = batch.cloned()
+    drafter = Drafter(window(with_huge_head(batch.draft)), vocab=OUTPUTS)
+    rounds = Rounds(batch.state, batch.params, window(batch.target), drafter, rule="token")
     found = rounds.run(2, 1)
     assert "alloc" in found.draft_error
     assert (found.emitted, found.num_accepted) == one_by_one(apart, 0, 0, [])
     assert torch.equal(batch.state.tokens, apart.state.tokens)
 
 
-def huge(case: WindowCase, rows: Tensor) -> WindowCase:
+def with_huge_head(case: WindowCase) -> WindowCase:
     """With a head of 2^50 outputs, all of which are one in memory."""
-    weights = replace_head(case.weights, rows[:1].expand(1 << 50, -1))
+    weights = copy(case.weights)
+    weights.head = Linear(weights.head.weight[:1].expand(1 << 50, -1))
     return replace(case, weights=weights)
-
-
-def replace_head(weights: Any, rows: Tensor) -> Any:
-    from copy import copy
-
-    changed = copy(weights)
-    changed.head = weights.head._replace(weight=rows, bias=None, scale=None)
-    return changed
 
 
 def test_weights_and_caches_are_those_of_the_beginning():

@@ -1,4 +1,4 @@
-#include "round/round.h"
+#include "rounds/rounds.h"
 
 #include <algorithm>
 #include <chrono>
