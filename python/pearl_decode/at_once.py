@@ -9,7 +9,7 @@ from concurrent.futures import Future
 from pearl_decode.lanes.draft import DraftLane
 from pearl_decode.lanes.target import TargetLane
 from pearl_decode.state import Batch
-from pearl_kernels import Drafter, RoundOutput, Rounds, runs_rounds
+from pearl_kernels import Drafter, RoundOutput, Rounds, kernels_alone, runs_rounds
 
 
 class RoundsAtOnce:
@@ -19,6 +19,7 @@ class RoundsAtOnce:
         self._batch = batch
         self._target = target
         self._draft = draft if draft is not None and draft.model.is_whole else None
+        self._may_run = target.model.is_whole and runs_rounds()
         self._rule = rule
         self._rounds: Rounds | None = None
 
@@ -33,15 +34,13 @@ class RoundsAtOnce:
     def _fits(self, drafts: bool) -> bool:
         """Whether there is anything that can be done at once, whoever looks on."""
         lane, draft = self._target.lane, self._draft
-        if not lane.AT_ONCE or not runs_rounds() or not self._target.model.is_whole:
+        if not self._may_run or not lane.AT_ONCE:
             return False
-        if draft is None or not drafts:
-            return not drafts
-        return draft.model.is_whole and draft.lane.AT_ONCE and draft.lane.shares_thread(lane)
+        return not drafts or (draft is not None and draft.lane.shares_thread(lane))
 
     def _run(self, gamma: int, missed: int, guesses: Sequence[Sequence[int]]) -> RoundOutput | None:
         target, draft = self._target, self._draft
-        with target.model.kernels_alone():
+        with kernels_alone():
             if not target.model.runs_at_once(target.cache):
                 return None
             if draft is not None and not draft.model.runs_at_once(draft.cache):

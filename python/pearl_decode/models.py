@@ -123,8 +123,9 @@ class CausalModel:
         return self._whole is not None and self.runs_by_kernels and self._appends_later
 
     def runs_at_once(self, cache: WindowCache) -> bool:
-        """Whether it is one call now, over a cache: `draft` and `window` are for such a model."""
-        return self._whole is not None and self.is_whole and self._whole.is_ready(cache)
+        """Whether a model that `is_whole` is one call now, over a cache: `draft` and `window` are for such a one."""
+        whole = self._whole
+        return whole is not None and whole.is_ready(cache)
 
     def window(self, cache: WindowCache, batch: int) -> Window:
         """A window of so many rows, of any tokens at any place, over a cache."""

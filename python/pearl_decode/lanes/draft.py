@@ -147,7 +147,8 @@ class DraftLane:
     ) -> torch.Tensor:
         # A position may be drafted again in a later round; its noise must then be new.
         epochs = None if self.purpose is Purpose.SAMPLE else committed
-        draw = self._draw_at_once if self.model.runs_at_once(self.cache) else self._draw
+        at_once = self.model.is_whole and self.model.runs_at_once(self.cache)
+        draw = self._draw_at_once if at_once else self._draw
         drawn, rows = draw(inputs, heads, gamma, epochs)
         for step in range(gamma) if self.keeps_logits else ():
             logits, stats = rows[step], RowStats(*(each[:, step] for each in drawn.stats))
