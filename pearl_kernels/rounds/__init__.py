@@ -50,8 +50,7 @@ class Rounds:
         logits = window_decoder(state.tokens[heads - 1 : heads + gamma], ..., heads - 1, keep=gamma + 1)
         advance_(state, logits, params, draft_logits=..., draft_stats=..., d2t=d2t, rule=rule)
     but for rows that are finished, which are left as they are. It is all in C++: what Python and torch do between
-    forwards takes several times as long as elsewhere, since these leave nothing of it in any cache, and would cost a
-    tenth of a round.
+    forwards takes several times as long as elsewhere, since these leave nothing of it in any cache.
 
     state, params: as in `advance_`
     target:  a Window of any tokens at any place, for its weights, angles and caches

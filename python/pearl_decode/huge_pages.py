@@ -1,7 +1,7 @@
 """Memory in pages of megabytes, for what is read from end to end, time and again.
 
 Pages of 4 KiB are more than a processor remembers the places of, and none fetches ahead from one to the next: a forward
-that reads hundreds of megabytes out of them takes a tenth longer, attention over a long cache up to a third.
+that reads hundreds of megabytes out of them takes longer (bench/bench_forward.py), as does attention over a long cache.
 """
 
 from __future__ import annotations
