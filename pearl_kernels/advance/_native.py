@@ -54,16 +54,9 @@ def arguments(
     )
 
 
-def described_state(
-    tokens: Tensor,
-    committed: Tensor,
-    window: Tensor,
-    max_len: Tensor,
-    eos_ids: Tensor,
-    finished: Tensor,
-    status: Tensor,
-) -> tuple[int, ...]:
-    """The tensors of a DecodeState as the extension takes them."""
+def described_state(*state: Tensor) -> tuple[int, ...]:
+    """The tensors of a DecodeState, in its order, as the extension takes them."""
+    tokens, committed, window, max_len, eos_ids, finished, status = state
     assert tokens.stride(1) == 1, f"the extension walks tokens along contiguous rows, got strides {tokens.stride()}"
     return (
         tokens.data_ptr(),
