@@ -16,10 +16,11 @@ if TYPE_CHECKING:
     from pearl_decode.hook import generate
     from pearl_decode.result import GenerationResult
     from pearl_decode.sampling import SamplingParams
+    from pearl_decode.session import Session
     from pearl_decode.stats import DecodeStats
     from pearl_decode.stream import TextStream
 
-__all__ = ["DecodeStats", "GenerationResult", "PearlDecoder", "SamplingParams", "TextStream", "generate"]
+__all__ = ["DecodeStats", "GenerationResult", "PearlDecoder", "SamplingParams", "Session", "TextStream", "generate"]
 
 # Imported on first use: the command line has to answer --help without waiting for torch and transformers.
 _HOMES = {
@@ -27,6 +28,7 @@ _HOMES = {
     "GenerationResult": "result",
     "PearlDecoder": "decoder",
     "SamplingParams": "sampling",
+    "Session": "session",
     "TextStream": "stream",
     "generate": "hook",
 }

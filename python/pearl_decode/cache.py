@@ -217,15 +217,35 @@ class WindowCache(Cache):
         if self._tokens is not None:
             self._tokens = self._tokens[torch.tensor(rows, device=self._tokens.device)]
 
-    def take_over(self, part: WindowCache, rows: slice, batch: int) -> None:
-        """Hold what `part` holds as these rows of `batch`. `part` is empty after it."""
+    def take_over(self, part: WindowCache, rows: slice, batch: int, length: int | None = None) -> None:
+        """Hold the first `length` positions of `part`, or all, as these rows of `batch`. `part` is empty after it."""
+        length = part.capacity if length is None else length
+        if part._stack and not self._stack:
+            layers, _, kv_heads, _, head_dim = part._stack[0].shape
+            self.stacked(layers, batch, kv_heads, head_dim)
         for index, theirs in enumerate(part._window_layers):
             own = self._layer(index)
             if not own.is_initialized:
                 own.lazy_initialization(*(held[:1].expand(batch, -1, -1, -1) for held in (theirs.keys, theirs.values)))
-            own.keys[rows, :, : part.capacity] = theirs.keys
-            own.values[rows, :, : part.capacity] = theirs.values
+            own.keys[rows, :, :length] = theirs.keys[:, :, :length]
+            own.values[rows, :, :length] = theirs.values[:, :, :length]
+        if part._tokens is not None:
+            self.text(part._tokens.new_empty(batch))[rows, :length] = part._tokens[:, :length]
         part.release()
+
+    def go_on_from(self, past: WindowCache, length: int) -> None:
+        """Hold the first `length` positions of a cache of one row, in its memory where that is large enough. `past` is
+        empty after it, and this one must be before.
+        """
+        if past.capacity < self.capacity:
+            self.take_over(past, slice(0, 1), 1, length)
+            return
+        self.capacity, self._stack, self._tokens, self._pages = past.capacity, past._stack, past._tokens, past._pages
+        self._window_layers += past._window_layers
+        for layer in self._window_layers:
+            layer.cache = self
+        past._stack = []
+        past.release()
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *args: Any, **kwargs: Any

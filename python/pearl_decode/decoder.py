@@ -17,10 +17,12 @@ from pearl_decode.inputs import Prompt, check_text, one_params, params_of_each, 
 from pearl_decode.lanes import CpuLane
 from pearl_decode.loading import check_loaded, load_pair
 from pearl_decode.models import CausalModel
+from pearl_decode.past import Past
 from pearl_decode.request import Request
 from pearl_decode.result import GenerationResult
 from pearl_decode.runner import CpuRunner, Runner, check_devices
 from pearl_decode.sampling import SamplingParams
+from pearl_decode.session import Session
 from pearl_decode.stats import DecodeStats
 from pearl_decode.stream import TextStream
 
@@ -164,11 +166,7 @@ class PearlDecoder:
         """
         if isinstance(prompts, str):
             with self.stream(prompts, one_params(params), **plan) as stream:
-                for _ in stream:
-                    pass
-            if stream.result.error is not None:
-                raise RuntimeError(stream.result.error)
-            return stream.result
+                return stream.finish()
         requests, rounds = self.start(prompts, params, **plan)
         for _ in rounds:
             pass
@@ -194,9 +192,11 @@ class PearlDecoder:
 
     def stream(self, prompt: Prompt, params: SamplingParams | None = None, **plan: Any) -> TextStream:
         """Answer one prompt piece by piece. Raises ValueError for a bad prompt, before anything runs."""
-        chosen = self._plan(plan)
-        request = self._request(prompt, one_params(params), chosen)
-        return TextStream(request, self.runner.engine([request], chosen))
+        return self._stream(prompt, params, plan)
+
+    def session(self) -> Session:
+        """For a conversation: of a prompt that goes on from the last one and its answer only what is new is read."""
+        return Session(self._stream)
 
     def close(self) -> None:
         """End the lane threads, the given ones too."""
@@ -207,6 +207,13 @@ class PearlDecoder:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def _stream(
+        self, prompt: Prompt, params: SamplingParams | None, plan: dict[str, Any], past: Past | None = None
+    ) -> TextStream:
+        chosen = self._plan(plan)
+        request = self._request(prompt, one_params(params), chosen)
+        return TextStream(request, self.runner.engine([request], chosen, past))
 
     def _plan(self, changes: dict[str, Any]) -> Plan:
         unknown = changes.keys() - {"strategy", "gamma", "rule"}

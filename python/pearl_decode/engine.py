@@ -14,8 +14,9 @@ from pearl_decode.lanes import CpuLane
 from pearl_decode.lanes.draft import DraftLane
 from pearl_decode.lanes.target import TargetLane
 from pearl_decode.lookup import PromptLookup
-from pearl_decode.memory import NoRoomError, check_room, has_room
+from pearl_decode.memory import NoRoomError, check_room, has_plenty, has_room
 from pearl_decode.models import CausalModel
+from pearl_decode.past import Past
 from pearl_decode.request import Request
 from pearl_decode.round import Outcome, Round
 from pearl_decode.state import Batch
@@ -98,9 +99,15 @@ class Engine:
         lanes: Callable[[bool], tuple[CpuLane, CpuLane]],
         plan: Plan,
         costs: Costs,
+        past: Past | None = None,
     ) -> None:
-        """lanes: the pair for rounds whose lanes work at once (True) or in turn; costs: what is known of the pair."""
+        """
+        lanes: the pair for rounds whose lanes work at once (True) or in turn
+        costs: what is known of the pair
+        past:  of a single request, what to go on from, and where to leave what was read
+        """
         self.requests = requests
+        self.past = past
         choices = [choice for choice in plan.choices if draft is not None or not STRATEGIES[choice.strategy].drafts]
         self.chooser = Chooser(choices, costs, len(requests))
         self.pairs = {overlaps: lanes(overlaps) for overlaps in {STRATEGIES[c.strategy].overlaps for c in choices}}
@@ -155,10 +162,25 @@ class Engine:
             for lane in {lane for pair in self.pairs.values() for lane in pair}:
                 lane.rest()
 
+    def _roomy(self, past: Past) -> int:
+        """What caches have to hold that go on from past ones. Where those are too small it is twice theirs, if memory
+        allows: else every text would copy all that was read before it.
+        """
+        needed, models = self.round.batch.capacity, [self.round.target.model]
+        if self.round.draft is not None:
+            models.append(self.round.draft.model)
+        more = max(needed, 2 * past.capacity)
+        return more if past.capacity < needed and has_plenty(models, 1, more) else needed
+
     def _check_room(self) -> None:
         """Before anything runs, as caches grow into memory that they only seem to have."""
         rows, capacity = len(self.requests), self.round.batch.capacity
-        target, draft = self.round.target.model, self.round.draft
+        target, draft, past = self.round.target.model, self.round.draft, self.past
+        if past is not None:
+            if past.has_room(capacity, drafting=draft is not None):
+                return
+            if not has_plenty([target], rows, capacity):
+                past.release()
         check_room(target, rows, capacity)
         if draft is not None and not has_room(draft.model, rows, capacity, beside=target):
             self.round.leave_draft()
@@ -166,21 +188,28 @@ class Engine:
     def _rounds(self, running: list[Request]) -> Generator[list[Update], None, None]:
         """Decode, taking requests out of `running` as they end."""
         begin = time.perf_counter()
+        if self.past is not None:
+            self.round.go_on(self.past, self._roomy(self.past))
+            self.requests[0].stats.reused_tokens = self.round.target.cached
         # A draft that is not sure to be needed reads the prompts when it first drafts.
         self.round.prefill(STRATEGIES[self._choose(running, self.round.matched()).strategy].drafts)
         start = time.perf_counter()
         for request in self.requests:
             request.stats.prefill_s = start - begin
-        while running:
-            updates = self._step(running, start)
-            rows = [row for row, request in enumerate(running) if request.finish_reason is None]
-            if len(rows) < len(running):
-                self.round.do_chores()  # they are about rows that leave
-            if rows and len(rows) < len(running):
-                self.round.keep(rows)
-                self.chooser.keep(rows)
-            running[:] = [running[row] for row in rows]
-            yield updates
+        try:
+            while running:
+                updates = self._step(running, start)
+                rows = [row for row, request in enumerate(running) if request.finish_reason is None]
+                if len(rows) < len(running):
+                    self.round.do_chores()  # they are about rows that leave
+                if rows and len(rows) < len(running):
+                    self.round.keep(rows)
+                    self.chooser.keep(rows)
+                running[:] = [running[row] for row in rows]
+                yield updates
+        finally:
+            if self.past is not None:
+                self.round.leave(self.past)
 
     def _step(self, running: list[Request], start: float) -> list[Update]:
         """One round. What there is to learn from it is learnt during the next one, beside the target's forward."""

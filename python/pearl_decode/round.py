@@ -14,6 +14,7 @@ from pearl_decode.at_once import RoundsAtOnce
 from pearl_decode.lanes.draft import ChainLogits, DraftLane
 from pearl_decode.lanes.target import TargetLane
 from pearl_decode.lookup import PromptLookup
+from pearl_decode.past import Past, Read
 from pearl_decode.state import PLACEHOLDER, Batch
 from pearl_kernels import advance_
 
@@ -60,6 +61,26 @@ class Round:
         self.chores: Callable[[], None] | None = None
         self._at_once = RoundsAtOnce(batch, target, draft, rule)
         self.drafting = draft is not None
+
+    def go_on(self, past: Past, capacity: int) -> None:
+        """Begin with what was read of the batch's only text before, in caches of this capacity or more."""
+        target, draft = past.take()
+        if target is not None:
+            self.target.go_on(target, capacity)
+        if draft is not None and self.draft is not None:
+            self.draft.go_on(draft, capacity)
+        elif draft is not None:
+            draft.release()
+
+    def leave(self, past: Past) -> None:
+        """Let the batch's only text be gone on with, where its target is one call."""
+        if not self.target.model.is_whole:
+            return
+        past.release()
+        tokens = self.batch.state.tokens[0, : self.batch.committed[0] - 1].tolist()
+        past.target = Read(self.target.cache, tokens)
+        if self.draft is not None and self.drafting:
+            past.draft = Read(self.draft.cache, tokens[: self.draft.cached[0]])
 
     def prefill(self, drafting: bool) -> None:
         """Both lanes read the prompts, at once; the draft later, when it first drafts, if it is not sure to."""

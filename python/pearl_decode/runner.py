@@ -10,6 +10,7 @@ from pearl_decode.engine import Engine, Plan, Update
 from pearl_decode.lanes import CpuLane
 from pearl_decode.lanes.cpu import lane_pair
 from pearl_decode.models import CausalModel
+from pearl_decode.past import Past
 from pearl_decode.request import Request
 
 
@@ -23,8 +24,12 @@ class Decoding(Protocol):
 class Runner(Protocol):
     """Makes the engine of each batch of one pair of models."""
 
-    def engine(self, requests: list[Request], plan: Plan) -> Decoding:
-        """Of a batch; nothing runs yet."""
+    def engine(self, requests: list[Request], plan: Plan, past: Past | None = None) -> Decoding:
+        """Of a batch; nothing runs yet.
+
+        past: of a single request: what was read before, which the rounds may go on from, and where they may leave what
+              they read
+        """
 
     def close(self) -> None:
         """End what it started."""
@@ -49,8 +54,8 @@ class CpuRunner:
         self._given = lanes
         self._lanes: dict[bool, tuple[CpuLane, CpuLane]] = {}
 
-    def engine(self, requests: list[Request], plan: Plan) -> Engine:
-        return Engine(requests, self.target, self.draft, self._pair, plan, self.costs)
+    def engine(self, requests: list[Request], plan: Plan, past: Past | None = None) -> Engine:
+        return Engine(requests, self.target, self.draft, self._pair, plan, self.costs, past)
 
     def close(self) -> None:
         """End the lane threads, the given ones too."""

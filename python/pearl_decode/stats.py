@@ -10,6 +10,7 @@ from typing import Any
 class DecodeStats:
     """Counts of one request, and times of the run that decoded it (seconds; prompt processing apart).
 
+    reused_tokens:     tokens of the prompt that were not read, as a session's last text began with them
     rounds:            verifications the request took part in
     target_forwards:   target forwards of those rounds (one each); prompt processing is not counted
     draft_forwards:    draft forwards of those rounds
@@ -25,6 +26,7 @@ class DecodeStats:
     strategy: str
     gamma: int | str
     rule: str
+    reused_tokens: int = 0
     rounds: int = 0
     target_forwards: int = 0
     draft_forwards: int = 0

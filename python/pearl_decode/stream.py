@@ -22,6 +22,14 @@ class TextStream:
                 if update.text:
                     yield update.text
 
+    def finish(self) -> GenerationResult:
+        """The whole answer, when there is no more to come. Raises RuntimeError where the request failed."""
+        for _ in self:
+            pass
+        if self.result.error is not None:
+            raise RuntimeError(self.result.error)
+        return self.result
+
     @property
     def result(self) -> GenerationResult:
         return self._request.result()

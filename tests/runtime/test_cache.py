@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 
+import pytest
 import torch
 
 from pearl_decode.cache import WindowCache
@@ -54,6 +55,22 @@ def test_kept_rows_go_on_as_if_they_had_been_alone(llama):
     cache.keep([3, 1])
     logits = model.forward(text[[3, 1], 9:11], [9, 9], cache, keep=2)
     torch.testing.assert_close(logits, llama(input_ids=text[[3, 1], :11]).logits[:, 9:], atol=2e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("capacity", [12, 20, 30])
+@torch.no_grad()
+def test_a_cache_goes_on_from_another_ones_beginning(target, capacity):
+    """In the other's memory where that is large enough, and where it is not."""
+    model, text = CausalModel(target), _ids(1, 12)
+    past, cache = WindowCache(20), WindowCache(capacity)
+    model.forward(torch.cat([text[:, :7], _ids(1, 13, seed=9)], dim=1), [0], past, keep=0)
+    place = past.layers[0].keys.data_ptr()
+    cache.go_on_from(past, 7)
+    assert not past.layers
+    assert cache.capacity == max(20, capacity)
+    assert (cache.layers[0].keys.data_ptr() == place) is (capacity <= 20)
+    logits = model.forward(text[:, 7:], [7], cache, keep=5)
+    torch.testing.assert_close(logits, target(input_ids=text).logits[:, 7:], atol=2e-4, rtol=1e-4)
 
 
 @torch.no_grad()

@@ -74,6 +74,17 @@ def test_streams_come_piece_by_piece_and_may_be_closed_early(runtime):
         assert pair.generate("ab", SamplingParams(max_tokens=4)).text == "cdef"
 
 
+def test_a_session_answers_with_each_runtime(runtime):
+    """By rounds that go on from no past, too: prompts are then read as a whole."""
+    alphabet = sequence_model(list(range(26)), 26)
+    with PearlDecoder(alphabet, alphabet, Letters()) as pair, pair.session() as session:
+        texts = [session.generate(prompt, SamplingParams(max_tokens=4)).text for prompt in ("ab", "abcdefg", "x")]
+        with session.stream("ab", SamplingParams(max_tokens=4)) as stream:
+            assert "".join(stream) == "cdef"
+        assert stream.result.stats.reused_tokens == 0
+    assert texts == ["cdef", "hijk", "bcde"]
+
+
 def test_stop_strings_end_one_text_alone(runtime):
     alphabet = sequence_model(list(range(26)), 26)
     params = [SamplingParams(max_tokens=20, stop=("ij", "zz")), SamplingParams(max_tokens=20)]

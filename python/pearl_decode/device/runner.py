@@ -21,6 +21,7 @@ from pearl_decode.lanes.queue import DeviceLane, InlineLane
 from pearl_decode.layer import Found, join_weights, switch_layers, switch_layers_back
 from pearl_decode.models import CausalModel
 from pearl_decode.norm import FoundNorms, find_norms, switch_norms, switch_norms_back
+from pearl_decode.past import Past
 from pearl_decode.placement import is_spread
 from pearl_decode.request import Request
 from pearl_decode.runner import check_devices
@@ -84,7 +85,8 @@ class DeviceRunner:
                 compiled = True
         self.options = options or DeviceOptions(widths=COMPILED_WIDTHS if compiled else WIDTHS)
 
-    def engine(self, requests: list[Request], plan: Plan) -> DeviceEngine:
+    def engine(self, requests: list[Request], plan: Plan, past: Past | None = None) -> DeviceEngine:
+        """Prompts are read as a whole, whatever the past."""
         return DeviceEngine(requests, self.target, self.draft, self.lanes, plan, self.options, self.kept, self.costs)
 
     def close(self) -> None:

@@ -10,8 +10,9 @@ import torch
 
 from pearl_decode.cache import WindowCache
 from pearl_decode.lanes.cpu import CpuLane
-from pearl_decode.lanes.prefill import prefill
+from pearl_decode.lanes.prefill import go_on, prefill
 from pearl_decode.models import CausalModel
+from pearl_decode.past import Read
 from pearl_decode.state import PLACEHOLDER, Batch
 from pearl_kernels import Purpose, RowStats, SampleOutput, sample
 
@@ -84,10 +85,15 @@ class DraftLane:
         self.ahead: ChainLogits | None = None
         self.forwards = 0
 
+    def go_on(self, read: Read, capacity: int) -> None:
+        """Begin with what was read of the batch's only text before, in a cache of this capacity or more."""
+        self.cache = WindowCache(capacity)
+        self.cached = [go_on(self.model, self.lane, self.cache, self.batch, read)]
+
     def prefill(self) -> Future[None]:
         """Read the rows as far as they are committed."""
-        self.cached = [committed - 1 for committed in self.batch.committed]
-        return self.lane.run(lambda: prefill(self.model, self.lane, self.cache, self.batch))
+        start, self.cached = min(self.cached), [committed - 1 for committed in self.batch.committed]
+        return self.lane.run(lambda: prefill(self.model, self.lane, self.cache, self.batch, start))
 
     def write_ahead(self, gamma: int) -> Future[torch.Tensor]:
         """Draft gamma tokens (batch, gamma) past the window, the first of them for the present chain."""

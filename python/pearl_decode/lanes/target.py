@@ -9,8 +9,9 @@ import torch
 
 from pearl_decode.cache import WindowCache
 from pearl_decode.lanes.cpu import CpuLane
-from pearl_decode.lanes.prefill import prefill
+from pearl_decode.lanes.prefill import go_on, prefill
 from pearl_decode.models import CausalModel
+from pearl_decode.past import Read
 from pearl_decode.state import Batch
 
 
@@ -22,9 +23,15 @@ class TargetLane:
         self.lane = lane
         self.batch = batch
         self.cache = WindowCache(batch.capacity)
+        self.cached = 0  # of every row's positions, before the prompts are read
+
+    def go_on(self, read: Read, capacity: int) -> None:
+        """Begin with what was read of the batch's only text before, in a cache of this capacity or more."""
+        self.cache = WindowCache(capacity)
+        self.cached = go_on(self.model, self.lane, self.cache, self.batch, read)
 
     def prefill(self) -> Future[None]:
-        return self.lane.run(lambda: prefill(self.model, self.lane, self.cache, self.batch))
+        return self.lane.run(lambda: prefill(self.model, self.lane, self.cache, self.batch, self.cached))
 
     def window_logits(self, width: int) -> Future[torch.Tensor]:
         """Logits (batch, width, vocab): row i is the target's distribution of the token at committed + i."""
