@@ -53,6 +53,19 @@ def test_every_line_is_answered_in_the_light_of_those_before(chat: Any, target: 
     assert outcome.err.count("tokens per target forward") == 2
 
 
+def test_what_was_said_is_not_read_again(target: str):
+    with PearlDecoder.from_pretrained(target, "first-layers:2") as decoder:
+        chat = Chat(decoder, SamplingParams(max_tokens=12))
+        chat.answer("one")
+        chat.answer("two")
+        said = [spoken(last="one"), spoken(("one", chat.results[0].text), last="two")]
+    first, second = (result.stats for result in chat.results)
+    assert first.reused_tokens == 0
+    before = [*said[0], *chat.results[0].token_ids]
+    same = next(n for n, (a, b) in enumerate(zip(before, said[1], strict=False)) if a != b)
+    assert second.reused_tokens == same >= len(said[0]) - 1
+
+
 def test_reset_forgets_and_keeps_the_system_message(decoder: PearlDecoder):
     chat = Chat(decoder, SamplingParams(max_tokens=4), system="be brief")
     chat.answer("one")

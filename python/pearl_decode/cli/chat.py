@@ -83,6 +83,7 @@ class Chat:
 
     def __init__(self, decoder: PearlDecoder, params: SamplingParams, system: str | None = None) -> None:
         self.decoder = decoder
+        self.session = decoder.session()
         self.params = params
         self._opening = [{"role": "system", "content": system}] if system else []
         self.messages = list(self._opening)
@@ -117,7 +118,7 @@ class Chat:
 
         ids = self._fit(message)
         interrupted = False
-        with self.decoder.stream(ids, self.params) as stream, StatusLine() as status:
+        with self.session.stream(ids, self.params) as stream, StatusLine() as status:
             try:
                 for piece in stream:
                     print(piece, end="", flush=True)
