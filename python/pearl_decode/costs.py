@@ -24,6 +24,7 @@ HORIZON = 1000  # tokens that are taken to come yet, where something has to be m
 MAKING_SHARE = 0.05  # of the time spent on decoding, which may be spent on that whatever it brings
 CHEAP_STEP = 0.05  # a draft step over a target forward, until one is measured
 SAMPLES = 5
+ENOUGH = 3  # of them, for the first and the last time of a curve to say how it goes on
 Drafter = tuple[str, int]  # "draft" or "lookup", and how much of the text came before
 ALMOST_SURE = 1 - 1e-9  # an acceptance of 1 has the same formulas, but for 0 / 0
 
@@ -110,9 +111,14 @@ class Lately:
         self._warm, self.round = True, round
 
     @property
+    def count(self) -> int:
+        """Of samples."""
+        return len(self._samples)
+
+    @property
     def is_full(self) -> bool:
         """Whether another sample takes the place of one."""
-        return len(self._samples) == SAMPLES
+        return self.count == SAMPLES
 
     @property
     def forget(self) -> float:
@@ -126,17 +132,21 @@ def _left(forget: ArrayLike, rounds: ArrayLike) -> Any:
 
 
 class Curve:
-    """Times that depend on a number, lately measured at some of them.
+    """Times that grow with a number, lately measured at some of them.
 
     like:  the same times elsewhere; what is not measured here is assumed to be in proportion to them
+    scale: what numbers here are multiplied by, to be like those there
     apart: whether each is forgotten when it is not measured itself, or all of them when none is
+    grows: whether times beyond what was measured go on growing as those between did
     """
 
-    def __init__(self, like: Curve | None, *, apart: bool) -> None:
+    def __init__(self, like: Curve | None, scale: float = 1.0, *, apart: bool, grows: bool) -> None:
         self._times: dict[float, Lately] = {}
         self._like = like
+        self._scale = scale
         self._apart = apart
-        self._known: NDArray[np.float64] | None = None  # place, seconds, round, forget
+        self._grows = grows
+        self._known: NDArray[np.float64] | None = None  # place, seconds, round, forget, samples
 
     def add(self, place: float, seconds: float, round: int) -> bool:
         """Whether it is one of the first there."""
@@ -149,15 +159,19 @@ class Curve:
     def at(self, places: NDArray[Any], round: int) -> NDArray[np.float64] | None:
         """Seconds at these places (n,): measured, or between those that are. None before anything was measured.
 
-        Beyond what was measured they are those of the nearest, which may be too good, and is then tried.
+        Beyond what was measured they may be too good, and are then tried.
         """
-        measured, seconds, rounds, forget = self._measured()
-        there = self._like.at(np.concatenate((places, measured)), round) if self._like else None
+        measured, seconds, rounds, forget, samples = self._measured()
+        there = self._like.at(self._scale * np.concatenate((places, measured)), round) if self._like else None
         if not len(measured):
             return there
         seconds = seconds * _left(forget, round - rounds)
         if there is None:
             found: NDArray[np.float64] = np.interp(places, measured, seconds)
+            if self._grows and len(measured) > 1 and min(samples[0], samples[-1]) >= ENOUGH:
+                # A chord, since a few samples tell little of a slope; times that bend upwards grow more than it.
+                slope = max(0.0, (seconds[-1] - seconds[0]) / (measured[-1] - measured[0]))
+                found += slope * np.maximum(0, places - measured[-1])
             return found
         wanted, there = np.split(there, [len(places)])
         nearest = np.abs(places[:, None] - measured).argmin(1)
@@ -167,13 +181,14 @@ class Curve:
     def _measured(self) -> NDArray[np.float64]:
         if self._known is None:
             known = [
-                (place, time.seconds, time.round, time.forget)
+                (place, time.seconds, time.round, time.forget, time.count)
                 for place, time in sorted(self._times.items())
                 if time.seconds
             ]
-            self._known = np.array(known, dtype=np.float64).reshape(-1, 4).T
+            self._known = np.array(known, dtype=np.float64).reshape(-1, 5).T
+            seconds, rounds, forget = self._known[1:4]
+            seconds[:] = np.minimum.accumulate(seconds[::-1])[::-1]  # none takes longer than one that does more
             if known and not self._apart:
-                rounds, forget = self._known[2:]
                 rounds[:], forget[:] = rounds.max(), forget[rounds.argmax()]
         return self._known
 
@@ -181,13 +196,14 @@ class Curve:
 class StepTimes:
     """Seconds of target windows by their width, with what a round costs beside them, and of draft steps.
 
-    like: times of the same models elsewhere; what is not measured here is assumed to be in proportion to them
+    like:  times of the same models elsewhere; what is not measured here is assumed to be in proportion to them
+    scale: how many times as many texts there are here: windows are alike that have as many rows in all
     """
 
-    def __init__(self, like: StepTimes | None = None) -> None:
-        self._windows: Curve = Curve(like._windows if like else None, apart=True)
+    def __init__(self, like: StepTimes | None = None, scale: float = 1.0) -> None:
+        self._windows: Curve = Curve(like._windows if like else None, scale, apart=True, grows=True)
         # Of each of gamma steps, by 1 / gamma: where drafting costs something whatever gamma is, that is a line.
-        self._steps: Curve = Curve(like._steps if like else None, apart=False)
+        self._steps: Curve = Curve(like._steps if like else None, apart=False, grows=False)
 
     def add_window(self, width: int, seconds: float, round: int) -> bool:
         """Whether it is one of the first of so many rows."""
@@ -239,7 +255,7 @@ class Costs:
         """The times of batches of so many rows; until they are measured, those of the nearest size are taken."""
         if rows not in self._alone:
             nearest = min(self._alone, key=lambda size: abs(size - rows), default=None)
-            self._alone[rows] = StepTimes(self._alone[nearest] if nearest is not None else None)
+            self._alone[rows] = StepTimes() if nearest is None else StepTimes(self._alone[nearest], rows / nearest)
             self._beside[rows] = StepTimes(self._alone[rows])
         return (self._beside if overlapping else self._alone)[rows]
 

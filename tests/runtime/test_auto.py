@@ -10,7 +10,7 @@ import torch
 
 from pearl_decode import PearlDecoder, SamplingParams
 from pearl_decode.auto import LEAD, RENEWED, Choice, Chooser, Timing
-from pearl_decode.costs import SAMPLES, Acceptance, Costs, StepTimes, pearl_tokens, sequential_tokens
+from pearl_decode.costs import ENOUGH, SAMPLES, Acceptance, Costs, StepTimes, pearl_tokens, sequential_tokens
 from pearl_decode.engine import Plan
 from pearl_decode.lanes import PacedLane
 from pearl_decode.lanes.cpu import available_cores
@@ -82,6 +82,36 @@ def test_times_are_measured_interpolated_or_taken_from_elsewhere():
     for seconds in (9.0, 0.020):
         beside.add_window(1, seconds, 0)
     assert beside.window_s(5, 0) == pytest.approx(0.028)
+
+
+def _measured(times: StepTimes, windows: dict[int, float], samples: int = 1) -> None:
+    for width, seconds in windows.items():
+        for _ in range(1 + samples):  # the first one is a warm-up
+            times.add_window(width, seconds, 0)
+
+
+def test_a_window_takes_no_longer_than_a_wider_one_did():
+    times = StepTimes()
+    _measured(times, {1: 0.021, 2: 0.018, 4: 0.020})
+    assert times.windows_s(np.array([1, 2, 3, 4]), 0).tolist() == pytest.approx([0.018, 0.018, 0.019, 0.020])
+
+
+def test_windows_go_on_growing_as_they_did_when_enough_is_known_of_that():
+    few, many, flat = StepTimes(), StepTimes(), StepTimes()
+    _measured(few, {1: 0.010, 3: 0.014}, samples=ENOUGH - 1)
+    _measured(many, {1: 0.010, 2: 0.013, 3: 0.014}, samples=ENOUGH)
+    _measured(flat, {1: 0.010, 3: 0.010}, samples=ENOUGH)
+    assert [times.window_s(8, 0) for times in (few, many, flat)] == pytest.approx([0.014, 0.024, 0.010])
+
+
+def test_other_batches_are_taken_to_be_like_those_of_as_many_rows():
+    costs = Costs()
+    _measured(costs.times(2, overlapping=False), {2: 0.010, 8: 0.016})
+    more, beside = (costs.times(8, overlapping=overlaps) for overlaps in (False, True))
+    assert more.windows_s(np.array([1, 2]), 0).tolist() == pytest.approx([0.012, 0.016])
+    _measured(more, {1: 0.018})
+    assert more.windows_s(np.array([1, 2]), 0).tolist() == pytest.approx([0.018, 0.024])
+    assert beside.window_s(2, 0) == pytest.approx(0.024)
 
 
 def test_a_time_is_forgotten_the_slower_the_more_samples_it_stands_on():
