@@ -199,7 +199,7 @@ class Engine:
         try:
             while running:
                 updates = self._step(running, start)
-                rows = [row for row, request in enumerate(running) if request.finish_reason is None]
+                rows = _closed_up([request.finish_reason is None for request in running])
                 if len(rows) < len(running):
                     self.round.do_chores()  # they are about rows that leave
                 if rows and len(rows) < len(running):
@@ -209,7 +209,13 @@ class Engine:
                 yield updates
         finally:
             if self.past is not None:
+                self._settle()
                 self.round.leave(self.past)
+
+    def _settle(self) -> None:
+        """Wait for what lanes still do, as they may where the caller was interrupted."""
+        for lane in {lane for pair in self.pairs.values() for lane in pair}:
+            lane.run(lambda: None).result()
 
     def _step(self, running: list[Request], start: float) -> list[Update]:
         """One round. What there is to learn from it is learnt during the next one, beside the target's forward."""
@@ -279,3 +285,9 @@ class Engine:
             request.stats.count_round(count, accepted, outcome.num_judged[row], outcome.draft_forwards)
             updates.append(Update(request, new[:count], text))
         return updates
+
+
+def _closed_up(going: list[bool]) -> list[int]:
+    """The rows that go on, those from the end in the places of those that do not: so few have to move."""
+    rows = [row for row, goes_on in enumerate(going) if goes_on]
+    return [row if going[row] else rows.pop() for row in range(len(rows))]

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 import torch
 
 from pearl_decode import PearlDecoder, SamplingParams, memory
 from pearl_decode.drafts import new_draft
 from pearl_decode.lanes import prefill
+from pearl_decode.lanes.draft import DraftLane
 from pearl_decode.models import CausalModel
 from tests.runtime.test_layer import OTHERS, load
 from tests.runtime.test_layer import WHOLE as CONFIGS
@@ -234,6 +237,33 @@ def test_a_target_that_fails_leaves_what_it_had_read(model, monkeypatch):
         result = session.generate([*said, 7], params())
         assert result.stats.reused_tokens == len(said) - 1
         assert result.token_ids == decoder.generate([[*said, 7]], params())[0].token_ids
+
+
+def test_who_interrupts_waits_for_what_lanes_still_do(model, monkeypatch):
+    """As Ctrl-C does in a chat: the next text begins in memory that nobody writes to any more."""
+    ended = []
+    with PearlDecoder(model, draft_of(model), strategy="pearl", gamma=2) as decoder, decoder.session() as session:
+        stream = session.stream(PROMPT, params())
+        next(iter(stream._rounds))
+        steps = DraftLane._steps
+
+        def slowly(*args):
+            drawn = steps(*args)
+            time.sleep(0.2)
+            ended.append(session._past.target is None)
+            return drawn
+
+        def interrupted(self, future):
+            raise KeyboardInterrupt
+
+        with monkeypatch.context() as broken:
+            broken.setattr(DraftLane, "_steps", slowly)
+            broken.setattr("pearl_decode.round.Round.drafted", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                stream.finish()
+        assert ended == [True]
+        said = [*PROMPT, *stream.result.token_ids, 7]
+        assert session.generate(said, params()).token_ids == decoder.generate([said], params())[0].token_ids
 
 
 def test_a_draft_that_is_lost_is_not_gone_on_with(model, monkeypatch):

@@ -270,9 +270,10 @@ def read(model, prompts) -> WindowCache:
         (1, 129, [128]),
         (1, 130, [64, 65]),
         (1, 300, [99, 100, 100]),
-        (3, 99, [32, 33, 33]),
-        (80, 60, [1] * 59),
-        (129, 60, [1] * 59),
+        (3, 99, [98] * 3),
+        (80, 60, [59] * 40),  # two at once
+        (129, 60, [59] * 65),
+        (200, 2, [1, 1]),
     ],
 )
 def test_prompts_are_read_in_windows_of_128_rows(rows, length, widths, tmp_path, monkeypatch):

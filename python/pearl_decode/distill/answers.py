@@ -14,9 +14,9 @@ from pathlib import Path
 import torch
 
 from pearl_decode.cache import WindowCache
-from pearl_decode.distill.padding import parts_of
 from pearl_decode.distill.prompts import Prompt
 from pearl_decode.models import CausalModel
+from pearl_decode.padding import parts_of
 from pearl_decode.trials import window_attention_tried
 from pearl_kernels import SamplingTensors, Status, sample
 

@@ -10,8 +10,8 @@ from itertools import takewhile
 import torch
 
 from pearl_decode.distill.answers import Answer
-from pearl_decode.distill.padding import parts_of
 from pearl_decode.distill.prompts import Prompt
+from pearl_decode.padding import parts_of
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pearl_decode.cache import WindowCache
 from pearl_decode.lanes.cpu import CpuLane
-from pearl_decode.models import CausalModel
+from pearl_decode.models import MOST_ROWS, CausalModel
+from pearl_decode.padding import parts_of
 from pearl_decode.past import Read
 from pearl_decode.state import Batch
 
@@ -28,10 +29,21 @@ def go_on(model: CausalModel, lane: CpuLane, cache: WindowCache, batch: Batch, r
 def prefill(model: CausalModel, lane: CpuLane, cache: WindowCache, batch: Batch, start: int) -> None:
     """Cache every prompt, from position `start` on, but its last token, which is the first input of the first round.
 
-    No lane samples here, so the two can never disagree. Shorter rows run on into whatever follows their prompt;
-    causality hides those entries until they are overwritten.
+    No lane samples here, so the two can never disagree. Long prompts are read one by one, short ones together, so that
+    little of what is read is padding: rows run on into whatever follows their prompt, and causality hides those entries
+    until they are overwritten.
     """
-    width = max(batch.committed) - 1 - start
-    if width > 0:
-        with lane.forward():
-            model.read(batch.gather([start] * len(batch.committed), width), start, cache)
+    lengths = [committed - 1 for committed in batch.committed]
+    parts = list(parts_of(lengths, MOST_ROWS)) if start == 0 else [slice(None)]
+    with lane.forward():
+        for rows in parts:
+            width = max(lengths[rows]) - start
+            if width <= 0:
+                continue
+            tokens = batch.state.tokens[rows, start : start + width].clamp(min=0)
+            if len(parts) == 1:
+                model.read(tokens, start, cache)
+                continue
+            part = WindowCache(width)
+            model.read(tokens, 0, part)
+            cache.take_over(part, rows, len(lengths))
