@@ -74,14 +74,6 @@ def starts_on(device: torch.device, starts: list[int]) -> torch.Tensor:
     return torch.tensor(starts, device=device)
 
 
-def _moved_up(tensor: torch.Tensor, rows: Sequence[int]) -> torch.Tensor:
-    """These rows of a tensor, in its own memory."""
-    for place, row in enumerate(rows):
-        if place != row:
-            tensor[place] = tensor[row]
-    return tensor[: len(rows)]
-
-
 class WindowCache(Cache):
     """Keys and values at absolute positions: position t of a row always lives at index t.
 
@@ -212,17 +204,22 @@ class WindowCache(Cache):
         self._pages = HugePages()
         self._tokens = None
 
-    @torch.inference_mode()
     def keep(self, rows: list[int]) -> None:
-        """Go on with these rows only, in this order, in the memory they are in: none may get a place after its own."""
-        assert all(row >= place for place, row in enumerate(rows)), f"rows {rows} would be written over"
+        """Go on with these rows only, in this order, in which none has a place after the one it had."""
         if self._stack:
-            self._stack = [_moved_up(tensor.transpose(0, 1), rows).transpose(0, 1) for tensor in self._stack]
+            assert all(row >= place for place, row in enumerate(rows)), f"rows {rows} would be written over"
+            with torch.inference_mode():  # as those who made them work
+                for place, row in enumerate(rows):
+                    for tensor in self._stack if row != place else ():
+                        tensor[:, place] = tensor[:, row]
+            self._stack = [tensor[:, : len(rows)] for tensor in self._stack]
             self._divide_stack()
         for layer in () if self._stack else self._window_layers:
-            layer.keys, layer.values = (_moved_up(tensor, rows) for tensor in (layer.keys, layer.values))
+            index = torch.tensor(rows, device=layer.keys.device)
+            layer.keys = layer.keys.index_select(0, index)
+            layer.values = layer.values.index_select(0, index)
         if self._tokens is not None:
-            self._tokens = _moved_up(self._tokens, rows)
+            self._tokens = self._tokens[torch.tensor(rows, device=self._tokens.device)]
 
     def take_over(self, part: WindowCache, rows: slice, batch: int, length: int | None = None) -> None:
         """Hold the first `length` positions of `part`, or all, as these rows of `batch`. `part` is empty after it."""
