@@ -34,6 +34,8 @@ def prefill(model: CausalModel, lane: CpuLane, cache: WindowCache, batch: Batch,
     until they are overwritten.
     """
     lengths = [committed - 1 for committed in batch.committed]
+    if max(lengths) <= start:
+        return
     parts = list(parts_of(lengths, MOST_ROWS)) if start == 0 else [slice(None)]
     with lane.forward():
         for rows in parts:
