@@ -123,7 +123,7 @@ class Lately:
     @property
     def forget(self) -> float:
         """The share of it that is forgotten with each round since."""
-        return FORGET / max(1, len(self._samples))
+        return FORGET / max(1, self.count)
 
 
 def _left(forget: ArrayLike, rounds: ArrayLike) -> Any:

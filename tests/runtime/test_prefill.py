@@ -7,12 +7,12 @@ import torch
 
 from pearl_decode import PearlDecoder, SamplingParams
 from pearl_decode.cache import WindowCache
-from pearl_decode.drafts import new_draft
 from pearl_decode.lanes import CpuLane
 from pearl_decode.lanes.cpu import available_cores
 from pearl_decode.lanes.prefill import prefill
 from pearl_decode.models import MOST_ROWS, CausalModel
 from pearl_decode.state import Batch
+from tests.runtime.test_at_once import draft_of
 from tests.runtime.test_layer import WHOLE, load
 
 PARAMS = SamplingParams(max_tokens=12)
@@ -103,10 +103,8 @@ def test_texts_of_one_part_are_read_where_they_stay(model, lane, monkeypatch, sh
 
 @pytest.mark.parametrize("strategy", ["pearl", "sequential", "auto"])
 def test_answers_are_those_of_each_prompt_by_itself(strategy, model):
-    draft = new_draft(model, [0, 2], torch.arange(0, 96, 2))
-    draft.induction = torch.tensor([1.0, 3.0])
     prompts = texts()
-    with PearlDecoder(model, draft, strategy=strategy, rule="coupled") as decoder:
+    with PearlDecoder(model, draft_of(model, reduced=True), strategy=strategy, rule="coupled") as decoder:
         params = [
             SamplingParams(max_tokens=4 + 3 * (row % 4), temperature=0.8, seed=row) for row in range(len(prompts))
         ]

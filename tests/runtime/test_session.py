@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import time
+from functools import partial
 
 import pytest
 import torch
 
 from pearl_decode import PearlDecoder, SamplingParams, memory
 from pearl_decode.drafts import new_draft
-from pearl_decode.lanes import prefill
 from pearl_decode.lanes.draft import DraftLane
 from pearl_decode.models import CausalModel
+from tests.runtime.test_at_once import draft_of as any_draft_of
 from tests.runtime.test_layer import OTHERS, load
 from tests.runtime.test_layer import WHOLE as CONFIGS
 
 PROMPT = [5, 6, 7, 5, 6, 9, 1]
 QUESTIONS = ([3, 3, 8], [7], [2, 9, 4, 4])
+draft_of = partial(any_draft_of, reduced=True)
 
 
 @pytest.fixture(autouse=True)
@@ -27,12 +29,6 @@ def no_gpu(monkeypatch):
 @pytest.fixture
 def model(tmp_path):
     return load(CONFIGS["llama"], tmp_path)
-
-
-def draft_of(model):
-    draft = new_draft(model, [0, 2], torch.arange(0, 96, 2))
-    draft.induction = torch.tensor([1.0, 3.0])
-    return draft
 
 
 @pytest.fixture
@@ -46,7 +42,7 @@ def read(monkeypatch):
         found.append((role, start, input_ids[0].tolist()))
         return run(self, input_ids, start, cache)
 
-    monkeypatch.setattr(prefill.CausalModel, "read", noted)
+    monkeypatch.setattr(CausalModel, "read", noted)
     return found
 
 
