@@ -26,6 +26,8 @@ class RoundsAtOnce:
     def begin(self, gamma: int, guesses: Sequence[Sequence[int]]) -> Future[RoundOutput | None] | None:
         """A round, as in `pearl_kernels.Rounds.run`. None, now or as its result, where it has to be done in parts."""
         drafts = gamma > 0 and not guesses
+        if drafts and self._draft and self._draft.has_new:
+            return None
         missed = max(self._draft.missed) if self._draft and drafts else 0
         if not self._fits(drafts) or missed > min(self._batch.committed):
             return None

@@ -199,6 +199,18 @@ class Chooser:
             self._due |= times.add_steps(len(steps), len(steps) * fmean(usual), costs.round)
         self._draft_follows = bool(steps)
 
+    @property
+    def present(self) -> Choice:
+        """The choice for the last round."""
+        return self.choices[self._present]
+
+    def replace(self, rows: Sequence[int]) -> None:
+        """These rows are other requests now."""
+        self._forecast = None
+        for drafter, each in self._acceptances.items():
+            for row in rows:
+                each[row] = self.costs.acceptance(drafter)
+
     def keep(self, rows: Sequence[int]) -> None:
         """Go on with these rows only."""
         self._forecast, self._rows = None, len(rows)

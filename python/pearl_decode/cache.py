@@ -67,6 +67,12 @@ def _index_of(positions: torch.Tensor) -> Index:
     return torch.arange(positions.shape[0], device=positions.device)[:, None], positions
 
 
+def _places(rows: Sequence[int]) -> slice | list[int]:
+    """Rows as an index, by which no more is copied than must be."""
+    following = range(rows[0], rows[0] + len(rows))
+    return slice(following.start, following.stop) if list(rows) == list(following) else list(rows)
+
+
 def starts_on(device: torch.device, starts: list[int]) -> torch.Tensor:
     """Starts (batch,) int64 on a device. Equal ones are written there, not copied: the host waits for a copy."""
     if min(starts) == max(starts):
@@ -191,11 +197,14 @@ class WindowCache(Cache):
             self._tokens = tokens.new_zeros(len(tokens), self.capacity)
         return self._tokens
 
-    def clear(self) -> None:
-        """Make ready for other sequences: what these left behind may be NaN, which even a weight of 0 does not hide."""
+    def clear(self, rows: Sequence[int] | None = None) -> None:
+        """Make all rows, or these, ready for other sequences: what was left behind may be NaN, which even a weight of 0
+        does not hide.
+        """
+        places = slice(None) if rows is None else _places(rows)
         for layer in self._window_layers:
-            layer.keys.zero_()
-            layer.values.zero_()
+            layer.keys[places] = 0
+            layer.values[places] = 0
 
     def release(self) -> None:
         """Give the memory back at once: a cache and its layers know each other, and would wait to be collected."""
@@ -221,9 +230,9 @@ class WindowCache(Cache):
         if self._tokens is not None:
             self._tokens = self._tokens[torch.tensor(rows, device=self._tokens.device)]
 
-    def take_over(self, part: WindowCache, rows: slice, batch: int, length: int | None = None) -> None:
+    def take_over(self, part: WindowCache, rows: Sequence[int], batch: int, length: int | None = None) -> None:
         """Hold the first `length` positions of `part`, or all, as these rows of `batch`. `part` is empty after it."""
-        length = part.capacity if length is None else length
+        length, places = part.capacity if length is None else length, _places(rows)
         if part._stack and not self._stack:
             layers, _, kv_heads, _, head_dim = part._stack[0].shape
             self.stacked(layers, batch, kv_heads, head_dim)
@@ -231,10 +240,10 @@ class WindowCache(Cache):
             own = self._layer(index)
             if not own.is_initialized:
                 own.lazy_initialization(*(held[:1].expand(batch, -1, -1, -1) for held in (theirs.keys, theirs.values)))
-            own.keys[rows, :, :length] = theirs.keys[:, :, :length]
-            own.values[rows, :, :length] = theirs.values[:, :, :length]
+            own.keys[places, :, :length] = theirs.keys[:, :, :length]
+            own.values[places, :, :length] = theirs.values[:, :, :length]
         if part._tokens is not None:
-            self.text(part._tokens.new_empty(batch))[rows, :length] = part._tokens[:, :length]
+            self.text(part._tokens.new_empty(batch))[places, :length] = part._tokens[:, :length]
         part.release()
 
     def go_on_from(self, past: WindowCache, length: int) -> None:
@@ -242,7 +251,7 @@ class WindowCache(Cache):
         empty after it, and this one must be before.
         """
         if past.capacity < self.capacity:
-            self.take_over(past, slice(0, 1), 1, length)
+            self.take_over(past, [0], 1, length)
             return
         self.capacity, self._stack, self._tokens, self._pages = past.capacity, past._stack, past._tokens, past._pages
         self._window_layers += past._window_layers

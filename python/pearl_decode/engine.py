@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import deque
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
+
+import torch
 
 from pearl_decode.auto import GAMMAS, Choice, Chooser, Timing
 from pearl_decode.costs import Costs
@@ -89,7 +93,9 @@ class Update:
 
 
 class Engine:
-    """One batch in flight. Rows of finished requests leave it; the others neither notice nor change their text."""
+    """One batch in flight. Where a request ends one that waits takes its row, or the row leaves; the others neither
+    notice nor change their text.
+    """
 
     def __init__(
         self,
@@ -100,30 +106,29 @@ class Engine:
         plan: Plan,
         costs: Costs,
         past: Past | None = None,
+        waiting: deque[Request] | None = None,
     ) -> None:
         """
-        lanes: the pair for rounds whose lanes work at once (True) or in turn
-        costs: what is known of the pair
-        past:  of a single request, what to go on from, and where to leave what was read
+        lanes:   the pair for rounds whose lanes work at once (True) or in turn
+        costs:   what is known of the pair
+        past:    of a single request, what to go on from, and where to leave what was read
+        waiting: requests that may take the rows of those that end; they are taken out of it as they do
         """
         self.requests = requests
         self.past = past
+        self.waiting = deque() if waiting is None else waiting
+        self._spare = plan.spare
         choices = [choice for choice in plan.choices if draft is not None or not STRATEGIES[choice.strategy].drafts]
         self.chooser = Chooser(choices, costs, len(requests))
         self.pairs = {overlaps: lanes(overlaps) for overlaps in {STRATEGIES[c.strategy].overlaps for c in choices}}
         self._busy_s = 0.0, 0.0  # target and draft, in the rounds so far
-        params = [request.params for request in requests]
-        batch = Batch.start(
-            [request.prompt_ids for request in requests],
-            params,
-            [request.seed for request in requests],
-            [request.eos_ids for request in requests],
-            plan.spare,
-            target.device,
-        )
+        self._since: dict[Request, tuple[float, float, float]] = {}  # when each began: the time, and what was busy
+        models = [target] if draft is None else [target, draft]
+        batch = self._batch(requests, target.device, self._shared_capacity(models))
         target_lane, lane = next(iter(self.pairs.values()))
         draft_lane = None
         if draft is not None and any(STRATEGIES[choice.strategy].drafts for choice in choices):
+            params = [request.params for request in (*requests, *self.waiting)]
             sampled = plan.rule != "greedy" and any(p.temperature > 0 for p in params)
             draft_lane = DraftLane(
                 draft,
@@ -162,6 +167,28 @@ class Engine:
             for lane in {lane for pair in self.pairs.values() for lane in pair}:
                 lane.rest()
 
+    def _batch(self, requests: list[Request], device: torch.device, capacity: int = 0) -> Batch:
+        return Batch.start(
+            [request.prompt_ids for request in requests],
+            [request.params for request in requests],
+            [request.seed for request in requests],
+            [request.eos_ids for request in requests],
+            self._spare,
+            device,
+            capacity,
+        )
+
+    def _needed(self, request: Request) -> int:
+        """Positions of caches."""
+        return len(request.prompt_ids) + request.params.max_tokens + self._spare
+
+    def _shared_capacity(self, models: list[CausalModel]) -> int:
+        """What rows have to hold, so that most of those that wait fit too: up to twice as much, if memory allows."""
+        needed = max(map(self._needed, self.requests))
+        others = [size for size in map(self._needed, self.waiting) if needed < size <= 2 * needed]
+        more = max(others, default=needed)
+        return more if more > needed and has_plenty(models, len(self.requests), more) else needed
+
     def _roomy(self, past: Past) -> int:
         """What caches have to hold that go on from past ones. Where those are too small it is twice theirs, if memory
         allows: else every text would copy all that was read before it.
@@ -194,30 +221,67 @@ class Engine:
         # A draft that is not sure to be needed reads the prompts when it first drafts.
         self.round.prefill(STRATEGIES[self._choose(running, self.round.matched()).strategy].drafts)
         start = time.perf_counter()
-        for request in self.requests:
-            request.stats.prefill_s = start - begin
+        self._begin(self.requests, begin, start)
         try:
             while running:
-                updates = self._step(running, start)
-                rows = _closed_up([request.finish_reason is None for request in running])
-                if len(rows) < len(running):
+                updates = self._step(running)
+                if any(request.finish_reason is not None for request in running):
                     self.round.do_chores()  # they are about rows that leave
-                if rows and len(rows) < len(running):
-                    self.round.keep(rows)
-                    self.chooser.keep(rows)
-                running[:] = [running[row] for row in rows]
                 yield updates
+                self._turn_over(running)
         finally:
             if self.past is not None:
                 self._settle()
                 self.round.leave(self.past)
+
+    def _begin(self, requests: list[Request], begin: float, start: float) -> None:
+        """Their prompts were read from `begin` to `start`."""
+        for request in requests:
+            request.stats.prefill_s = start - begin
+            self._since[request] = start, *self._busy_s
+
+    def _turn_over(self, running: list[Request]) -> None:
+        """Give the rows of requests that have ended to others, or let them go."""
+        while ended := [row for row, request in enumerate(running) if request.finish_reason is not None]:
+            newcomers = self._fitting(len(ended))
+            if not newcomers:
+                rows = _closed_up([request.finish_reason is None for request in running])
+                if rows:
+                    self.round.keep(rows)
+                    self.chooser.keep(rows)
+                running[:] = [running[row] for row in rows]
+                return
+            self._replace(running, ended[: len(newcomers)], newcomers)
+
+    def _fitting(self, most: int) -> list[Request]:
+        """The first of those that wait which fit, taken out of `waiting`."""
+        capacity = self.round.batch.capacity
+        found = list(islice((request for request in self.waiting if self._needed(request) <= capacity), most))
+        for request in found:
+            self.waiting.remove(request)
+        return found
+
+    def _replace(self, running: list[Request], rows: list[int], newcomers: list[Request]) -> None:
+        """A target that fails at their prompts ends these requests with an error, and no others."""
+        begin = time.perf_counter()
+        for row, request in zip(rows, newcomers, strict=True):
+            running[row] = request
+        self.chooser.replace(rows)
+        drafting = STRATEGIES[self.chooser.present.strategy].drafts
+        try:
+            self.round.replace(rows, self._batch(newcomers, self.round.target.model.device), drafting)
+        except Exception as error:
+            LOGGER.exception("the target failed")
+            for request in newcomers:
+                request.fail(f"the target failed: {error!r}")
+        self._begin(newcomers, begin, time.perf_counter())
 
     def _settle(self) -> None:
         """Wait for what lanes still do, as they may where the caller was interrupted."""
         for lane in {lane for pair in self.pairs.values() for lane in pair}:
             lane.run(lambda: None).result()
 
-    def _step(self, running: list[Request], start: float) -> list[Update]:
+    def _step(self, running: list[Request]) -> list[Update]:
         """One round. What there is to learn from it is learnt during the next one, beside the target's forward."""
         round_start = time.perf_counter()
         matched = self.round.matched()
@@ -237,7 +301,8 @@ class Engine:
         target_s = sum(windows_s)
         self._busy_s = self._busy_s[0] + target_s, self._busy_s[1] + sum(steps_s)
         for request in running:
-            request.stats.count_time(end - start, *self._busy_s)
+            since = self._since[request]
+            request.stats.count_time(*(now - then for now, then in zip((end, *self._busy_s), since, strict=True)))
         if len(self.chooser.choices) > 1:
             done, width = self._done(choice, outcome, pending)
             timing = Timing(width, end - round_start, target_s, steps_s)

@@ -203,6 +203,26 @@ class Round:
         judged = [a + (a < d and a < len(e)) for a, d, e in zip(accepted, drafted, emitted, strict=True)]
         return Outcome(emitted, accepted, judged, forwards)
 
+    def replace(self, rows: list[int], others: Batch, drafting: bool) -> None:
+        """Let the sequences of another batch take the places of these rows, and read their prompts.
+
+        drafting: as in `prefill`
+        Raises what the target raises; the rows that go on do not notice.
+        """
+        self.batch.replace(rows, others)
+        if self.lookups is not None:
+            for row, prompt in zip(rows, others.since([0] * len(rows)), strict=True):
+                self.lookups[row] = PromptLookup(prompt)
+        prompting = None
+        if self.draft is not None:
+            self.draft.replace(rows)
+            prompting = self.draft.read_new() if self.drafting and drafting else None
+        reading = self.target.replace(rows)
+        if prompting is not None:
+            self.drafted(prompting)
+        self._at_once = RoundsAtOnce(self.batch, self.target, self.draft, self.rule)
+        reading.result()
+
     def keep(self, rows: list[int]) -> None:
         """Go on with these rows only."""
         self.batch.keep(rows)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Generator
 from typing import Protocol
 
@@ -24,11 +25,18 @@ class Decoding(Protocol):
 class Runner(Protocol):
     """Makes the engine of each batch of one pair of models."""
 
-    def engine(self, requests: list[Request], plan: Plan, past: Past | None = None) -> Decoding:
+    def engine(
+        self,
+        requests: list[Request],
+        plan: Plan,
+        past: Past | None = None,
+        waiting: deque[Request] | None = None,
+    ) -> Decoding:
         """Of a batch; nothing runs yet.
 
-        past: of a single request: what was read before, which the rounds may go on from, and where they may leave what
-              they read
+        past:    of a single request: what was read before, which the rounds may go on from, and where they may leave
+                 what they read
+        waiting: requests that may take the places of those that end, and are then taken out of it
         """
 
     def close(self) -> None:
@@ -54,8 +62,14 @@ class CpuRunner:
         self._given = lanes
         self._lanes: dict[bool, tuple[CpuLane, CpuLane]] = {}
 
-    def engine(self, requests: list[Request], plan: Plan, past: Past | None = None) -> Engine:
-        return Engine(requests, self.target, self.draft, self._pair, plan, self.costs, past)
+    def engine(
+        self,
+        requests: list[Request],
+        plan: Plan,
+        past: Past | None = None,
+        waiting: deque[Request] | None = None,
+    ) -> Engine:
+        return Engine(requests, self.target, self.draft, self._pair, plan, self.costs, past, waiting)
 
     def close(self) -> None:
         """End the lane threads, the given ones too."""

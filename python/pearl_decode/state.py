@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import TypeVar
 
 import torch
+from torch.nn.functional import pad
 
 from pearl_decode.sampling import SamplingParams
 from pearl_kernels import DecodeState, SamplingTensors
@@ -42,10 +43,15 @@ class Batch:
         eos_ids: Sequence[Sequence[int]],
         spare: int,
         device: torch.device,
+        capacity: int = 0,
     ) -> Batch:
-        """Lay the prompts down; `spare` is how far past its end a row may be drafted."""
+        """Lay the prompts down.
+
+        spare:    how far past its end a row may be drafted
+        capacity: positions there must be room for at least
+        """
         max_len = [len(prompt) + p.max_tokens for prompt, p in zip(prompts, params, strict=True)]
-        tokens = torch.zeros(len(prompts), max(max_len) + spare, dtype=torch.int64)
+        tokens = torch.zeros(len(prompts), max(capacity, max(max_len) + spare), dtype=torch.int64)
         for row, prompt in enumerate(prompts):
             tokens[row, : len(prompt)] = torch.tensor(prompt)
         widest = max(1, *(len(ids) for ids in eos_ids))
@@ -114,12 +120,33 @@ class Batch:
         self.state.window.fill_(size)
         self.window = [size] * len(self.window)
 
+    def replace(self, rows: Sequence[int], others: Batch) -> None:
+        """Let the rows of another batch, which need no more positions, be these rows of this one."""
+        assert others.capacity <= self.capacity, f"rows hold {self.capacity} positions, {others.capacity} asked"
+        index = torch.tensor(rows, device=self.state.tokens.device)
+        widest = max(self.state.eos_ids.shape[1], others.state.eos_ids.shape[1])
+        self.state, new = (_widened(state, self.capacity, widest) for state in (self.state, others.state))
+        for ours, theirs in ((self.state, new), (self.params, others.params)):
+            for f in fields(ours):
+                getattr(ours, f.name)[index] = getattr(theirs, f.name)
+        self.refresh()
+
     def keep(self, rows: Sequence[int]) -> None:
         """Go on with these rows only, in this order."""
         index = torch.tensor(rows, device=self.state.tokens.device)
         self.state = _select(self.state, index)
         self.params = _select(self.params, index)
         self.refresh()
+
+
+def _widened(state: DecodeState, length: int, ends: int) -> DecodeState:
+    """With room for so many tokens and ends of each row."""
+    tokens, eos_ids = state.tokens, state.eos_ids
+    return replace(
+        state,
+        tokens=pad(tokens, (0, length - tokens.shape[1])),
+        eos_ids=pad(eos_ids, (0, ends - eos_ids.shape[1]), value=-1),
+    )
 
 
 def _select(tensors: Rows, index: torch.Tensor) -> Rows:

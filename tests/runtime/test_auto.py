@@ -338,6 +338,20 @@ def test_lookup_is_hoped_to_have_become_better_only_where_it_was_passed_over():
     assert expected() > begin
 
 
+def test_a_row_that_is_another_request_is_expected_to_do_as_requests_lately_did():
+    costs = Costs()
+    chooser = Chooser(ALL, costs, 2)
+    for _ in range(SAMPLES):
+        chooser.observe(Choice("sequential", 4), Timing(5, 0.012, 0.010, [0.0005] * 4), [4, 0], [4, 1], [0, 0])
+    before = chooser.speeds([90, 90], [0, 0], True)
+    chooser.replace([1])
+    after, fresh = (each.speeds([90, 90], [0, 0], True) for each in (chooser, Chooser(ALL, costs, 2)))
+    sequential = ALL.index(Choice("sequential", 4))
+    assert before[sequential] < after[sequential]
+    chooser.replace([0])
+    assert chooser.speeds([90, 90], [0, 0], True) == pytest.approx(fresh)
+
+
 @pytest.mark.parametrize("rule", ["greedy", "coupled"])
 def test_text_is_the_targets_own_whatever_is_chosen(llama, near_llama, prompts, rule, at_random):
     params = SamplingParams(max_tokens=24, temperature=0.0 if rule == "greedy" else 0.8, seed=3)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import deque
 from collections.abc import Iterable
 from weakref import WeakKeyDictionary
 
@@ -85,8 +86,14 @@ class DeviceRunner:
                 compiled = True
         self.options = options or DeviceOptions(widths=COMPILED_WIDTHS if compiled else WIDTHS)
 
-    def engine(self, requests: list[Request], plan: Plan, past: Past | None = None) -> DeviceEngine:
-        """Prompts are read as a whole, whatever the past."""
+    def engine(
+        self,
+        requests: list[Request],
+        plan: Plan,
+        past: Past | None = None,
+        waiting: deque[Request] | None = None,
+    ) -> DeviceEngine:
+        """Prompts are read as a whole, whatever the past, and who waits waits for the batch to end."""
         return DeviceEngine(requests, self.target, self.draft, self.lanes, plan, self.options, self.kept, self.costs)
 
     def close(self) -> None:

@@ -189,7 +189,7 @@ def _read(target: CausalModel, texts: Sequence[list[int]], room: int) -> WindowC
         part = WindowCache(longest)
         padded = torch.tensor([ids + [0] * (longest - len(ids)) for ids in texts[rows]], device=target.device)
         target.read(padded, 0, part)
-        cache.take_over(part, rows, len(texts))
+        cache.take_over(part, range(len(texts))[rows], len(texts))
     return cache
 
 

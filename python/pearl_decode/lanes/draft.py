@@ -95,6 +95,25 @@ class DraftLane:
         start, self.cached = min(self.cached), [committed - 1 for committed in self.batch.committed]
         return self.lane.run(lambda: prefill(self.model, self.lane, self.cache, self.batch, start))
 
+    def replace(self, rows: list[int]) -> None:
+        """These rows of the batch are others now, of which nothing was read."""
+        for row in rows:
+            self.cached[row] = 0
+        if not self.model.reads_lengths:
+            self.lane.run(lambda: self.cache.clear(rows))
+
+    @property
+    def has_new(self) -> bool:
+        """Whether nothing was read of some rows, while others were."""
+        return any(self.cached) and not all(self.cached)
+
+    def read_new(self) -> Future[None]:
+        """Read those rows of which nothing was, as far as they are committed."""
+        rows = [row for row, cached in enumerate(self.cached) if not cached]
+        for row in rows:
+            self.cached[row] = self.batch.committed[row] - 1
+        return self.lane.run(lambda: prefill(self.model, self.lane, self.cache, self.batch, 0, rows))
+
     def write_ahead(self, gamma: int) -> Future[torch.Tensor]:
         """Draft gamma tokens (batch, gamma) past the window, the first of them for the present chain."""
         return self._draft(gamma, run_ahead=True)
@@ -125,6 +144,8 @@ class DraftLane:
 
     def _draft(self, gamma: int, run_ahead: bool) -> Future[torch.Tensor]:
         heads, windows = self.batch.heads, self.batch.window
+        if self.has_new:
+            self.read_new()
         # One token per row as a rule; two after a round that ended in a token the draft never saw; all since it drafted
         # last where rounds went without it.
         width = max(self.missed)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from pearl_decode.cache import WindowCache
 from pearl_decode.lanes.cpu import CpuLane
 from pearl_decode.models import MOST_ROWS, CausalModel
@@ -26,26 +28,31 @@ def go_on(model: CausalModel, lane: CpuLane, cache: WindowCache, batch: Batch, r
     return lane.run(work).result()
 
 
-def prefill(model: CausalModel, lane: CpuLane, cache: WindowCache, batch: Batch, start: int) -> None:
-    """Cache every prompt, from position `start` on, but its last token, which is the first input of the first round.
+def prefill(
+    model: CausalModel, lane: CpuLane, cache: WindowCache, batch: Batch, start: int, rows: Sequence[int] | None = None
+) -> None:
+    """Cache the prompts of these rows, or of all, but the last token of each, which is the first input of its first
+    round. All are read from position `start` on, 0 where they are not all rows.
 
     No lane samples here, so the two can never disagree. Long prompts are read one by one, short ones together, so that
     little of what is read is padding: rows run on into whatever follows their prompt, and causality hides those entries
     until they are overwritten.
     """
-    lengths = [committed - 1 for committed in batch.committed]
-    if max(lengths) <= start:
+    count = len(batch.committed)
+    rows = range(count) if rows is None else rows
+    lengths = [batch.committed[row] - 1 for row in rows]
+    if max(lengths, default=0) <= start:
         return
     parts = list(parts_of(lengths, MOST_ROWS)) if start == 0 else [slice(None)]
     with lane.forward():
-        for rows in parts:
-            width = max(lengths[rows]) - start
+        for part in parts:
+            width = max(lengths[part]) - start
             if width <= 0:
                 continue
-            tokens = batch.state.tokens[rows, start : start + width].clamp(min=0)
-            if len(parts) == 1:
+            tokens = batch.state.tokens[list(rows[part]), start : start + width].clamp(min=0)
+            if len(tokens) == count:
                 model.read(tokens, start, cache)
                 continue
-            part = WindowCache(width)
-            model.read(tokens, 0, part)
-            cache.take_over(part, rows, len(lengths))
+            read = WindowCache(width)
+            model.read(tokens, 0, read)
+            cache.take_over(read, rows[part], count)

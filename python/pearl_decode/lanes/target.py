@@ -33,6 +33,16 @@ class TargetLane:
     def prefill(self) -> Future[None]:
         return self.lane.run(lambda: prefill(self.model, self.lane, self.cache, self.batch, self.cached))
 
+    def replace(self, rows: list[int]) -> Future[None]:
+        """These rows of the batch are others now: read their prompts."""
+
+        def work() -> None:
+            if not self.model.reads_lengths:
+                self.cache.clear(rows)
+            prefill(self.model, self.lane, self.cache, self.batch, 0, rows)
+
+        return self.lane.run(work)
+
     def window_logits(self, width: int) -> Future[torch.Tensor]:
         """Logits (batch, width, vocab): row i is the target's distribution of the token at committed + i."""
         return self.prepared_window(width)()
