@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -67,10 +67,13 @@ def _index_of(positions: torch.Tensor) -> Index:
     return torch.arange(positions.shape[0], device=positions.device)[:, None], positions
 
 
-def _places(rows: Sequence[int]) -> slice | list[int]:
-    """Rows as an index, by which no more is copied than must be."""
-    following = range(rows[0], rows[0] + len(rows))
-    return slice(following.start, following.stop) if list(rows) == list(following) else list(rows)
+def _runs(rows: Sequence[int]) -> Iterator[tuple[slice, slice]]:
+    """Rows that follow one another, and their places among `rows`: an index that no device has to be sent."""
+    begin = 0
+    for end in range(1, len(rows) + 1):
+        if end == len(rows) or rows[end] != rows[end - 1] + 1:
+            yield slice(rows[begin], rows[end - 1] + 1), slice(begin, end)
+            begin = end
 
 
 def starts_on(device: torch.device, starts: list[int]) -> torch.Tensor:
@@ -201,10 +204,10 @@ class WindowCache(Cache):
         """Make all rows, or these, ready for other sequences: what was left behind may be NaN, which even a weight of 0
         does not hide.
         """
-        places = slice(None) if rows is None else _places(rows)
         for layer in self._window_layers:
-            layer.keys[places] = 0
-            layer.values[places] = 0
+            for run in [slice(None)] if rows is None else [ours for ours, _ in _runs(rows)]:
+                layer.keys[run] = 0
+                layer.values[run] = 0
 
     def release(self) -> None:
         """Give the memory back at once: a cache and its layers know each other, and would wait to be collected."""
@@ -232,7 +235,7 @@ class WindowCache(Cache):
 
     def take_over(self, part: WindowCache, rows: Sequence[int], batch: int, length: int | None = None) -> None:
         """Hold the first `length` positions of `part`, or all, as these rows of `batch`. `part` is empty after it."""
-        length, places = part.capacity if length is None else length, _places(rows)
+        length = part.capacity if length is None else length
         if part._stack and not self._stack:
             layers, _, kv_heads, _, head_dim = part._stack[0].shape
             self.stacked(layers, batch, kv_heads, head_dim)
@@ -240,10 +243,13 @@ class WindowCache(Cache):
             own = self._layer(index)
             if not own.is_initialized:
                 own.lazy_initialization(*(held[:1].expand(batch, -1, -1, -1) for held in (theirs.keys, theirs.values)))
-            own.keys[places, :, :length] = theirs.keys[:, :, :length]
-            own.values[places, :, :length] = theirs.values[:, :, :length]
+            for ours, its in _runs(rows):
+                own.keys[ours, :, :length] = theirs.keys[its, :, :length]
+                own.values[ours, :, :length] = theirs.values[its, :, :length]
         if part._tokens is not None:
-            self.text(part._tokens.new_empty(batch))[places, :length] = part._tokens[:, :length]
+            text = self.text(part._tokens.new_empty(batch))
+            for ours, its in _runs(rows):
+                text[ours, :length] = part._tokens[its, :length]
         part.release()
 
     def go_on_from(self, past: WindowCache, length: int) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, overload
 
@@ -25,6 +24,7 @@ from pearl_decode.sampling import SamplingParams
 from pearl_decode.session import Session
 from pearl_decode.stats import DecodeStats
 from pearl_decode.stream import TextStream
+from pearl_decode.waiting import Waiting
 
 DEFAULT_RULE = "block"
 REPRODUCIBLE_RULES = ("coupled", "greedy")
@@ -43,8 +43,7 @@ class PearlDecoder:
                    DEFAULT_RULE, or "coupled" where reproducible
     reproducible:  whether a sampled text must be the same for the same seed, whatever the draft, the strategy and the
                    other requests: that takes the rule "coupled"
-    max_batch:     requests decoded at once; on a CPU each of the others takes the place of one that has ended, on a GPU
-                   they are taken batch by batch
+    max_batch:     requests decoded at once; each of the others takes the place of one that has ended
     compile:       on a GPU, whether torch fuses the models' small kernels, which takes minutes the first time: up to
                    one for each number of rows, tokens per forward and length (in steps of 512) that comes up, and
                    torch keeps the result on disk. None: where a model is neither spread over several GPUs nor made of
@@ -187,7 +186,7 @@ class PearlDecoder:
         prompts = prompt_list(prompts)
         each = params_of_each(params, len(prompts))
         requests = [self._try_request(prompt, p, chosen) for prompt, p in zip(prompts, each, strict=True)]
-        return requests, self._rounds(deque(request for request in requests if request.error is None), chosen)
+        return requests, self._rounds(Waiting(request for request in requests if request.error is None), chosen)
 
     def stream(self, prompt: Prompt, params: SamplingParams | None = None, **plan: Any) -> TextStream:
         """Answer one prompt piece by piece. Raises ValueError for a bad prompt, before anything runs."""
@@ -214,10 +213,9 @@ class PearlDecoder:
         request = self._request(prompt, one_params(params), chosen)
         return TextStream(request, self.runner.engine([request], chosen, past))
 
-    def _rounds(self, waiting: deque[Request], plan: Plan) -> Iterator[list[Update]]:
+    def _rounds(self, waiting: Waiting, plan: Plan) -> Iterator[list[Update]]:
         """Those of all these requests, some at a time."""
-        while waiting:
-            batch = [waiting.popleft() for _ in range(min(self.max_batch, len(waiting)))]
+        while batch := waiting.take(self.max_batch):
             yield from self.runner.engine(batch, plan, waiting=waiting).run()
 
     def _plan(self, changes: dict[str, Any]) -> Plan:

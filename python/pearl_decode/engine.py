@@ -4,13 +4,9 @@ from __future__ import annotations
 
 import logging
 import time
-from collections import deque
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from functools import partial
-from itertools import islice
-
-import torch
 
 from pearl_decode.auto import GAMMAS, Choice, Chooser, Timing
 from pearl_decode.costs import Costs
@@ -21,10 +17,10 @@ from pearl_decode.lookup import PromptLookup
 from pearl_decode.memory import NoRoomError, check_room, has_plenty, has_room
 from pearl_decode.models import CausalModel
 from pearl_decode.past import Past
-from pearl_decode.request import Request
+from pearl_decode.request import Request, lay_down
 from pearl_decode.round import Outcome, Round
-from pearl_decode.state import Batch
 from pearl_decode.strategies import STRATEGIES
+from pearl_decode.waiting import Waiting
 from pearl_kernels import Finished, Purpose, Status, release_threads
 
 LOGGER = logging.getLogger(__name__)
@@ -106,7 +102,7 @@ class Engine:
         plan: Plan,
         costs: Costs,
         past: Past | None = None,
-        waiting: deque[Request] | None = None,
+        waiting: Waiting | None = None,
     ) -> None:
         """
         lanes:   the pair for rounds whose lanes work at once (True) or in turn
@@ -116,15 +112,15 @@ class Engine:
         """
         self.requests = requests
         self.past = past
-        self.waiting = deque() if waiting is None else waiting
+        self.waiting = Waiting() if waiting is None else waiting
         self._spare = plan.spare
         choices = [choice for choice in plan.choices if draft is not None or not STRATEGIES[choice.strategy].drafts]
         self.chooser = Chooser(choices, costs, len(requests))
         self.pairs = {overlaps: lanes(overlaps) for overlaps in {STRATEGIES[c.strategy].overlaps for c in choices}}
         self._busy_s = 0.0, 0.0  # target and draft, in the rounds so far
-        self._since: dict[Request, tuple[float, float, float]] = {}  # when each began: the time, and what was busy
-        models = [target] if draft is None else [target, draft]
-        batch = self._batch(requests, target.device, self._shared_capacity(models))
+        capacity = self._shared_capacity([target] if draft is None else [target, draft])
+        ends = max((len(request.eos_ids) for request in self.waiting), default=0)
+        batch = lay_down(requests, plan.spare, target.device, capacity=capacity, ends=ends)
         target_lane, lane = next(iter(self.pairs.values()))
         draft_lane = None
         if draft is not None and any(STRATEGIES[choice.strategy].drafts for choice in choices):
@@ -167,27 +163,12 @@ class Engine:
             for lane in {lane for pair in self.pairs.values() for lane in pair}:
                 lane.rest()
 
-    def _batch(self, requests: list[Request], device: torch.device, capacity: int = 0) -> Batch:
-        return Batch.start(
-            [request.prompt_ids for request in requests],
-            [request.params for request in requests],
-            [request.seed for request in requests],
-            [request.eos_ids for request in requests],
-            self._spare,
-            device,
-            capacity,
-        )
-
-    def _needed(self, request: Request) -> int:
-        """Positions of caches."""
-        return len(request.prompt_ids) + request.params.max_tokens + self._spare
-
     def _shared_capacity(self, models: list[CausalModel]) -> int:
         """What rows have to hold, so that most of those that wait fit too: up to twice as much, if memory allows."""
-        needed = max(map(self._needed, self.requests))
-        others = [size for size in map(self._needed, self.waiting) if needed < size <= 2 * needed]
-        more = max(others, default=needed)
-        return more if more > needed and has_plenty(models, len(self.requests), more) else needed
+        longest = max(request.longest for request in self.requests)
+        others = [request.longest for request in self.waiting if longest < request.longest <= 2 * longest]
+        more = max(others, default=longest) + self._spare
+        return more if others and has_plenty(models, len(self.requests), more) else 0
 
     def _roomy(self, past: Past) -> int:
         """What caches have to hold that go on from past ones. Where those are too small it is twice theirs, if memory
@@ -238,12 +219,12 @@ class Engine:
         """Their prompts were read from `begin` to `start`."""
         for request in requests:
             request.stats.prefill_s = start - begin
-            self._since[request] = start, *self._busy_s
+            request.begin(start, *self._busy_s)
 
     def _turn_over(self, running: list[Request]) -> None:
         """Give the rows of requests that have ended to others, or let them go."""
         while ended := [row for row, request in enumerate(running) if request.finish_reason is not None]:
-            newcomers = self._fitting(len(ended))
+            newcomers = self.waiting.take(len(ended), self.round.batch.capacity - self._spare)
             if not newcomers:
                 rows = _closed_up([request.finish_reason is None for request in running])
                 if rows:
@@ -253,14 +234,6 @@ class Engine:
                 return
             self._replace(running, ended[: len(newcomers)], newcomers)
 
-    def _fitting(self, most: int) -> list[Request]:
-        """The first of those that wait which fit, taken out of `waiting`."""
-        capacity = self.round.batch.capacity
-        found = list(islice((request for request in self.waiting if self._needed(request) <= capacity), most))
-        for request in found:
-            self.waiting.remove(request)
-        return found
-
     def _replace(self, running: list[Request], rows: list[int], newcomers: list[Request]) -> None:
         """A target that fails at their prompts ends these requests with an error, and no others."""
         begin = time.perf_counter()
@@ -268,8 +241,10 @@ class Engine:
             running[row] = request
         self.chooser.replace(rows)
         drafting = STRATEGIES[self.chooser.present.strategy].drafts
+        batch, ends = self.round.batch, self.round.batch.state.eos_ids
+        others = lay_down(newcomers, self._spare, ends.device, capacity=batch.capacity, ends=ends.shape[1])
         try:
-            self.round.replace(rows, self._batch(newcomers, self.round.target.model.device), drafting)
+            self.round.replace(rows, others, drafting)
         except Exception as error:
             LOGGER.exception("the target failed")
             for request in newcomers:
@@ -301,8 +276,7 @@ class Engine:
         target_s = sum(windows_s)
         self._busy_s = self._busy_s[0] + target_s, self._busy_s[1] + sum(steps_s)
         for request in running:
-            since = self._since[request]
-            request.stats.count_time(*(now - then for now, then in zip((end, *self._busy_s), since, strict=True)))
+            request.count_time(end, *self._busy_s)
         if len(self.chooser.choices) > 1:
             done, width = self._done(choice, outcome, pending)
             timing = Timing(width, end - round_start, target_s, steps_s)

@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
+
 from pearl_decode.result import FinishReason, GenerationResult
 from pearl_decode.sampling import SamplingParams
+from pearl_decode.state import Batch
 from pearl_decode.stats import DecodeStats
 from pearl_decode.text import Detokenizer, StopStrings
 from pearl_kernels import Finished, Status
@@ -27,8 +30,14 @@ class Request:
         self.text = ""
         self.finish_reason: FinishReason | None = None
         self.error: str | None = None
+        self._since = 0.0, 0.0, 0.0
         self._detokenizer = Detokenizer(tokenizer)
         self._stop = StopStrings(params.stop)
+
+    @property
+    def longest(self) -> int:
+        """Tokens of its prompt and of the longest answer."""
+        return len(self.prompt_ids) + self.params.max_tokens
 
     def push(self, tokens: Sequence[int], finished: Finished, status: Status) -> tuple[int, str]:
         """Take a round's tokens. Returns how many of them belong to the text, and the new piece of text."""
@@ -46,6 +55,15 @@ class Request:
             piece += self._finish(finished, status)
         self.text += piece
         return len(tokens), piece
+
+    def begin(self, now: float, target_s: float, draft_s: float) -> None:
+        """Its decoding begins now, in seconds, when the lanes have computed for so long."""
+        self._since = now, target_s, draft_s
+
+    def count_time(self, now: float, target_s: float, draft_s: float) -> None:
+        """It has taken part so far. The arguments are those of `begin`."""
+        begun, target_before_s, draft_before_s = self._since
+        self.stats.count_time(now - begun, target_s - target_before_s, draft_s - draft_before_s)
 
     def fail(self, message: str) -> None:
         """End with an error, keeping what there is."""
@@ -68,3 +86,19 @@ class Request:
             self.finish_reason = "stop"
             return rest
         return rest + self._stop.flush()
+
+
+def lay_down(
+    requests: Sequence[Request], spare: int, device: torch.device, *, capacity: int = 0, ends: int = 0
+) -> Batch:
+    """A batch of the prompts of requests; the other arguments are those of `Batch.start`."""
+    return Batch.start(
+        [request.prompt_ids for request in requests],
+        [request.params for request in requests],
+        [request.seed for request in requests],
+        [request.eos_ids for request in requests],
+        spare,
+        device,
+        capacity=capacity,
+        ends=ends,
+    )

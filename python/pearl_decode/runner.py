@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Generator
 from typing import Protocol
 
@@ -13,6 +12,7 @@ from pearl_decode.lanes.cpu import lane_pair
 from pearl_decode.models import CausalModel
 from pearl_decode.past import Past
 from pearl_decode.request import Request
+from pearl_decode.waiting import Waiting
 
 
 class Decoding(Protocol):
@@ -30,7 +30,7 @@ class Runner(Protocol):
         requests: list[Request],
         plan: Plan,
         past: Past | None = None,
-        waiting: deque[Request] | None = None,
+        waiting: Waiting | None = None,
     ) -> Decoding:
         """Of a batch; nothing runs yet.
 
@@ -67,7 +67,7 @@ class CpuRunner:
         requests: list[Request],
         plan: Plan,
         past: Past | None = None,
-        waiting: deque[Request] | None = None,
+        waiting: Waiting | None = None,
     ) -> Engine:
         return Engine(requests, self.target, self.draft, self._pair, plan, self.costs, past, waiting)
 

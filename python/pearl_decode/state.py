@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import fields, replace
-from typing import TypeVar
+from collections.abc import Callable, Sequence
+from dataclasses import fields
+from typing import Any, TypeVar
 
 import torch
-from torch.nn.functional import pad
+from torch import Tensor
 
 from pearl_decode.sampling import SamplingParams
 from pearl_kernels import DecodeState, SamplingTensors
@@ -43,26 +43,28 @@ class Batch:
         eos_ids: Sequence[Sequence[int]],
         spare: int,
         device: torch.device,
+        *,
         capacity: int = 0,
+        ends: int = 0,
     ) -> Batch:
         """Lay the prompts down.
 
-        spare:    how far past its end a row may be drafted
-        capacity: positions there must be room for at least
+        spare:          how far past its end a row may be drafted
+        capacity, ends: positions and end-of-sequence ids of a row there must be room for at least
         """
         max_len = [len(prompt) + p.max_tokens for prompt, p in zip(prompts, params, strict=True)]
         tokens = torch.zeros(len(prompts), max(capacity, max(max_len) + spare), dtype=torch.int64)
         for row, prompt in enumerate(prompts):
             tokens[row, : len(prompt)] = torch.tensor(prompt)
-        widest = max(1, *(len(ids) for ids in eos_ids))
-        ends = torch.tensor([[*ids, *[-1] * (widest - len(ids))] for ids in eos_ids], dtype=torch.int64)
+        widest = max(1, ends, *(len(ids) for ids in eos_ids))
+        padded = torch.tensor([[*ids, *[-1] * (widest - len(ids))] for ids in eos_ids], dtype=torch.int64)
         zeros = torch.zeros(len(prompts), dtype=torch.int32, device=device)
         state = DecodeState(
             tokens=tokens.to(device),
             committed=torch.tensor([len(prompt) for prompt in prompts], device=device),
             window=zeros.clone(),
             max_len=torch.tensor(max_len, device=device),
-            eos_ids=ends.to(device),
+            eos_ids=padded.to(device),
             finished=zeros.clone(),
             status=zeros.clone(),
         )
@@ -121,33 +123,32 @@ class Batch:
         self.window = [size] * len(self.window)
 
     def replace(self, rows: Sequence[int], others: Batch) -> None:
-        """Let the rows of another batch, which need no more positions, be these rows of this one."""
-        assert others.capacity <= self.capacity, f"rows hold {self.capacity} positions, {others.capacity} asked"
-        index = torch.tensor(rows, device=self.state.tokens.device)
-        widest = max(self.state.eos_ids.shape[1], others.state.eos_ids.shape[1])
-        self.state, new = (_widened(state, self.capacity, widest) for state in (self.state, others.state))
-        for ours, theirs in ((self.state, new), (self.params, others.params)):
-            for f in fields(ours):
-                getattr(ours, f.name)[index] = getattr(theirs, f.name)
+        """Let the rows of another batch, with room for as much, be these rows of this one."""
+        put_rows(self.state, rows, others.state)
+        put_rows(self.params, rows, others.params)
         self.refresh()
+
+    def pinned(self) -> Batch:
+        """The same, of a batch on the host, in memory that a GPU copies from without holding the host up."""
+        return self._each(Tensor.pin_memory)
 
     def keep(self, rows: Sequence[int]) -> None:
         """Go on with these rows only, in this order."""
         index = torch.tensor(rows, device=self.state.tokens.device)
-        self.state = _select(self.state, index)
-        self.params = _select(self.params, index)
+        kept = self._each(lambda tensor: tensor.index_select(0, index))
+        self.state, self.params = kept.state, kept.params
         self.refresh()
 
-
-def _widened(state: DecodeState, length: int, ends: int) -> DecodeState:
-    """With room for so many tokens and ends of each row."""
-    tokens, eos_ids = state.tokens, state.eos_ids
-    return replace(
-        state,
-        tokens=pad(tokens, (0, length - tokens.shape[1])),
-        eos_ids=pad(eos_ids, (0, ends - eos_ids.shape[1]), value=-1),
-    )
+    def _each(self, make: Callable[[Tensor], Any]) -> Batch:
+        return Batch(_made(self.state, make), _made(self.params, make))
 
 
-def _select(tensors: Rows, index: torch.Tensor) -> Rows:
-    return type(tensors)(**{f.name: getattr(tensors, f.name).index_select(0, index) for f in fields(tensors)})
+def put_rows(into: Rows, rows: Sequence[int], source: Rows) -> None:
+    """Write the rows of `source`, which may be in pinned memory of the host, over these rows, without waiting."""
+    for f in fields(into):
+        for row, values in zip(rows, getattr(source, f.name), strict=True):
+            getattr(into, f.name)[row].copy_(values, non_blocking=True)
+
+
+def _made(tensors: Rows, make: Callable[[Tensor], Any]) -> Rows:
+    return type(tensors)(**{f.name: make(getattr(tensors, f.name)) for f in fields(tensors)})

@@ -103,18 +103,18 @@ def guard(monkeypatch):
     played = []
 
     def guarded(queue):
-        def run(*args):
+        def run(*args, **named):
             played.append(args)
             torch.cuda.set_sync_debug_mode("error")
             try:
-                return queue(*args)
+                return queue(*args, **named)
             finally:
                 torch.cuda.set_sync_debug_mode("default")
 
         return run
 
-    steps = ((StaticRounds, "play"), (StaticRounds, "catch_up"), (Ring, "push"), (DeviceEngine, "_hand_out"))
-    for owner, name in steps:
+    steps = [(StaticRounds, name) for name in ("play", "catch_up", "replace")]
+    for owner, name in (*steps, (Ring, "push"), (DeviceEngine, "_hand_out")):
         monkeypatch.setattr(owner, name, guarded(getattr(owner, name)))
     return played
 

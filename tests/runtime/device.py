@@ -162,7 +162,6 @@ class _NoReads(TorchDispatchMode):
 @contextmanager
 def no_host_reads(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Rounds that are queued in here raise HostRead where they would read a tensor's value, or copy the host's own."""
-    play, catch_up = StaticRounds.play, StaticRounds.catch_up
 
     def refuse(name):
         def read(*_, **__):
@@ -171,7 +170,7 @@ def no_host_reads(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         return read
 
     def guarded(queue):
-        def run(*args):
+        def run(*args, **named):
             with monkeypatch.context() as patch, _NoReads():
                 # The doors look at the values of CPU tensors alone.
                 patch.setattr(checks, "readable", lambda value: False)
@@ -179,11 +178,11 @@ def no_host_reads(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
                     patch.setattr(Tensor, name, refuse(name))
                 for name in ("tensor", "as_tensor", "from_numpy"):  # the host waits for the copy to the device
                     patch.setattr(torch, name, refuse(name))
-                return queue(*args)
+                return queue(*args, **named)
 
         return run
 
     with monkeypatch.context() as outer:
-        outer.setattr(StaticRounds, "play", guarded(play))
-        outer.setattr(StaticRounds, "catch_up", guarded(catch_up))
+        for name in ("play", "catch_up", "replace"):
+            outer.setattr(StaticRounds, name, guarded(getattr(StaticRounds, name)))
         yield

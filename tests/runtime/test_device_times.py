@@ -38,7 +38,7 @@ def test_a_round_takes_its_longer_lane_and_what_comes_after(strategy, target, dr
     lanes = _lane(1.0, *target), _lane(*draft)
     spans = (1, 1 + len(target)), (0, len(draft))
     shape = shape_of(strategy, 4)
-    flight = Flight(Choice(strategy, 4), "", shape, [0], spans, spans, host_s=0.0, warm=True)
+    flight = Flight(Choice(strategy, 4), "", shape, [], [0], spans, spans, host_s=0.0, warm=True)
     timing = flight.timing(lanes)
     assert (timing.width, timing.round_s, timing.target_s) == pytest.approx(wanted[:3])
     assert timing.steps_s == pytest.approx(wanted[3])

@@ -24,9 +24,10 @@ from pearl_decode.lanes.queue import DeviceLane
 from pearl_decode.lookup import PromptLookup
 from pearl_decode.memory import NoRoomError, check_room, has_plenty, has_room
 from pearl_decode.models import CausalModel
-from pearl_decode.request import Request
+from pearl_decode.request import Request, lay_down
 from pearl_decode.ring import Ring
 from pearl_decode.state import Batch
+from pearl_decode.waiting import Waiting
 from pearl_kernels import Finished, SamplingTensors, Status
 
 LOGGER = logging.getLogger(__name__)
@@ -62,7 +63,8 @@ def _is_number(value: object, least: int) -> bool:
 
 
 class DeviceEngine:
-    """One batch in flight, of which the host knows what the ring brought. Rows that have ended stay, and stand still.
+    """One batch in flight, of which the host knows what the ring brought. A row that has ended is given to one that
+    waits, or stays and stands still.
 
     A stop string, which the host alone can see, ends its request when it is read; what the device went on to decode for
     it is dropped, neither shown nor counted. A choice among strategies, too, is made by what was read: for a round that
@@ -79,9 +81,15 @@ class DeviceEngine:
         options: DeviceOptions | None = None,
         kept: Kept | None = None,
         costs: Costs | None = None,
+        waiting: Waiting | None = None,
     ) -> None:
-        """kept: what batches before left; costs: what is known of the pair"""
-        self.requests = requests
+        """
+        kept:    what batches before left
+        costs:   what is known of the pair
+        waiting: requests that may take the rows of those that end; they are taken out of it as they do
+        """
+        self.requests = list(requests)  # of each row now
+        self.waiting = Waiting() if waiting is None else waiting
         self.target = target
         self.draft = draft
         self.lanes = lanes
@@ -91,15 +99,18 @@ class DeviceEngine:
         choices = static_choices(plan, self.options.widths, drafting=draft is not None)
         self.chooser = Chooser(choices, costs or Costs(), len(requests), whole_windows=True)
         self._shapes = {choice: shape_of(choice.strategy, choice.gamma) for choice in choices}
-        sampled = plan.rule != "greedy" and any(request.params.temperature > 0 for request in requests)
+        all_requests = [*requests, *self.waiting]
+        sampled = plan.rule != "greedy" and any(request.params.temperature > 0 for request in all_requests)
         self._keeps_logits = sampled and plan.rule in ("token", "block")
-        longest = max(len(request.prompt_ids) + request.params.max_tokens for request in requests)
-        self._capacity = self._rounded(longest + 1 + max(shape.reach for shape in self._shapes.values()))
-        self._spare = self._capacity - longest
+        self._ends = max(len(request.eos_ids) for request in all_requests)
+        self._spare = 1 + max(shape.reach for shape in self._shapes.values())
+        self._capacity = self._rounded(max(request.longest for request in requests) + self._spare)
         self.begin = 0, 0  # the lanes' numbers when decoding began
         self.ends: list[int] = []  # of the rounds queued: the target lane's number when each was
         self._read = [0] * len(requests)  # positions of each row that the draft has read
         self._busy_s = [0.0, 0.0]  # of the lanes, in the rounds that were read
+        # Of requests that took a row: the number of the work that reads the prompt, and when it was queued.
+        self._readings: dict[Request, tuple[int, float]] = {}
         self._behind = False  # whether rounds went without the draft since
         self._lookups: list[PromptLookup] = []  # of what was read, to choose by
         if len(choices) > 1 and any(choice.strategy == "lookup" for choice in choices):
@@ -134,6 +145,7 @@ class DeviceEngine:
             self.begin = numbers(self.lanes)
             for request in self.requests:
                 request.stats.prefill_s = start - begin
+                request.begin(start, 0.0, 0.0)
             widest = max(shape.width for shape in self._shapes.values())
             ring = Ring(len(self.requests) * (FACTS + widest), self.options.lateness + 1, self.lanes[0])
             flights: deque[Flight] = deque()
@@ -142,8 +154,9 @@ class DeviceEngine:
                 if len(ring) > self.options.lateness:
                     flight = flights.popleft()
                     updates = self._hand_out(rounds, ring.read(), flight)
-                    self._count_time(updates, time.perf_counter() - start, flight)
+                    self._count_time(updates, time.perf_counter(), flight)
                     yield updates
+                    self._turn_over(rounds)
         finally:
             rounds.close()
             if self.draft is None or rounds.drafting:
@@ -206,14 +219,10 @@ class DeviceEngine:
         )
 
     def _lay_down(self) -> Batch:
-        return Batch.start(
-            [request.prompt_ids for request in self.requests],
-            [request.params for request in self.requests],
-            [request.seed for request in self.requests],
-            [request.eos_ids for request in self.requests],
-            self._spare,
-            self.target.device,
-        )
+        return self._batch_of(self.requests, self.target.device)
+
+    def _batch_of(self, requests: list[Request], device: torch.device) -> Batch:
+        return lay_down(requests, self._spare, device, capacity=self._capacity, ends=self._ends)
 
     def _prefill(self, rounds: StaticRounds) -> None:
         """A draft that is not sure to be needed reads the prompts when it first drafts."""
@@ -239,7 +248,9 @@ class DeviceEngine:
         self._behind = not shape.drafted
         view = self._view(rounds, head + shape.reach)
         reason, is_first = self.chooser.reason, rounds.firsts(shape) > 0
-        flight, round = fly(choice, reason, matched, self.lanes, before, lambda: rounds.play(shape, view))
+        flight, round = fly(
+            choice, reason, list(self.requests), matched, self.lanes, before, lambda: rounds.play(shape, view)
+        )
         if is_first:
             self.chooser.costs.count_making(flight.host_s)
         ring.push(round.report)
@@ -279,7 +290,7 @@ class DeviceEngine:
         updates = []
         accepted_of, judged_of = [0] * len(report), [0] * len(report)
         for row, (request, (emitted, accepted, drafted, finished, status, *ids)) in enumerate(
-            zip(self.requests, report, strict=True)
+            zip(flight.requests, report, strict=True)
         ):
             if request.finish_reason is not None:
                 continue
@@ -304,9 +315,38 @@ class DeviceEngine:
             self.chooser.observe(flight.choice, timing, accepted_of, judged_of, flight.matched)
         return updates
 
-    def _count_time(self, updates: list[Update], decode_s: float, flight: Flight) -> None:
+    def _turn_over(self, rounds: StaticRounds) -> None:
+        """Give rows of requests that have ended to others. Nothing waits for the device, nor for rounds on their way:
+        what those give such a row is its old request's, which has ended.
+        """
+        ended = [row for row, request in enumerate(self.requests) if request.finish_reason is not None]
+        newcomers = self.waiting.take(len(ended), self._capacity - self._spare) if ended else []
+        if not newcomers:
+            return
+        rows, reading = ended[: len(newcomers)], self.lanes[0].queued
+        for row, request in zip(rows, newcomers, strict=True):
+            self.requests[row] = request
+            self._read[row] = 0 if self._behind else len(request.prompt_ids) - 1
+            self._readings[request] = reading, time.perf_counter()
+            if self._lookups:
+                self._lookups[row] = PromptLookup(request.prompt_ids)
+        self.chooser.replace(rows)
+        try:
+            rounds.replace(rows, self._batch_of(newcomers, torch.device("cpu")), drafting=not self._behind)
+        except Exception as error:
+            LOGGER.exception("the target failed")
+            for request in newcomers:
+                request.fail(f"the target failed: {error!r}")
+
+    def _count_time(self, updates: list[Update], now: float, flight: Flight) -> None:
         """What the lanes computed for these rounds: others may be using them too."""
+        requests = [update.request for update in updates]
+        for request in requests:
+            if request in self._readings:  # and it was read since, or there would be no update
+                reading, queued_at = self._readings.pop(request)
+                request.stats.prefill_s = sum(self.lanes[0].times.seconds(reading, reading + 1) or ())
+                request.begin(queued_at + request.stats.prefill_s, *self._busy_s)
         for lane, busy_s in enumerate(flight.busy_s(self.lanes)):
             self._busy_s[lane] += busy_s
-        for update in updates:
-            update.request.stats.count_time(decode_s, *self._busy_s)
+        for request in requests:
+            request.count_time(now, *self._busy_s)

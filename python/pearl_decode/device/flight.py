@@ -10,6 +10,7 @@ from pearl_decode.auto import Choice, Timing
 from pearl_decode.device.round import StaticRound
 from pearl_decode.device.shape import ALONE, Shape
 from pearl_decode.lanes.queue import DeviceLane
+from pearl_decode.request import Request
 
 Span = tuple[int, int]  # of numbers of a lane's pieces of work
 Lanes = tuple[DeviceLane, DeviceLane]
@@ -20,6 +21,7 @@ class Flight:
     """One round that was queued.
 
     choice, reason: how, and why; shape: of what was queued
+    requests:       of each row
     matched:        how much of each row's text prompt lookup went by, as far as was known
     spans:          of the target's and the draft's lane
     work:           the same, with what had to be done first
@@ -30,6 +32,7 @@ class Flight:
     choice: Choice
     reason: str
     shape: Shape
+    requests: list[Request]
     matched: list[int]
     spans: tuple[Span, Span]
     work: tuple[Span, Span]
@@ -66,6 +69,7 @@ def numbers(lanes: Lanes) -> tuple[int, int]:
 def fly(
     choice: Choice,
     reason: str,
+    requests: list[Request],
     matched: list[int],
     lanes: Lanes,
     before: tuple[int, int],
@@ -78,4 +82,4 @@ def fly(
     if round.shape == ALONE:
         choice = Choice("autoregressive", 1)
     spans, work = (((first, target), (other, draft)) for first, other in (firsts, before))
-    return Flight(choice, reason, round.shape, matched, spans, work, host_s, round.warm), round
+    return Flight(choice, reason, round.shape, requests, matched, spans, work, host_s, round.warm), round

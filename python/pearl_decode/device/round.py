@@ -91,7 +91,7 @@ class StaticRound:
 
         def work() -> None:
             self.batch.state.window.zero_()
-            self._announce()
+            self.announce()
 
         self.batch.lanes[0].run(work)
 
@@ -218,9 +218,9 @@ class StaticRound:
             num_drafted = torch.full_like(before, self.shape.drafted)
         facts = [fact.long() for fact in (emitted, accepted, num_drafted, batch.state.finished, batch.state.status)]
         self.report.copy_(torch.cat([torch.stack(facts, dim=1), ids], dim=1))
-        self._announce()
+        self.announce()
 
-    def _announce(self) -> None:
+    def announce(self) -> None:
         """Write the message of the next round."""
         state = self.batch.state
         head = state.committed + state.window

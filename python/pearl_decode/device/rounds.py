@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from torch import Tensor
 
+from pearl_decode.cache import WindowCache
 from pearl_decode.device.draft import copy_fields
 from pearl_decode.device.round import StaticBatch, StaticRound, firsts_of
 from pearl_decode.device.shape import ALONE, Shape
+from pearl_decode.models import CausalModel
+from pearl_decode.state import Batch, put_rows
 from pearl_kernels import DecodeState, SamplingTensors
 
 LOGGER = logging.getLogger(__name__)
@@ -68,6 +71,40 @@ class StaticRounds:
 
         draft_lane.wait(target_lane.record())
         draft_lane.run(work)
+
+    def replace(self, rows: Sequence[int], others: Batch, *, drafting: bool) -> None:
+        """Let the sequences of another batch, on the host and with room for as much, take the places of these rows, and
+        let the target read their prompts, and the draft too if it is to draft at once. Other rows go on as they were.
+        """
+        batch, (target_lane, draft_lane) = self.batch, self.batch.lanes
+        if target_lane.device.type == "cuda":
+            others = others.pinned()  # or copies would hold the host up
+        width = max(others.committed) - 1
+
+        def read(model: CausalModel, cache: WindowCache) -> None:
+            if not model.reads_lengths:
+                cache.clear(rows)
+            if width > 0 and (drafting or model is batch.target):
+                part = WindowCache(width)
+                model.read(others.state.tokens.to(model.device, non_blocking=True)[:, :width], 0, part)
+                cache.take_over(part, rows, len(batch.state.tokens))
+
+        def work() -> None:
+            put_rows(batch.state, rows, others.state)
+            put_rows(batch.params, rows, others.params)
+            read(batch.target, batch.cache)
+            if self._present is not None:
+                self._present.announce()
+
+        def work_of_draft() -> None:
+            assert batch.draft is not None
+            if batch.apart:
+                put_rows(batch.draft.params, rows, others.params)
+            read(batch.draft.model, batch.draft.cache)
+
+        target_lane.run(work)
+        if self.drafting:
+            self.try_draft(lambda: draft_lane.run(work_of_draft))
 
     def catch_up(self, start: int, stop: int) -> None:
         """Let the draft read positions start ... stop - 1 of every row, as it missed rounds that went without it."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections import deque
 from collections.abc import Iterable
 from weakref import WeakKeyDictionary
 
@@ -27,6 +26,7 @@ from pearl_decode.placement import is_spread
 from pearl_decode.request import Request
 from pearl_decode.runner import check_devices
 from pearl_decode.trials import agreeing_layers, try_window_attention
+from pearl_decode.waiting import Waiting
 from pearl_kernels import backends
 
 LOGGER = logging.getLogger(__name__)
@@ -91,10 +91,12 @@ class DeviceRunner:
         requests: list[Request],
         plan: Plan,
         past: Past | None = None,
-        waiting: deque[Request] | None = None,
+        waiting: Waiting | None = None,
     ) -> DeviceEngine:
-        """Prompts are read as a whole, whatever the past, and who waits waits for the batch to end."""
-        return DeviceEngine(requests, self.target, self.draft, self.lanes, plan, self.options, self.kept, self.costs)
+        """Prompts are read as a whole, whatever the past."""
+        return DeviceEngine(
+            requests, self.target, self.draft, self.lanes, plan, self.options, self.kept, self.costs, waiting
+        )
 
     def close(self) -> None:
         """Let go of what was kept, when nothing of it runs any more, and leave the models as they were."""
