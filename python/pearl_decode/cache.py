@@ -148,7 +148,8 @@ class WindowCache(Cache):
         if not self._stack:
             found = [self._layer(index) for index in range(layers)]
             shape = layers, batch, kv_heads, self.capacity, head_dim
-            self._stack = [self._pages.zeros(shape, torch.float32) for _ in range(2)]
+            # Our kernels look at no entry that was not written.
+            self._stack = [self._pages.empty(shape, torch.float32) for _ in range(2)]
             for index, layer in enumerate(found):
                 if layer.is_initialized:
                     self._stack[0][index], self._stack[1][index] = layer.keys, layer.values

@@ -162,6 +162,8 @@ class Engine:
         finally:
             for lane in {lane for pair in self.pairs.values() for lane in pair}:
                 lane.rest()
+            if self.past is None:
+                self.round.release()
 
     def _shared_capacity(self, models: list[CausalModel]) -> int:
         """What rows have to hold, so that most of those that wait fit too: up to twice as much, if memory allows."""

@@ -82,6 +82,12 @@ class Round:
         if self.draft is not None and self.drafting:
             past.draft = Read(self.draft.cache, tokens[: self.draft.cached[0]])
 
+    def release(self) -> None:
+        """Give the caches' memory back, when nothing runs in them any more. The end of these rounds."""
+        self.target.cache.release()
+        if self.draft is not None:
+            self.draft.cache.release()
+
     def prefill(self, drafting: bool) -> None:
         """Both lanes read the prompts, at once; the draft later, when it first drafts, if it is not sure to."""
         prompting = self.draft.prefill() if self.draft and drafting else None

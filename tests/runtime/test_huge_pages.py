@@ -1,16 +1,18 @@
-"""Memory in huge pages: that it is asked for, is what torch.zeros gives, and goes back."""
+"""Memory in huge pages: that it is asked for, is what torch.zeros gives, and is used again."""
 
 from __future__ import annotations
 
+import gc
+import math
 import mmap
-import weakref
 from pathlib import Path
 
 import pytest
 import torch
 
+from pearl_decode import PearlDecoder, SamplingParams, huge_pages
 from pearl_decode.cache import WindowCache
-from pearl_decode.huge_pages import CHUNK, HugePages
+from pearl_decode.huge_pages import CHUNK, MOST_SPARE, HugePages
 from pearl_decode.linear import WindowLinear
 from pearl_decode.models import CausalModel
 from pearl_decode.storage import pack_weights
@@ -80,19 +82,74 @@ def test_a_system_that_refuses_gives_pages_as_it_has_them(monkeypatch):
     assert torch.equal(HugePages().zeros((2, 3), torch.float32), torch.zeros(2, 3))
 
 
-def test_memory_goes_back_when_nothing_in_it_is_in_use(monkeypatch):
-    chunks = []
-    take = mmap.mmap
+@pytest.fixture
+def nothing_spare(monkeypatch):
+    """As in a process that has used nothing yet. The chunks that become spare."""
+    monkeypatch.setattr(huge_pages, "_spare", [])
+    return huge_pages._spare
 
-    class Noted(take):  # type: ignore[misc,valid-type]
-        def __init__(self, *args, **named):
-            chunks.append(weakref.ref(self))
 
-    monkeypatch.setattr(mmap, "mmap", Noted)
+@grants
+def test_memory_is_used_again_when_nothing_in_it_is_in_use(nothing_spare):
     pages = HugePages()
     first, second = (pages.zeros((10,), torch.float32) for _ in range(2))
-    assert len(chunks) == 1
+    place = first.data_ptr()
     del pages, first
-    assert chunks[0]() is not None
+    assert not nothing_spare
+    view = second[3:].view(-1)
     del second
-    assert chunks[0]() is None
+    assert not nothing_spare
+    del view
+    assert len(nothing_spare) == 1
+    assert HugePages().empty((5,), torch.float32).data_ptr() == place
+
+
+@grants
+def test_zeros_are_zero_whatever_was_there(nothing_spare):
+    HugePages().zeros((1000,), torch.float32).fill_(math.nan)
+    assert len(nothing_spare) == 1
+    pages = HugePages()
+    assert not pages.zeros((10,), torch.float32).any()
+    assert not pages.zeros((990,), torch.float32).any()
+    assert not nothing_spare
+
+
+@grants
+def test_the_smallest_that_is_large_enough_is_taken_and_only_some_are_kept(nothing_spare):
+    sizes = [3, 1, 2, 5, 4]
+    held = [HugePages().empty((size * CHUNK,), torch.int8) for size in sizes]
+    while held:
+        held.pop(0)
+    assert [len(chunk) // CHUNK for chunk in nothing_spare] == sizes
+    taken = HugePages().empty((2 * CHUNK - 9,), torch.int8)
+    assert [len(chunk) // CHUNK for chunk in nothing_spare] == [3, 1, 5, 4]
+    held = [HugePages().empty((1,), torch.int8) for _ in range(MOST_SPARE + 3)]
+    held.clear()
+    del taken
+    assert len(nothing_spare) == MOST_SPARE
+    assert len(nothing_spare[-1]) == 2 * CHUNK
+
+
+@grants
+def test_the_system_gets_back_what_it_cannot_take_as_it_needs_it(nothing_spare, monkeypatch):
+    monkeypatch.delattr(mmap, "MADV_FREE")
+    HugePages().zeros((10,), torch.float32)
+    assert not nothing_spare
+
+
+@grants
+def test_a_batch_leaves_its_memory_to_the_next(tmp_path, nothing_spare, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with PearlDecoder(load(CONFIGS["llama"], tmp_path), strategy="autoregressive") as decoder:
+        gc.collect()
+        nothing_spare.clear()  # what loading left
+        first = decoder.generate([[5, 6, 7], [8]], SamplingParams(max_tokens=5))
+        left = list(nothing_spare)
+        assert len(left) == 1
+        decoder.generate([[5, 6, 7] * 30], SamplingParams(max_tokens=50))
+        assert [id(chunk) for chunk in nothing_spare] == [id(chunk) for chunk in left]
+        for chunk in left:
+            chunk[:] = b"\xff" * len(chunk)  # NaN
+        again = decoder.generate([[5, 6, 7], [8]], SamplingParams(max_tokens=5))
+    assert [result.token_ids for result in again] == [result.token_ids for result in first]
+    assert [result.error for result in again] == [None, None]

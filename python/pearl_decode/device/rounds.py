@@ -82,8 +82,7 @@ class StaticRounds:
         width = max(others.committed) - 1
 
         def read(model: CausalModel, cache: WindowCache) -> None:
-            if not model.reads_lengths:
-                cache.clear(rows)
+            cache.clear(rows)
             if width > 0 and (drafting or model is batch.target):
                 part = WindowCache(width)
                 model.read(others.state.tokens.to(model.device, non_blocking=True)[:, :width], 0, part)
