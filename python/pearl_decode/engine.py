@@ -24,6 +24,7 @@ from pearl_decode.waiting import Waiting
 from pearl_kernels import Finished, Purpose, Status, release_threads
 
 LOGGER = logging.getLogger(__name__)
+MOST_SHARED = 4  # times as long as the longest text of a batch, one that its rows are made to hold too
 
 
 @dataclass(frozen=True)
@@ -153,12 +154,10 @@ class Engine:
             self._check_room()
             yield from self._rounds(running)
         except NoRoomError as error:
-            for request in running:
-                request.fail(str(error))
+            _fail(running, str(error))
         except Exception as error:
             LOGGER.exception("the target failed")
-            for request in running:
-                request.fail(f"the target failed: {error!r}")
+            _fail(running, f"the target failed: {error!r}")
         finally:
             for lane in {lane for pair in self.pairs.values() for lane in pair}:
                 lane.rest()
@@ -166,9 +165,9 @@ class Engine:
                 self.round.release()
 
     def _shared_capacity(self, models: list[CausalModel]) -> int:
-        """What rows have to hold, so that most of those that wait fit too: up to twice as much, if memory allows."""
+        """What rows have to hold, so that most of those that wait fit too, if memory allows."""
         longest = max(request.longest for request in self.requests)
-        others = [request.longest for request in self.waiting if longest < request.longest <= 2 * longest]
+        others = [request.longest for request in self.waiting if longest < request.longest <= MOST_SHARED * longest]
         more = max(others, default=longest) + self._spare
         return more if others and has_plenty(models, len(self.requests), more) else 0
 
@@ -249,8 +248,7 @@ class Engine:
             self.round.replace(rows, others, drafting)
         except Exception as error:
             LOGGER.exception("the target failed")
-            for request in newcomers:
-                request.fail(f"the target failed: {error!r}")
+            _fail(newcomers, f"the target failed: {error!r}")
         self._begin(newcomers, begin, time.perf_counter())
 
     def _settle(self) -> None:
@@ -326,6 +324,13 @@ class Engine:
             request.stats.count_round(count, accepted, outcome.num_judged[row], outcome.draft_forwards)
             updates.append(Update(request, new[:count], text))
         return updates
+
+
+def _fail(requests: list[Request], message: str) -> None:
+    """Those that have not ended."""
+    for request in requests:
+        if request.finish_reason is None:
+            request.fail(message)
 
 
 def _closed_up(going: list[bool]) -> list[int]:

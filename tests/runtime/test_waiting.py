@@ -122,7 +122,7 @@ def test_each_text_is_what_it_is_alone(strategy, rule, model, rows):
     assert 3 in rows
 
 
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("rule", ["block", "coupled"])
 def test_any_models_texts_are_too(rule, target, rows):
     with PearlDecoder(target, build("llama", seed=1), max_batch=3, strategy="pearl", gamma=3, rule=rule) as decoder:
         check_each(decoder, *jobs(rule))
@@ -299,3 +299,15 @@ def test_a_choice_is_counted_when_a_request_is_handed_out(model):
                 stats = update.request.stats
                 if update.request.finish_reason is not None:
                     assert sum(stats.choices.values()) == stats.rounds
+
+
+def test_what_has_ended_stays_as_it_ended_when_the_target_fails_after_it(model, monkeypatch, caplog):
+    def failing(*_):
+        raise MemoryError("no more")
+
+    monkeypatch.setattr(Engine, "_turn_over", failing)
+    with PearlDecoder(model, strategy="autoregressive") as decoder:
+        params = [SamplingParams(max_tokens=n, temperature=0) for n in (1, 9)]
+        done, other = decoder.generate([[1, 2, 3], [4, 5]], params)
+    assert (done.finish_reason, done.error, len(done.token_ids)) == ("length", None, 1)
+    assert (other.finish_reason, len(other.token_ids)) == ("error", 1)
