@@ -29,10 +29,13 @@ _spare: list[mmap.mmap] = []  # chunks that nobody uses, the last one last
 class HugePages:
     """Tensors on a CPU that lie one after the other, in huge pages where the system has some to give.
 
-    Memory is spare when nothing near it is in use any more, and this object is gone.
+    When nothing near it is in use any more, and this object is gone, memory is spare, or goes back to the system.
+
+    spare: which of the two
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, spare: bool = True) -> None:
+        self._spare = spare
         self._chunk: NDArray[np.uint8] | None = None
         self._is_new = True
         self._used = 0
@@ -49,21 +52,22 @@ class HugePages:
         if not size or not hasattr(mmap, "MADV_HUGEPAGE"):
             return torch.zeros(shape, dtype=dtype)
         if self._chunk is None or self._used + size > len(self._chunk):
-            (self._chunk, self._is_new), self._used = _chunk(max(CHUNK, size)), 0
+            (self._chunk, self._is_new), self._used = _chunk(max(CHUNK, size), self._spare), 0
         found = torch.frombuffer(self._chunk, dtype=dtype, count=count, offset=self._used)
         self._used += -(-size // LINE) * LINE
         return found.view(tuple(shape))
 
 
-def _chunk(size: int) -> tuple[NDArray[np.uint8], bool]:
-    """A chunk of at least so many bytes, spare when nobody looks at it any more; and whether it is new: all zeros."""
-    chunk, is_new = _taken(size), False
+def _chunk(size: int, spare: bool) -> tuple[NDArray[np.uint8], bool]:
+    """A chunk of at least so many bytes, to be spare again or not; and whether it is new: all zeros."""
+    chunk, is_new = _taken(size) if spare else None, False
     if chunk is None:
         chunk, is_new = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS), True
         with suppress(OSError):  # of a system that has none
             chunk.madvise(mmap.MADV_HUGEPAGE)
     lent = np.frombuffer(chunk, dtype=np.uint8)
-    weakref.finalize(lent, _give_back, chunk).atexit = False
+    if spare:
+        weakref.finalize(lent, _keep, chunk).atexit = False
     return lent, is_new
 
 
@@ -77,7 +81,7 @@ def _taken(size: int) -> mmap.mmap | None:
     return None
 
 
-def _give_back(chunk: mmap.mmap) -> None:
+def _keep(chunk: mmap.mmap) -> None:
     """This may run at any time, in any thread."""
     with suppress(AttributeError, OSError):  # of a system that cannot take it as it needs it
         chunk.madvise(mmap.MADV_FREE)

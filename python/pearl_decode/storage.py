@@ -29,7 +29,7 @@ def pack_weights(*models: PreTrainedModel) -> None:
     Those that models share they share still. Embeddings stay as they are, so a head that shares its own has a copy.
     """
     stored: dict[int, Tensor] = {}
-    pages = HugePages()
+    pages = HugePages(spare=False)  # as large as weights are, nobody asks for it soon
     for model in models:
         for module in model.modules():
             if not isinstance(module, WindowLinear) or module.weight.device.type != "cpu" or module.operands.is_packed:
@@ -37,7 +37,7 @@ def pack_weights(*models: PreTrainedModel) -> None:
             place = module.weight.data_ptr()
             if place not in stored:
                 weight = packed(module.weight.detach())
-                stored[place] = pages.zeros(weight.shape, weight.dtype).copy_(weight)
+                stored[place] = pages.empty(weight.shape, weight.dtype).copy_(weight)
             module.pack(stored[place])
         _look_again(model)
 

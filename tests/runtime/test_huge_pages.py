@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import math
 import mmap
+import weakref
 from pathlib import Path
 
 import pytest
@@ -134,6 +135,23 @@ def test_the_smallest_that_is_large_enough_is_taken_and_only_some_are_kept(nothi
 def test_the_system_gets_back_what_it_cannot_take_as_it_needs_it(nothing_spare, monkeypatch):
     monkeypatch.delattr(mmap, "MADV_FREE")
     HugePages().zeros((10,), torch.float32)
+    assert not nothing_spare
+
+
+@grants
+def test_what_shall_not_be_spare_goes_back_to_the_system(nothing_spare, monkeypatch):
+    chunks = []
+    take = mmap.mmap
+
+    class Noted(take):  # type: ignore[misc,valid-type]
+        def __init__(self, *args, **named):
+            chunks.append(weakref.ref(self))
+
+    monkeypatch.setattr(mmap, "mmap", Noted)
+    tensor = HugePages(spare=False).zeros((10,), torch.float32)
+    assert chunks[0]() is not None
+    del tensor
+    assert chunks[0]() is None
     assert not nothing_spare
 
 
