@@ -30,11 +30,10 @@ import torch
 from decode_cell import Cell, Effort, Outcome, Texts, measure_cell
 from decode_report import draw_lanes, draw_speeds, print_rows
 from harness import describe_machine, read_once
-from model_pairs import PAIRS, ModelPair, NoPairError, make_pair, missing_bytes
+from model_pairs import DTYPES, PAIRS, ModelPair, NoPairError, make_pair, missing_bytes
 
 from pearl_decode.builtin import BUILTIN_TARGET
 
-DTYPES = {"cuda": torch.bfloat16, "cpu": torch.float32}
 PRIMARY = 0.8  # the acceptance whose cells come first
 GRIDS = {
     "full": {"batches": (1, 4, 16), "contexts": (512, 8192), "acceptances": (0.8, 0.95, 0.6, 0.9), "tokens": 128},

@@ -31,6 +31,7 @@ from pearl_decode.models import CausalModel
 
 STRIDE = 1009
 CONTEXT = 16384
+DTYPES = {"cuda": torch.bfloat16, "cpu": torch.float32}  # by the device
 KINDS: dict[str, tuple[Any, Any]] = {
     "llama": (LlamaConfig, LlamaForCausalLM),
     "qwen3": (Qwen3Config, Qwen3ForCausalLM),

@@ -7,7 +7,7 @@
 # step has a time limit, all together TOTAL_S, and a log in OUT_DIR (default: build/gpu); one that fails does not stop the
 # others. The last lines say how each step ended, and the exit status is 1 if any failed. STEPS="build decode" runs these
 # alone: whole decoding comes last, takes what time the others left, and is given the options in DECODE_ARGS, for example
-# "--pairs 8b+1b". STEPS="build compiled" decodes with compiled models.
+# "--pairs 8b+1b". STEPS="build compiled" decodes with compiled models, STEPS="build list" a list longer than a batch.
 set -uo pipefail
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 1
@@ -169,6 +169,8 @@ else
 fi
 # Compiling takes up to a minute for each width: only where it is asked for.
 [[ " ${STEPS:-} " == *" compiled "* ]] && whole_decoding compiled $((total - SECONDS - 30)) --compile --batches 1 --contexts 512
+[[ " ${STEPS:-} " == *" list "* ]] && step list 240 "$python" bench/bench_list.py --synthetic 8b+160m --device cuda \
+  --texts 64 --batch 16 --tokens 256 --repeat 2 --json "$out/list.json"
 # Needs no GPU, only its compilers: last.
 has pytest && step compilers 90 "$python" -m pytest -q -rf -p no:cacheprovider \
   tests/test_cuda_build.py tests/kernels/test_triton_compiles.py
