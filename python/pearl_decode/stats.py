@@ -8,7 +8,7 @@ from typing import Any
 
 @dataclass
 class DecodeStats:
-    """Counts of one request, and times of the run that decoded it (seconds; prompt processing apart).
+    """Counts of one request, and times from when its prompt was read (seconds; prompt processing apart).
 
     reused_tokens:     tokens of the prompt that were not read, as a session's last text began with them
     rounds:            verifications the request took part in
