@@ -156,6 +156,14 @@ def test_what_shall_not_be_spare_goes_back_to_the_system(nothing_spare, monkeypa
 
 
 @grants
+def test_what_shall_not_be_spare_takes_nothing_that_is(nothing_spare):
+    HugePages().empty((10,), torch.float32)
+    assert len(nothing_spare) == 1
+    assert not HugePages(spare=False).zeros((10,), torch.float32).any()
+    assert len(nothing_spare) == 1
+
+
+@grants
 def test_a_batch_leaves_its_memory_to_the_next(tmp_path, nothing_spare, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with PearlDecoder(load(CONFIGS["llama"], tmp_path), strategy="autoregressive") as decoder:
