@@ -120,7 +120,7 @@ class Chooser:
         if best != self._present and speeds[best] > LEAD * speeds[self._present]:
             self._present = best
             self._unexplained = speeds, matched
-        return self.choices[self._present]
+        return self.present
 
     @property
     def reason(self) -> str:
@@ -257,7 +257,7 @@ class Chooser:
         for place in np.argsort(-speeds):
             if speeds[place]:
                 bests.setdefault(self.choices[place].strategy, f"{self.choices[place]} {speeds[place]:.4g}")
-        present, now, each = self.choices[self._present], self.costs.round, self._acceptances
+        present, now, each = self.present, self.costs.round, self._acceptances
         times = self.costs.times(self._rows, present.strategy == "pearl")
         window_s, step_s = (times.window_s(1, now) or 0.0), (times.step_s(present.gamma, now) or 0.0)
         rates = {

@@ -13,9 +13,6 @@ class Waiting:
     def __init__(self, requests: Iterable[Request] = ()) -> None:
         self._requests = list(requests)
 
-    def __len__(self) -> int:
-        return len(self._requests)
-
     def __iter__(self) -> Iterator[Request]:
         return iter(self._requests)
 
