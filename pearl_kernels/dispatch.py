@@ -31,10 +31,9 @@ _ENTRY = {
     "draft_chain": "draft_chain",
 }
 # Operations a backend does not have.
-_ON_CPUS = {"window_linear", "window_norm", "window_layer", "window_decoder", "draft_chain"}
 _WITHOUT = {
-    "triton": _ON_CPUS - {"window_layer", "window_norm"},
-    "cuda": _ON_CPUS | {"induction", "window_attention"},
+    "triton": {"window_linear"},
+    "cuda": _ENTRY.keys() - {"sample", "verify", "advance"},
     "flash": _ENTRY.keys() - {"window_attention"},
 }
 _MODULE = {"reference": "reference", "cpu": "_native", "triton": "_triton", "cuda": "_cuda", "flash": "_flash"}

@@ -33,13 +33,15 @@ def _normed_head(low, high, weight, column, inside, half, eps):
 
 @triton.jit
 def place_heads(
-    joined, q_norm, k_norm, cos, sin, angles_batch_stride, seq_lens, starts, q_out, k_cache, v_cache,
+    joined, q_norm, k_norm, cos, sin, angles_batch_stride, positions, seq_lens, starts, q_out, k_cache, v_cache,
     k_batch_stride, k_head_stride, k_entry_stride, v_batch_stride, v_head_stride, v_entry_stride,
     width, heads, kv_heads, head_dim, capacity, eps, HALF: tl.constexpr,
 ):  # fmt: skip
     """Split joined (batch, width, (heads + 2 * kv_heads) * head_dim) into heads, one for each program: queries and keys
     are normed, where their norms are not None, and rotated; keys and values are stored in the cache, from `starts` on:
     seq_lens (batch,), taken to what the cache has room for.
+
+    cos, sin: of the window's tokens; where angles_batch_stride is None, of so many positions, the last for all past it
     """
     row, head = tl.program_id(0).to(tl.int64), tl.program_id(1)
     batch, query = row // width, row % width
@@ -54,8 +56,12 @@ def place_heads(
         low, high = _normed_head(low, high, q_norm, column, inside, half, eps)
     if is_key:
         low, high = _normed_head(low, high, k_norm, column, inside, half, eps)
+    start = tl.minimum(tl.maximum(tl.load(seq_lens + batch), 0), capacity - width)
     if is_query | is_key:
-        angle = batch * angles_batch_stride + query * head_dim + column
+        if angles_batch_stride is None:
+            angle = tl.minimum(start + query, positions - 1) * head_dim + column
+        else:
+            angle = batch * angles_batch_stride + query * head_dim + column
         cos_low = tl.load(cos + angle, mask=inside, other=0.0).to(tl.float32)
         cos_high = tl.load(cos + angle + half, mask=inside, other=0.0).to(tl.float32)
         sin_low = tl.load(sin + angle, mask=inside, other=0.0).to(tl.float32)
@@ -63,7 +69,6 @@ def place_heads(
         turned_low = low * cos_low - high * sin_low
         high = high * cos_high + low * sin_high
         low = turned_low
-    start = tl.minimum(tl.maximum(tl.load(seq_lens + batch), 0), capacity - width)
     if is_query:
         target = q_out + (row * heads + head) * head_dim
         if (head == 0) & (query == 0):

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pearl_kernels import checks
 from pearl_kernels.dispatch import choose
-from pearl_kernels.draft_chain.reference import Draws, one_by_one
+from pearl_kernels.draft_chain.reference import Draws, Found, one_by_one
 from pearl_kernels.induction import check_induction
 from pearl_kernels.types import Purpose, RowStats, SampleOutput, SamplingTensors
 from pearl_kernels.window_decoder import DecoderWeights, Window
@@ -21,11 +21,13 @@ class DraftChain(NamedTuple):
     """What was drawn, and from what.
 
     drawn:  SampleOutput of (batch, steps); its tokens are target ids
-    logits: (batch, steps, outputs of the head) float32, induction included
+    logits: (batch, steps, outputs of the head) of the type of the decoder's rows, induction included; None in an `out`
+            that is not to have them
+    All of it lies step by step: transposed it is contiguous.
     """
 
     drawn: SampleOutput
-    logits: Tensor
+    logits: Tensor | None
 
 
 def draft_chain(
@@ -47,6 +49,7 @@ def draft_chain(
     text: Tensor | None = None,
     strengths: Tensor | None = None,
     backend: str | None = None,
+    out: DraftChain | None = None,
 ) -> DraftChain:
     """Draft `steps` tokens after a window: each is drawn from the decoder's last row, and is then the next window.
 
@@ -66,9 +69,11 @@ def draft_chain(
                 but for the last are written to it. None: no induction
     strengths:  as in `induce_`, with a text
     backend:    None picks the best for the device
+    out:        written and returned, instead of new tensors
 
-    Returns DraftChain. On the cpu backend it is one call, with the bits of the operations one by one. A row that cannot
-    be drawn from has a status, and goes on with column 0.
+    Returns DraftChain. On the cpu backend it is one call, with the bits of the operations one by one. On a GPU a step
+    is that decoder's launches, one more for `sample`'s few, and one for `induce_`. A row that cannot be drawn from has
+    a status, and goes on with column 0.
     Raises ValueError naming the argument, what was expected and what came.
     """
     op = "draft_chain"
@@ -83,12 +88,41 @@ def draft_chain(
     if checks.readable(seq_lens) and batch:
         checks.in_range(op, "seq_lens", seq_lens, 0, capacity - width - steps + 1)
     draws = Draws(params, steps, vocab, purpose, epochs, d2t, text, strengths)
+    outputs = weights.head.out_features
+    found = _new(steps, batch, outputs, weights) if out is None else _of(out, steps, batch, outputs, weights)
     if torch.compiler.is_compiling():
-        found = one_by_one(window, draws, backend)
+        one_by_one(window, draws, found, backend)
     else:
-        found = choose(op, device, backend)(window.contiguous(), draws)
+        choose(op, device, backend)(window.contiguous(), draws, found)
+    if out is not None:
+        return out
     ids, threshold, lse, status, logits = found
-    return DraftChain(SampleOutput(ids, RowStats(threshold, lse), status), logits)
+    assert logits is not None
+    return DraftChain(SampleOutput(ids.T, RowStats(threshold.T, lse.T), status.T), logits.transpose(0, 1))
+
+
+def _new(steps: int, batch: int, outputs: int, weights: DecoderWeights) -> Found:
+    like = weights.norm.detach()
+    ids, status = (like.new_empty(steps, batch, dtype=kind) for kind in (torch.int64, torch.int32))
+    threshold, lse = (like.new_empty(steps, batch, dtype=torch.float32) for _ in range(2))
+    return Found(ids, threshold, lse, status, like.new_empty(steps, batch, outputs))
+
+
+def _of(out: DraftChain, steps: int, batch: int, outputs: int, weights: DecoderWeights) -> Found:
+    """The tensors of an `out`, which is refused unless they fit."""
+    op, sizes, device = "draft_chain", (("steps", steps), ("batch", batch)), weights.norm.device
+    if not isinstance(out, DraftChain):
+        raise ValueError(f"{op}: out must be DraftChain, got {type(out).__name__}")
+    ids, (threshold, lse), status = out.drawn
+    found = Found(ids.mT, threshold.mT, lse.mT, status.mT, None if out.logits is None else out.logits.transpose(0, 1))
+    checks.updatable(op, "out.drawn.tokens.mT", found.ids, sizes, torch.int64, device)
+    checks.updatable(op, "out.drawn.stats.threshold.mT", found.threshold, sizes, torch.float32, device)
+    checks.updatable(op, "out.drawn.stats.lse.mT", found.lse, sizes, torch.float32, device)
+    checks.updatable(op, "out.drawn.status.mT", found.status, sizes, torch.int32, device)
+    if found.logits is not None:
+        of_logits = (*sizes, ("outputs", outputs))
+        checks.updatable(op, "out.logits.transpose(0, 1)", found.logits, of_logits, weights.dtype, device)
+    return found
 
 
 def check_draws(

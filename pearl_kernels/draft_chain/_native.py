@@ -13,16 +13,14 @@ from pearl_kernels.window_decoder import Window
 from pearl_kernels.window_decoder._native import described_weights, described_window
 
 
-def draft_chain(window: Window, draws: Draws) -> Found:
-    """`pearl_kernels.draft_chain` of CPU tensors, in one call. What it returns lies step by step."""
+def draft_chain(window: Window, draws: Draws, found: Found) -> None:
+    """`pearl_kernels.draft_chain` of CPU tensors, in one call."""
     params, steps, vocab, purpose, _, _, text, _ = draws
-    batch = len(window.tokens)
     columns = contiguous(params.temperature, params.top_k, params.top_p, params.min_p, params.seed)
     epochs, d2t, strengths = contiguous(draws.epochs, draws.d2t, draws.strengths)
-    logits = torch.empty(steps, batch, window.weights.head.out_features)
-    ids = torch.empty(steps, batch, dtype=torch.int64)
-    threshold, lse = torch.empty(steps, batch), torch.empty(steps, batch)
-    status = torch.empty(steps, batch, dtype=torch.int32)
+    ids, threshold, lse, status, logits = found
+    if logits is None:
+        logits = torch.empty(*ids.shape, window.weights.head.out_features)
     _C.draft_chain(
         described_weights(window.weights),
         described_window(window),
@@ -36,7 +34,6 @@ def draft_chain(window: Window, draws: Draws) -> Found:
         described_strengths(strengths),
         (address(logits), address(ids), address(threshold), address(lse), address(status)),
     )
-    return ids.T, threshold.T, lse.T, status.T, logits.transpose(0, 1)
 
 
 def described_text(text: Tensor | None) -> tuple[int, int, int]:

@@ -12,7 +12,17 @@ from pearl_kernels.sample import sample
 from pearl_kernels.types import Purpose, SamplingTensors
 from pearl_kernels.window_decoder import Window, window_decoder
 
-Found = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]  # tokens, threshold, lse, status, logits
+
+class Found(NamedTuple):
+    """Where the fields of `DraftChain` are written, step by step: (steps, batch), and logits (steps, batch, outputs),
+    None where they are not kept.
+    """
+
+    ids: Tensor
+    threshold: Tensor
+    lse: Tensor
+    status: Tensor
+    logits: Tensor | None
 
 
 class Draws(NamedTuple):
@@ -28,11 +38,10 @@ class Draws(NamedTuple):
     strengths: Tensor | None
 
 
-def one_by_one(window: Window, draws: Draws, backend: str | None) -> Found:
+def one_by_one(window: Window, draws: Draws, found: Found, backend: str | None) -> None:
     """`pearl_kernels.draft_chain`, one operation after the other."""
     params, steps, vocab, purpose, epochs, d2t, text, strengths = draws
-    drawn, rows = [], []
-    for _ in range(steps):
+    for step in range(steps):
         tokens, starts = window.tokens, window.seq_lens
         logits = window_decoder(*window[:-1], scale=window.scale, keep=1, backend=backend)[:, 0]
         heads = starts + tokens.shape[1]
@@ -44,13 +53,12 @@ def one_by_one(window: Window, draws: Draws, backend: str | None) -> Found:
         )  # fmt: skip
         if d2t is not None:
             ids = d2t[ids]
-        drawn.append((ids, *stats, status))
-        rows.append(logits)
+        for all_steps, value in zip(found, (ids, *stats, status, logits), strict=True):
+            if all_steps is not None:
+                all_steps[step] = value
         window = window._replace(tokens=ids[:, None], seq_lens=heads)
-    ids, threshold, lse, status = (torch.stack(column, dim=1) for column in zip(*drawn, strict=True))
-    return ids, threshold, lse, status, torch.stack(rows, dim=1)
 
 
-def draft_chain(window: Window, draws: Draws) -> Found:
+def draft_chain(window: Window, draws: Draws, found: Found) -> None:
     """`pearl_kernels.draft_chain` in plain torch."""
-    return one_by_one(window, draws, "reference")
+    one_by_one(window, draws, found, "reference")

@@ -33,6 +33,8 @@ def described_weights(weights: DecoderWeights) -> _C.DecoderWeights:
     """A decoder's weights as the extension takes them."""
     known = _KNOWN.get(weights)
     if known is None:
+        if weights.dtype is not torch.float32:
+            raise ValueError(f"cpu backend: norms and biases must be float32, got {weights.dtype}")
         known = _C.DecoderWeights(
             (weights.embedding.data_ptr(), DTYPES[weights.embedding.dtype], weights.embedding.shape[0]),
             [described_layer(layer) for layer in weights.layers],

@@ -19,8 +19,8 @@ class DecoderWeights:
     """What `window_decoder` is made of. The tensors are the caller's; their values and addresses may change later.
 
     embedding: (vocab, size) float32/bfloat16/float16 contiguous
-    layers:    LayerWeights, at least one, all of the same sizes
-    norm:      (size,) float32 contiguous, before the head
+    layers:    LayerWeights, at least one, all of the same sizes and for rows of the same type
+    norm:      (size,) of that type, contiguous, before the head
     head:      a `Linear` or a tuple of the same: a weight (outputs, size) as `window_linear` takes it, a bias or None,
                a scale if the weight is int8
     eps:       of the norm before the head
@@ -35,11 +35,12 @@ class DecoderWeights:
         if not self.layers:
             raise ValueError("window_decoder: layers must be at least 1, got 0")
         first = self.layers[0]
-        self.sizes, self.kv_heads, self.head_dim = first.sizes, first.kv_heads, first.head_dim
+        self.sizes, self.kv_heads, self.head_dim, self.dtype = first.sizes, first.kv_heads, first.head_dim, first.dtype
         for layer in self.layers:
-            if layer.sizes != self.sizes:
+            if (layer.sizes, layer.dtype) != (self.sizes, self.dtype):
                 raise ValueError(
-                    f"window_decoder: layers must have the sizes of the first, {self.sizes}, got {layer.sizes}"
+                    f"window_decoder: layers must have the sizes of the first, {self.sizes}, for {self.dtype}, "
+                    f"got {layer.sizes} for {layer.dtype}"
                 )
         if (
             embedding.dtype not in _EMBEDDING_DTYPES
@@ -52,10 +53,8 @@ class DecoderWeights:
                 f"contiguous, got {embedding.dtype} of {tuple(embedding.shape)}"
             )
         device = first.norms[0].device
-        if first.dtype is not torch.float32:
-            raise ValueError(f"window_decoder: layers must have float32 norms and biases, got {first.dtype}")
-        check_vector("window_decoder", "norm", norm, first.size, device)
-        check_linear("window_decoder", "head", self.head)
+        check_vector("window_decoder", "norm", norm, first.size, device, self.dtype)
+        check_linear("window_decoder", "head", self.head, self.dtype)
         if self.head.in_features != first.size:
             raise ValueError(
                 f"window_decoder: head must be of shape (outputs, {first.size}), "

@@ -33,15 +33,15 @@ class Window(NamedTuple):
             )
         (batch, width), device = tokens.shape, tokens.device
         angles = (("positions", max(1, cos.shape[0] if cos.ndim else 0)), ("head_dim", weights.head_dim))
-        checks.tensor(op, "cos", cos, angles, torch.float32, device)
-        checks.tensor(op, "sin", sin, angles, torch.float32, device)
+        checks.tensor(op, "cos", cos, angles, weights.dtype, device)
+        checks.tensor(op, "sin", sin, angles, weights.dtype, device)
         capacity = k_caches.shape[3] if k_caches.ndim == 5 else width
         sizes = (
             ("layers", len(weights.layers)), ("batch", batch), ("kv_heads", weights.kv_heads), ("capacity", capacity),
             ("head_dim", weights.head_dim),
         )  # fmt: skip
         for name, caches in (("k_caches", k_caches), ("v_caches", v_caches)):
-            checks.tensor(op, name, caches, sizes, torch.float32, device)
+            checks.tensor(op, name, caches, sizes, weights.dtype, device)
             if caches.stride(-1) != 1:
                 raise ValueError(f"{op}: {name} must have a contiguous last dimension, got {caches.stride()}")
         if width > capacity:

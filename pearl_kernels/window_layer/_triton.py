@@ -28,8 +28,14 @@ def window_layer(
     v_cache: Tensor,
     seq_lens: Tensor,
     scale: float,
+    *,
+    caches_only: bool = False,
 ) -> Tensor:
-    """`pearl_kernels.window_layer`: four launches beside four products and the attention, and no other."""
+    """`pearl_kernels.window_layer`: four launches beside four products and the attention, and no other.
+
+    cos, sin:    or (positions, head_dim), of every position there may be, as `window_decoder` takes them
+    caches_only: no more is computed than what is stored in the caches; x is returned
+    """
     if any(each.scale is not None or each.weight.dtype is not x.dtype or each.is_packed for each in weights.linears):
         raise ValueError(f"triton backend: weights must be {x.dtype} like x, and not packed")
     (batch, width, size), (heads, kv_heads, head_dim) = x.shape, (weights.heads, weights.kv_heads, weights.head_dim)
@@ -42,11 +48,13 @@ def window_layer(
     with torch.cuda.device_of(x):
         joined = _products(_normed(x.view(-1, size), attention_norm, weights.eps, copy=hidden), (q, k, v))
         place_heads[(batch * width, heads + 2 * kv_heads)](
-            joined, q_norm, k_norm, cos, sin, 0 if cos.shape[0] == 1 else cos.stride(0), seq_lens, starts,
+            joined, q_norm, k_norm, cos, sin, _angles_batch_stride(cos), len(cos), seq_lens, starts,
             queries, k_cache, v_cache, *k_cache.stride()[:3], *v_cache.stride()[:3],
             width, heads, kv_heads, head_dim, k_cache.shape[2], weights.eps,
             HALF=triton.next_power_of_2(head_dim // 2), num_warps=1,
         )  # fmt: skip
+        if caches_only:
+            return x
         attended = window_attention(queries, k_cache, v_cache, None, None, starts, scale=scale)
         _add_product(hidden, attended.view(batch * width, -1), output)
         joined = _products(_normed(hidden, mlp_norm, weights.eps), (gate, up))
@@ -56,6 +64,12 @@ def window_layer(
         )
         _add_product(hidden, gated, down)
     return hidden.view(batch, width, size)
+
+
+def _angles_batch_stride(cos: Tensor) -> int | None:
+    if cos.ndim == 2:
+        return None
+    return 0 if len(cos) == 1 else cos.stride(0)
 
 
 def _normed(rows: Tensor, weight: Tensor, eps: float, copy: Tensor | None = None) -> Tensor:

@@ -20,6 +20,7 @@ from triton.compiler import ASTSource, compile
 from pearl_kernels._triton import chain
 from pearl_kernels._triton.attention import attend_parts, join_parts
 from pearl_kernels._triton.chains import judge_rows
+from pearl_kernels._triton.decoder import enter_rows
 from pearl_kernels._triton.launch import REGISTERS, RESIDUAL_WARPS, WARPS, tiles_of
 from pearl_kernels._triton.layer import gate_rows, norm_rows, place_heads
 from pearl_kernels._triton.residuals import draw_residuals, sum_masses
@@ -184,15 +185,17 @@ def compile_induction(dtype: str, *, plain: bool) -> None:
 
 
 def compile_layer(dtype: str, *, plain: bool) -> None:
-    """plain: no norms of queries and keys, and rows that are not copied."""
-    none = {"q_norm", "k_norm", "copy"} if plain else set()
+    """plain: no norms of queries and keys, rows that are not copied, angles of all positions, a decoder alone."""
+    none = {"q_norm", "k_norm", "copy", "angles_batch_stride", "d2t", "ends", "text"} if plain else set()
     kernels: list[tuple[Any, dict[str, int], int]] = [
         (norm_rows, {"BLOCK": 8192}, warps_of(8192)),
         (place_heads, {"HALF": 64}, 1),
         (gate_rows, {"BLOCK": GATE_BLOCK}, 4),
+        (enter_rows, {"BLOCK": 4096}, warps_of(4096)),
     ]
-    sizes = ("size", "inner", "width", "heads", "kv_heads", "head_dim", "capacity")
-    others = {"eps": "fp32", "offset": "fp32", "seq_lens": "*i64", "starts": "*i64"}
+    sizes = {"size", "inner", "width", "heads", "kv_heads", "head_dim", "capacity", "positions", "vocab", "text_length"}
+    others = {"eps": "fp32", "offset": "fp32"}
+    others |= dict.fromkeys(("tokens", "d2t", "text", "seq_lens", "starts", "ends"), "*i64")
     for kernel, constants, warps in kernels:
         signature: dict[str, str] = {}
         values: dict[tuple[int], Any] = {}

@@ -9,7 +9,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from pearl_kernels import Purpose, SamplingTensors, draft_chain, induce_, sample, window_decoder
+from pearl_kernels import (
+    DraftChain,
+    Purpose,
+    RowStats,
+    SampleOutput,
+    SamplingTensors,
+    draft_chain,
+    induce_,
+    sample,
+    window_decoder,
+)
 from tests.kernels.levels import LEVELS, run_at
 from tests.kernels.test_window_decoder import OUTPUTS, WindowCase, case_of, decoder_of, three_layers
 from tests.kernels.test_window_layer import CAPACITY
@@ -118,6 +128,30 @@ def test_one_call_has_the_bits_of_the_operations_one_by_one(backend, width, indu
         assert (found.tokens[:, 0] == case.tokens[:, -1] % 3 + 1).any() or "d2t" in options
 
 
+def new_chain(steps: int = STEPS, *, logits: bool = True) -> DraftChain:
+    """What a chain may be written to."""
+    threshold, lse = (torch.empty(steps, 3).mT for _ in range(2))
+    drawn = SampleOutput(
+        torch.empty(steps, 3, dtype=torch.int64).mT, RowStats(threshold, lse),
+        torch.empty(steps, 3, dtype=torch.int32).mT,
+    )  # fmt: skip
+    return DraftChain(drawn, torch.empty(steps, 3, OUTPUTS).transpose(0, 1) if logits else None)
+
+
+@pytest.mark.parametrize("keeps", [False, True])
+def test_is_written_where_the_caller_wants_it(backend, keeps):
+    case, out = chain_of(d2t=D2T), new_chain(logits=keeps)
+    wanted = case.cloned().run(backend)
+    case.options["out"] = out
+    assert case.run(backend) is out
+    assert torch.equal(out.drawn.tokens, wanted.drawn.tokens)
+    assert torch.equal(out.drawn.status, wanted.drawn.status)
+    for mine, theirs in zip(out.drawn.stats, wanted.drawn.stats, strict=True):
+        assert torch.equal(mine, theirs)
+    if keeps:
+        assert torch.equal(out.logits, wanted.logits)
+
+
 def test_what_was_drawn_is_what_the_next_step_reads(backend):
     """A chain of one step after a chain of three is the fourth step."""
     case = chain_of([3, 0, 31], 2, d2t=D2T)
@@ -208,6 +242,12 @@ TEXT, STRENGTHS = torch.zeros(3, CAPACITY, dtype=torch.int64), torch.ones(4)
         ({"options": {"text": TEXT[:2], "strengths": STRENGTHS}}, r"text must be \(batch=3, capacity=50\) int64"),
         ({"options": {"text": TEXT, "strengths": torch.ones(0)}}, r"strengths must be 1 to 32 numbers, got 0"),
         ({"options": {"text": TEXT, "strengths": STRENGTHS, "d2t": torch.arange(7)}}, r"d2t must be \(vocab=41,\)"),
+        ({"options": {"out": new_chain(3)}}, r"out.drawn.tokens.mT must be \(steps=4, batch=3\) int64"),
+        (
+            {"options": {"out": new_chain()._replace(logits=torch.empty(3, STEPS, OUTPUTS))}},
+            r"out.logits.transpose\(0, 1\) must be contiguous",
+        ),
+        ({"options": {"out": torch.empty(3, STEPS)}}, r"out must be DraftChain, got Tensor"),
     ],
 )
 def test_a_mistake_is_named(changes, message):

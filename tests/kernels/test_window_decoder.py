@@ -24,6 +24,7 @@ from pearl_kernels import (
 from pearl_kernels.window_layer.reference import window_layer as exact_layer
 from tests.kernels.levels import LEVELS, run_at
 from tests.kernels.test_window_layer import CAPACITY, SIZE, draw, weights_of
+from tests.kernels.test_window_layer_triton import layer_of_type
 
 VOCAB, OUTPUTS, HEAD_DIM = 30, 41, 10
 
@@ -69,6 +70,18 @@ def case_of(lengths: list[int], width: int, weights: DecoderWeights, positions: 
     caches = [draw(len(weights.layers), len(lengths), weights.kv_heads, CAPACITY, HEAD_DIM) for _ in range(2)]
     tokens = torch.randint(VOCAB, (len(lengths), width))
     return Case(tokens, weights, angles.cos(), angles.sin(), *caches, torch.tensor(lengths))
+
+
+def of_type(case: Any, dtype: torch.dtype) -> Any:
+    """The case with everything in it of one type."""
+    given, head = case.weights, case.weights.head
+    bias = None if head.bias is None else head.bias.to(dtype)
+    weights = DecoderWeights(
+        given.embedding.to(dtype), [layer_of_type(layer, dtype) for layer in given.layers], given.norm.to(dtype),
+        Linear(head.weight.to(dtype), bias), eps=given.eps,
+    )  # fmt: skip
+    names = ("cos", "sin", "k_caches", "v_caches")
+    return replace(case, weights=weights, **{name: getattr(case, name).to(dtype) for name in names})
 
 
 def three_layers() -> list[LayerWeights]:
@@ -275,10 +288,17 @@ def test_a_mistake_in_the_weights_is_named(changes, message):
 
 
 def test_layers_must_be_alike():
-    with pytest.raises(
-        ValueError, match=r"layers must have the sizes of the first, \(40, 6, 2, 10, 72\), got \(40, 4,"
-    ):
+    with pytest.raises(ValueError, match=r"layers must have the sizes .* \(40, 6, 2, 10, 72\), .* got \(40, 4, .*32"):
         decoder_of(weights_of(), weights_of(heads=4))
+    with pytest.raises(ValueError, match=r"layers must have .* \(40, 6, .*\), for torch.float32, got .*bfloat16"):
+        decoder_of(weights_of(), layer_of_type(weights_of(), torch.bfloat16))
+
+
+def test_the_cpu_computes_in_float32():
+    case = of_type(replace(case_of([3], 1, decoder_of(weights_of())), keep=1), torch.bfloat16)
+    assert case.run("reference").dtype is torch.bfloat16
+    with pytest.raises(ValueError, match=r"cpu backend: norms and biases must be float32, got torch.bfloat16"):
+        case.run("cpu")
 
 
 def test_packed_weights_give_the_same_bits(backend):

@@ -32,9 +32,9 @@ def joined(tensors: list[Tensor]) -> list[Tensor]:
     return list(torch.cat(tensors).split([len(tensor) for tensor in tensors]))
 
 
-def of_type(case: Case, dtype: torch.dtype, *, joins: bool = False) -> Case:
-    """The case with everything in it of one type; joins: as parts of one tensor what is given the same rows."""
-    norms, weights, biases, scales, outputs = case.weights.as_lists()
+def layer_of_type(layer: LayerWeights, dtype: torch.dtype, *, joins: bool = False) -> LayerWeights:
+    """The layer with everything in it of one type; joins: as parts of one tensor what is given the same rows."""
+    norms, weights, biases, scales, outputs = layer.as_lists()
 
     def cast(tensor: Tensor | None) -> Any:
         return None if tensor is None else tensor.to(dtype)
@@ -45,11 +45,13 @@ def of_type(case: Case, dtype: torch.dtype, *, joins: bool = False) -> Case:
             for group in (slice(0, 3), slice(4, 6)):
                 if each[0] is not None:
                     each[group] = joined(each[group])
-    layer = LayerWeights.of_lists(
-        list(map(cast, norms)), weights, biases, scales, outputs, case.weights.eps, case.weights.head_dim
-    )
-    names = ("x", "cos", "sin", "k_cache", "v_cache")
-    return replace(case, weights=layer, **{name: getattr(case, name).to(dtype) for name in names})
+    return LayerWeights.of_lists(list(map(cast, norms)), weights, biases, scales, outputs, layer.eps, layer.head_dim)
+
+
+def of_type(case: Case, dtype: torch.dtype, *, joins: bool = False) -> Case:
+    """The case with everything in it of one type."""
+    weights, names = layer_of_type(case.weights, dtype, joins=joins), ("x", "cos", "sin", "k_cache", "v_cache")
+    return replace(case, weights=weights, **{name: getattr(case, name).to(dtype) for name in names})
 
 
 @pytest.mark.parametrize("dtype", list(TOLERANCES))
