@@ -143,13 +143,16 @@ class WindowCache(Cache):
             layer.lazy_initialization(states, states)
         return layer.keys, layer.values
 
-    def stacked(self, layers: int, batch: int, kv_heads: int, head_dim: int) -> list[torch.Tensor]:
-        """Keys and values of so many float32 layers on a CPU, (layers, batch, kv_heads, capacity, head_dim) each."""
+    def stacked(self, layers: int, batch: int, kv_heads: int, head_dim: int, like: torch.Tensor) -> list[torch.Tensor]:
+        """Keys and values of so many layers, (layers, batch, kv_heads, capacity, head_dim) each, of the type of `like`
+        and on its device.
+        """
         if not self._stack:
             found = [self._layer(index) for index in range(layers)]
             shape = layers, batch, kv_heads, self.capacity, head_dim
-            # Our kernels look at no entry that was not written.
-            self._stack = [self._pages.empty(shape, torch.float32) for _ in range(2)]
+            # On a CPU our kernels read them, which look at no entry that was not written.
+            on_cpu = like.device.type == "cpu"
+            self._stack = [self._pages.empty(shape, like.dtype) if on_cpu else like.new_zeros(shape) for _ in range(2)]
             for index, layer in enumerate(found):
                 if layer.is_initialized:
                     self._stack[0][index], self._stack[1][index] = layer.keys, layer.values
@@ -239,7 +242,7 @@ class WindowCache(Cache):
         length = part.capacity if length is None else length
         if part._stack and not self._stack:
             layers, _, kv_heads, _, head_dim = part._stack[0].shape
-            self.stacked(layers, batch, kv_heads, head_dim)
+            self.stacked(layers, batch, kv_heads, head_dim, part._stack[0])
         for index, theirs in enumerate(part._window_layers):
             own = self._layer(index)
             if not own.is_initialized:

@@ -224,8 +224,11 @@ def _agrees(parts: LayerParts, hidden_states: Tensor, named: dict[str, Any], wan
     except Exception as error:  # of compilers too, which have errors of their own
         LOGGER.warning("a decoder layer runs as it is written: %s: %s", type(error).__name__, error)
         return False
-    if got is None or not isinstance(wanted, Tensor):
-        return False
+    return got is not None and isinstance(wanted, Tensor) and agree(got, wanted)
+
+
+def agree(got: Tensor, wanted: Tensor) -> bool:
+    """Whether two ways to compute something differ by rounding only."""
     within = 1e-4 if wanted.dtype is torch.float32 else 4 * torch.finfo(wanted.dtype).eps  # of the greatest number
     return bool((got - wanted).abs().max() <= within * wanted.abs().max())
 

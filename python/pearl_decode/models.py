@@ -80,6 +80,8 @@ class CausalModel:
         Where kernels multiply, long texts are read in windows of so many rows that arithmetic is the cost.
         """
         batch, width = input_ids.shape
+        if self.runs_at_once(cache):
+            self._the_whole.reserve(batch, cache)
         windows = -(-width // max(1, MOST_ROWS // batch)) if self.runs_by_kernels else 1
         for begin, end in pairwise(width * i // windows for i in range(windows + 1)):
             self.forward(input_ids[:, begin:end], [start + begin] * batch, cache, keep=0)
@@ -118,20 +120,28 @@ class CausalModel:
         return whole
 
     @property
+    def _the_whole(self) -> WindowModel:
+        whole = self._whole
+        assert whole is not None, "a model that does not run at once"
+        return whole
+
+    @property
     def is_whole(self) -> bool:
         """Whether it is one call on a CPU, unless it has changed or somebody looks on."""
         return self._whole is not None and self.runs_by_kernels and self._appends_later
 
     def runs_at_once(self, cache: WindowCache) -> bool:
-        """Whether a model that `is_whole` is one call now, over a cache: `draft` and `window` are for such a one."""
+        """Whether it is one call now, over a cache: `draft`, `window` and `empty_logits` are for such a model."""
         whole = self._whole
-        return whole is not None and whole.is_ready(cache)
+        return whole is not None and self._compiled is None and self._appends_later and whole.is_ready(cache)
 
     def window(self, cache: WindowCache, batch: int) -> Window:
         """A window of so many rows, of any tokens at any place, over a cache."""
-        whole = self._whole
-        assert whole is not None, "a model that does not run at once"
-        return whole.window(batch, cache)
+        return self._the_whole.window(batch, cache)
+
+    def empty_logits(self, batch: int) -> torch.Tensor:
+        """(batch, all columns that there are) like the logits of a `draft`."""
+        return self._the_whole.empty_logits(batch)
 
     def drawn_from(self, vocab_size: int) -> int | None:
         """Columns of a draft's logits that it draws from, the first ones, for a target of so many ids; None: all."""
@@ -144,7 +154,7 @@ class CausalModel:
     def draft(
         self,
         input_ids: torch.Tensor,
-        starts: list[int],
+        starts: torch.Tensor,
         cache: WindowCache,
         params: SamplingTensors,
         steps: int,
@@ -152,18 +162,17 @@ class CausalModel:
         *,
         purpose: Purpose,
         epochs: torch.Tensor | None,
+        out: DraftChain | None = None,
     ) -> DraftChain:
         """Draw `steps` tokens after each row, one after the other, from the first vocab_size ids of the target's.
 
-        input_ids, starts: as in `forward`; the others as in `pearl_kernels.draft_chain`
+        input_ids, starts: as in `forward_at`; the others as in `pearl_kernels.draft_chain`
         """
-        whole = self._whole
-        assert whole is not None, "a model that does not draft at once"
         text, strengths = self.induced(cache, input_ids)
         with self.kernels_alone():
-            return whole.draft(
-                input_ids, starts_on(input_ids.device, starts), cache, params, steps=steps, purpose=purpose,
-                vocab=self.drawn_from(vocab_size), epochs=epochs, d2t=self.d2t, text=text, strengths=strengths,
+            return self._the_whole.draft(
+                input_ids, starts, cache, params, steps=steps, vocab=self.drawn_from(vocab_size), purpose=purpose,
+                epochs=epochs, d2t=self.d2t, text=text, strengths=strengths, out=out,
             )  # fmt: skip
 
     def forward_at(

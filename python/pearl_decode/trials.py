@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from pearl_decode.attention import ATTENTION_NAME, use_window_attention
 from pearl_decode.cache import WindowCache
-from pearl_decode.layer import Found, find_window_layers, switch_layers
+from pearl_decode.layer import Found, agree, find_window_layers, switch_layers
 from pearl_decode.linear import use_window_linear, uses_window_linear
 from pearl_decode.models import CausalModel
 from pearl_decode.window_model import WHOLE, WindowModel
@@ -81,15 +81,28 @@ def run_windows_like(draft: PreTrainedModel, model: PreTrainedModel) -> None:
 def _run_whole_windows(model: PreTrainedModel) -> None:
     """Let decoder layers run as `window_layer`, and all of them in one call, as far as trials give the same."""
     switch_layers(agreeing_layers(model))
+    run_as_one(model)
+
+
+def run_as_one(model: PreTrainedModel) -> WindowModel | None:
+    """Let a model whose layers run as `window_layer` run as one call, if a trial gives the same. Returns what does."""
     try:
         whole = WindowModel(model)
     except (AttributeError, KeyError, ValueError) as error:
         LOGGER.info("%s runs as it is written: %s", type(model).__name__, error)
-        return
-    wanted = _ragged_logits(model)
+        return None
+    wanted, agrees = _ragged_logits(model), False
     setattr(model, WHOLE, whole)
-    if (_ragged_logits(model) - wanted).abs().max() > 1e-4 * wanted.abs().max():
-        delattr(model, WHOLE)
+    try:
+        agrees = agree(_ragged_logits(model), wanted)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # of compilers too, which have errors of their own
+        LOGGER.warning("%s runs layer by layer: %s: %s", type(model).__name__, type(error).__name__, error)
+    finally:
+        if not agrees:
+            delattr(model, WHOLE)
+    return whole if agrees else None
 
 
 def agreeing_layers(model: PreTrainedModel) -> Found:

@@ -1,4 +1,4 @@
-"""A whole decoder over a window on a CPU: one call in place of all that its model runs."""
+"""A whole decoder over a window: one call in place of all that its model runs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from transformers import PreTrainedModel
 
 from pearl_decode.cache import WindowCache
 from pearl_decode.layer import Parts, WindowDecoderLayer, is_wide
-from pearl_decode.linear import WideEmbedding, WindowLinear
 from pearl_decode.norm import WindowNorm
 from pearl_kernels import DecoderWeights, DraftChain, SamplingTensors, Window, draft_chain, window_decoder
 
@@ -42,7 +41,7 @@ class WindowModel:
         self._stack = parts.child(base, "layers")
         layers = [parts.child(self._stack, name) for name in self._stack._modules]
         kinds: list[tuple[Any, type[nn.Module]]] = [(layer, WindowDecoderLayer) for layer in layers]
-        kinds += [(embedding, WideEmbedding), (norm, WindowNorm), (head, WindowLinear)]
+        kinds += [(embedding, nn.Embedding), (norm, WindowNorm), (head, nn.Linear)]
         for module, kind in kinds:
             if not isinstance(module, kind):
                 raise ValueError(f"{type(module).__name__} is no {kind.__name__}")
@@ -67,7 +66,8 @@ class WindowModel:
             parts.parameter(norm, "weight"), parts.linear(head), eps=norm.norm_eps,
         )  # fmt: skip
         self._held: WeakKeyDictionary[WindowCache, DecoderWeights] = WeakKeyDictionary()
-        self._angles: tuple[Tensor, Tensor] | None = None  # cos and sin of each position, (positions, head_dim)
+        # cos and sin of each position, (positions, head_dim). The last are the longest; graphs may read those before.
+        self._angles: list[tuple[Tensor, Tensor]] = []
 
     def logits(self, input_ids: Tensor, mask: Any, cache: WindowCache, keep: int) -> Tensor | None:
         """Logits (batch, keep, vocab) of the last tokens of a window; None where the model has to be run as it is.
@@ -78,20 +78,29 @@ class WindowModel:
         ours = isinstance(mask, Tensor) and mask.dtype is torch.int64 and mask.ndim == 4
         if not ours or not cache.appends_later or not self.is_ready(cache):
             return None
-        memory = self._memory(input_ids, cache)
+        memory = self._memory(len(input_ids), cache)
         return window_decoder(input_ids, self._held[cache], *memory, mask.reshape(-1), scale=self._scale, keep=keep)
 
     def draft(
         self, input_ids: Tensor, starts: Tensor, cache: WindowCache, params: SamplingTensors, **options: Any
     ) -> DraftChain:
         """`pearl_kernels.draft_chain` after a window (batch, width) at starts (batch,), if `is_ready`."""
-        memory = self._memory(input_ids, cache)
+        memory = self._memory(len(input_ids), cache)
         return draft_chain(input_ids, self._held[cache], *memory, starts, params, scale=self._scale, **options)
 
     def window(self, batch: int, cache: WindowCache) -> Window:
         """A window of `batch` rows, of any tokens at any place, over a cache, if `is_ready`."""
         tokens = torch.zeros(batch, 1, dtype=torch.int64)
-        return Window(tokens, self._held[cache], *self._memory(tokens, cache), tokens[:, 0], self._scale)
+        return Window(tokens, self._held[cache], *self._memory(batch, cache), tokens[:, 0], self._scale)
+
+    def empty_logits(self, batch: int) -> Tensor:
+        """(batch, outputs of the head), of the type and on the device of the logits."""
+        return self._weights.norm.new_empty(batch, self._weights.head.out_features)
+
+    def reserve(self, batch: int, cache: WindowCache) -> list[Tensor]:
+        """The caches of all layers, made at first: of what others made there would be a copy for a while."""
+        weights = self._weights
+        return cache.stacked(len(weights.layers), batch, weights.kv_heads, weights.head_dim, weights.norm)
 
     def is_ready(self, cache: WindowCache) -> bool:
         """Whether it can stand for the model over a cache, as that is now."""
@@ -103,18 +112,18 @@ class WindowModel:
 
     def _is_unchanged(self) -> bool:
         same = self._parts.unchanged and len(self._stack) == len(self._weights.layers)
-        return same and is_wide(self._weights.norm)
+        return same and (self._weights.norm.is_cuda or is_wide(self._weights.norm))
 
-    def _memory(self, input_ids: Tensor, cache: WindowCache) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def _memory(self, batch: int, cache: WindowCache) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Angles of all positions, and the caches of all layers."""
-        weights = self._weights
-        keys, values = cache.stacked(len(weights.layers), len(input_ids), weights.kv_heads, weights.head_dim)
+        keys, values = self.reserve(batch, cache)
         return *self._angles_of(cache.capacity), keys, values
 
     def _angles_of(self, capacity: int) -> tuple[Tensor, Tensor]:
         """cos and sin (positions, head_dim) of as many positions at least."""
-        angles = self._angles
-        if angles is None or len(angles[0]) < capacity:
-            cos, sin = self._rotary(self._weights.norm, torch.arange(capacity)[None])
-            self._angles = angles = cos[0], sin[0]
-        return angles
+        known = len(self._angles[-1][0]) if self._angles else 0
+        if known < capacity:
+            norm = self._weights.norm
+            cos, sin = self._rotary(norm, torch.arange(max(capacity, 2 * known), device=norm.device)[None])
+            self._angles.append((cos[0], sin[0]))
+        return self._angles[-1]

@@ -6,25 +6,28 @@ Without a GPU the models here are on the CPU, in float32, where their static rou
 from __future__ import annotations
 
 import logging
+from contextlib import nullcontext
 
 import pytest
 import torch
 from torch import nn
 
-from pearl_decode import SamplingParams
+from pearl_decode import SamplingParams, window_model
 from pearl_decode import layer as layers
 from pearl_decode import norm as norms
 from pearl_decode.attention import use_window_attention
 from pearl_decode.device import runner
 from pearl_decode.device.shape import COMPILED_WIDTHS, WIDTHS
+from pearl_decode.drafts import new_draft
 from pearl_decode.first_layers import first_layers
 from pearl_decode.lanes.queue import InlineLane
 from pearl_decode.layer import WindowDecoderLayer, join_weights, switch_layers, switch_layers_back
 from pearl_decode.models import CausalModel
 from pearl_decode.norm import WindowNorm, switch_norms_back
 from pearl_decode.trials import agreeing_layers
+from pearl_decode.window_model import WHOLE, WindowModel
 from pearl_kernels.dispatch import Backend
-from tests.runtime.device import DeviceDecoder
+from tests.runtime.device import DeviceDecoder, no_host_reads
 from tests.runtime.test_layer import count_calls
 from tests.runtime.tiny import build
 
@@ -80,6 +83,89 @@ def test_a_second_decoder_tries_nothing_again(monkeypatch):
     assert all(isinstance(layer, WindowDecoderLayer) for layer, _ in first)
 
 
+@pytest.fixture
+def as_one(monkeypatch):
+    """Lets models run as one call; of each kind of call a list that grows with it."""
+
+    def switch(*models) -> None:
+        for model in models:
+            runner._use_norms(model)
+            runner._use_layers("target", model)
+            assert runner._run_as_one("target", model)
+
+    switch.calls = {name: count_calls(monkeypatch, window_model, name) for name in ("window_decoder", "draft_chain")}
+    return switch
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen3"])
+def test_a_model_of_such_layers_runs_as_one_call(name, calls, as_one):
+    model = attending(name)
+    wanted = texts(model)
+    as_one(model)
+    calls.clear()
+    as_one.calls["window_decoder"].clear()
+    assert texts(model) == wanted
+    assert not calls
+    assert len(as_one.calls["window_decoder"]) > 24
+
+
+def drafting(d2t: bool):
+    target, draft = attending("llama"), attending("llama")
+    if d2t:
+        draft = new_draft(target, [0, 2], torch.arange(0, 120, 2))
+        use_window_attention(draft)
+        draft.induction = torch.tensor([1.0, 3.0])
+    return target, draft
+
+
+@pytest.mark.parametrize("rule", ["token", "block", "coupled"])
+@pytest.mark.parametrize("strategy", ["sequential", "pearl"])
+@pytest.mark.parametrize("d2t", [False, True])
+def test_a_draft_that_is_one_call_drafts_what_it_does_step_by_step(d2t, strategy, rule, as_one, monkeypatch):
+    """Of a prompt of one token too, of which a sequential round's draft reads that one and nothing before it."""
+    models, found = drafting(d2t), []
+    params = [SamplingParams(max_tokens=24, temperature=t, seed=3) for t in (0.0, 0.9, 1.3)]
+    for whole in (False, True):
+        if whole:
+            as_one(*models)
+        as_one.calls["draft_chain"].clear()
+        with DeviceDecoder(*models, strategy=strategy, rule=rule, gamma=3) as decoder:
+            for guard in (nullcontext, lambda: no_host_reads(monkeypatch)):
+                with guard():
+                    results = decoder.generate(PROMPTS, params)
+                found.append([(result.token_ids, result.stats.accepted_lengths) for result in results])
+        assert bool(as_one.calls["draft_chain"]) is whole
+    assert found == found[:1] * 4
+
+
+def test_of_a_draft_with_more_ids_than_the_target_each_step_is_drawn_by_itself(as_one):
+    """As it has logits that nothing is drawn from."""
+    target, draft = attending("llama"), build("llama")
+    draft.resize_token_embeddings(130)
+    use_window_attention(draft)
+    with DeviceDecoder(target, draft, strategy="pearl") as decoder:
+        wanted = [result.token_ids for result in decoder.generate(PROMPTS, PARAMS)]
+    as_one(target, draft)
+    as_one.calls["draft_chain"].clear()
+    with DeviceDecoder(target, draft, strategy="pearl") as decoder:
+        assert [result.token_ids for result in decoder.generate(PROMPTS, PARAMS)] == wanted
+    assert not as_one.calls["draft_chain"]
+
+
+def test_a_row_that_cannot_be_drawn_from_gives_a_placeholder(as_one):
+    """And the target's own token is in its place."""
+    target, draft = drafting(d2t=False)
+    wanted = texts(target)
+    as_one(target, draft)
+    with torch.no_grad():
+        draft.model.norm.weight.fill_(torch.nan)
+    with DeviceDecoder(target, draft, strategy="sequential") as decoder:
+        results = decoder.generate(PROMPTS, PARAMS)
+    assert [result.token_ids for result in results] == wanted
+    assert [result.stats.accepted_lengths for result in results] == [[24]] * 3
+    assert as_one.calls["draft_chain"]
+
+
 def test_layers_of_other_models_run_as_they_are_written_and_their_norms_do_not():
     model = attending("gemma3")
     wanted = texts(model)
@@ -109,7 +195,9 @@ def test_only_models_of_other_layers_are_compiled_unless_that_is_asked(name, ask
     assert rounds.options.widths == (COMPILED_WIDTHS if compiled else WIDTHS)
     switched = [module for module in model.model.modules() if isinstance(module, (WindowDecoderLayer, WindowNorm))]
     assert len(switched) == {"llama": 4 + 9, "gemma3": 25}[name]
+    assert hasattr(model.model, WHOLE) is (name == "llama" and not compiled)
     rounds.close()
+    assert not hasattr(model.model, WHOLE)
     assert not [module for module in model.model.modules() if isinstance(module, (WindowDecoderLayer, WindowNorm))]
     assert model.config._attn_implementation == "sdpa"
 
@@ -125,6 +213,14 @@ def test_too_little_memory_costs_no_more_than_speed(monkeypatch, caplog):
     assert "its layers run as they are written, this time: no room" in caplog.text
     monkeypatch.undo()
     assert len(runner._use_layers("target", model)) == 4
+    runner._use_norms(model)
+    monkeypatch.setattr(WindowModel, "logits", full)
+    with caplog.at_level(logging.WARNING, "pearl_decode"):
+        assert not runner._run_as_one("target", model)
+    assert "it runs layer by layer, this time: no room" in caplog.text
+    assert not hasattr(model, WHOLE)
+    monkeypatch.undo()
+    assert runner._run_as_one("target", model)
 
 
 def test_a_kernel_that_does_not_compile_costs_no_more_than_speed(monkeypatch, caplog):
@@ -138,6 +234,15 @@ def test_a_kernel_that_does_not_compile_costs_no_more_than_speed(monkeypatch, ca
         assert runner._use_norms(model) == []
         assert runner._use_layers("target", model) == []
     assert "a decoder layer runs as it is written: NotImplementedError: no such chip" in caplog.text
+    monkeypatch.undo()
+    model = attending("llama")
+    runner._use_norms(model)
+    assert len(runner._use_layers("target", model)) == 4
+    monkeypatch.setattr(window_model, "window_decoder", refuse)
+    with caplog.at_level(logging.WARNING, "pearl_decode"):
+        assert not runner._run_as_one("target", model)
+    assert "LlamaForCausalLM runs layer by layer: NotImplementedError: no such chip" in caplog.text
+    assert not hasattr(model, WHOLE)
 
 
 def test_models_with_joined_weights_are_saved_as_others_are(tmp_path):

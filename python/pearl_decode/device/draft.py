@@ -12,7 +12,7 @@ from pearl_decode.cache import WindowCache
 from pearl_decode.device.shape import Shape
 from pearl_decode.models import CausalModel
 from pearl_decode.state import PLACEHOLDER
-from pearl_kernels import Purpose, RowStats, SamplingTensors, sample
+from pearl_kernels import DraftChain, Purpose, RowStats, SampleOutput, SamplingTensors, sample
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,7 +22,7 @@ class Drafted:
     tokens: (batch, gamma) int64, PLACEHOLDER where the draft gave nothing to sample from
     logits: (batch, width, draft_vocab), the rows they were drawn from; None where verification needs none
     stats:  RowStats of (batch, width)
-    Columns past gamma are never looked at. Logits lie column by column, so that those up to gamma are one piece.
+    Columns past gamma are never looked at. All lies column by column, so that those up to gamma are one piece.
     """
 
     tokens: Tensor
@@ -32,11 +32,11 @@ class Drafted:
     @classmethod
     def empty(cls, batch: int, shape: Shape, logits: Tensor | None, device: torch.device) -> Drafted:
         """logits: (batch, draft_vocab) like those to come"""
-        floats = (torch.zeros(batch, shape.width, device=device) for _ in range(2))
+        floats = (torch.zeros(shape.width, batch, device=device).mT for _ in range(2))
         rows = None
         if logits is not None:
             rows = logits.new_zeros(shape.width, batch, logits.shape[1], device=device).transpose(0, 1)
-        return cls(torch.zeros(batch, shape.drafted, dtype=torch.int64, device=device), rows, RowStats(*floats))
+        return cls(torch.zeros(shape.drafted, batch, dtype=torch.int64, device=device).mT, rows, RowStats(*floats))
 
     def put(self, step: int, tokens: Tensor, logits: Tensor, stats: RowStats) -> None:
         self.tokens[:, step] = tokens
@@ -44,6 +44,13 @@ class Drafted:
             self.logits[:, step] = logits
             self.stats.threshold[:, step] = stats.threshold
             self.stats.lse[:, step] = stats.lse
+
+    def chain(self, step: int) -> DraftChain:
+        """What `draft_chain` writes from a step on."""
+        steps, tokens = slice(step, self.tokens.shape[1]), self.tokens[:, step:]
+        status = torch.empty_like(tokens.mT, dtype=torch.int32).mT
+        stats = RowStats(*(each[:, steps] for each in self.stats))
+        return DraftChain(SampleOutput(tokens, stats, status), None if self.logits is None else self.logits[:, steps])
 
     def copy_(self, other: Drafted) -> None:
         """What another device drafted, without waiting for it: the tokens and, where verification needs them, their
@@ -114,7 +121,14 @@ class StaticDraft:
         epochs = None if self.purpose is Purpose.SAMPLE else committed
         inputs = message[:, 2:]
         starts = (head - shape.reread).clamp(min=0)
+        at_once = self._draws_at_once()
+        if at_once and drafted is None:
+            kept = self.model.empty_logits(len(head)) if self.keeps_logits else None
+            drafted = Drafted.empty(len(head), shape, kept, head.device)
         for step in range(shape.drafted):
+            if at_once and drafted is not None and inputs.shape[1] == 1:
+                self._draw_from(step, inputs, head + (step - 1), epochs, drafted)
+                return drafted
             rows = self.model.forward_at(inputs, starts, self.cache, view, keep=inputs.shape[1])
             # The row of the last token before the head: not the last one where the head is nearer to the beginning.
             last = (head + step - 1 - starts)[:, None, None].expand(-1, -1, rows.shape[2])
@@ -131,6 +145,20 @@ class StaticDraft:
             inputs, starts = tokens[:, None], head + step
         assert drafted is not None, "a round without drafts asks for some"
         return drafted
+
+    def _draws_at_once(self) -> bool:
+        """Whether steps that begin with one token are one call, which writes all columns of its logits."""
+        all_drawn = self.model.d2t is not None or self.model.vocab_size <= self.vocab_size
+        return all_drawn and self.model.runs_at_once(self.cache)
+
+    def _draw_from(self, step: int, inputs: Tensor, starts: Tensor, epochs: Tensor | None, drafted: Drafted) -> None:
+        """All steps from this one on."""
+        steps, out = drafted.tokens.shape[1] - step, drafted.chain(step)
+        self.model.draft(
+            inputs, starts, self.cache, self.params, steps, self.vocab_size, purpose=self.purpose, epochs=epochs,
+            out=out,
+        )  # fmt: skip
+        out.drawn.tokens.masked_fill_(out.drawn.status != 0, PLACEHOLDER)
 
 
 def copy_fields(into: Any, source: Any) -> None:

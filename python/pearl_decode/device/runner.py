@@ -25,8 +25,9 @@ from pearl_decode.past import Past
 from pearl_decode.placement import is_spread
 from pearl_decode.request import Request
 from pearl_decode.runner import check_devices
-from pearl_decode.trials import agreeing_layers, try_window_attention
+from pearl_decode.trials import agreeing_layers, run_as_one, try_window_attention
 from pearl_decode.waiting import Waiting
+from pearl_decode.window_model import WHOLE, WindowModel
 from pearl_kernels import backends
 
 LOGGER = logging.getLogger(__name__)
@@ -35,6 +36,7 @@ _REFUSALS: WeakKeyDictionary[PreTrainedModel, str | None] = WeakKeyDictionary()
 # What of a model runs as ours, by other trials.
 _NORMS: WeakKeyDictionary[PreTrainedModel, FoundNorms] = WeakKeyDictionary()
 _LAYERS: WeakKeyDictionary[PreTrainedModel, Found] = WeakKeyDictionary()
+_WHOLES: WeakKeyDictionary[PreTrainedModel, WindowModel | None] = WeakKeyDictionary()
 # Graphs of inductor's own would copy what ours reads and writes in place.
 NO_GRAPHS = {"triton.cudagraphs": False}
 
@@ -69,6 +71,7 @@ class DeviceRunner:
         self._switched: list[CausalModel] = []  # to our attention
         self._norms: FoundNorms = []  # switched to ours
         self._layers: Found = []
+        self._wholes: list[PreTrainedModel] = []  # that run as one call
         for role, model, other in (("target", target, draft), ("draft", draft, target)):
             if model is None:
                 continue
@@ -84,6 +87,8 @@ class DeviceRunner:
             if (on_gpu and not spread and not all_ours) if compile is None else compile:
                 model.compile(options=NO_GRAPHS)
                 compiled = True
+            elif all_ours and _run_as_one(role, model.model):
+                self._wholes.append(model.model)
         self.options = options or DeviceOptions(widths=COMPILED_WIDTHS if compiled else WIDTHS)
 
     def engine(
@@ -101,12 +106,15 @@ class DeviceRunner:
     def close(self) -> None:
         """Let go of what was kept, when nothing of it runs any more, and leave the models as they were."""
         self.kept.clear()
+        for model in self._wholes:
+            vars(model).pop(WHOLE, None)
+        self._wholes.clear()
         switch_layers_back(self._layers)
         switch_norms_back(self._norms)
         self._layers.clear()
         self._norms.clear()
-        for model in self._switched:
-            model.model.set_attn_implementation("sdpa")
+        for switched in self._switched:
+            switched.model.set_attn_implementation("sdpa")
         self._switched.clear()
 
 
@@ -169,3 +177,16 @@ def _use_layers(role: str, model: PreTrainedModel, others: Iterable[nn.Parameter
         _LAYERS[model] = found
     switch_layers(_LAYERS[model])
     return list(_LAYERS[model])
+
+
+def _run_as_one(role: str, model: PreTrainedModel) -> bool:
+    """Let a model whose layers all run as `window_layer` run as one call. Returns whether it now does."""
+    if model not in _WHOLES:
+        try:
+            _WHOLES[model] = run_as_one(model)
+        except torch.OutOfMemoryError as error:
+            LOGGER.warning("%s: it runs layer by layer, this time: %s", role, error)
+            return False
+    elif _WHOLES[model] is not None:
+        setattr(model, WHOLE, _WHOLES[model])
+    return _WHOLES[model] is not None

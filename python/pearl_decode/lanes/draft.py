@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from pearl_decode.cache import WindowCache
+from pearl_decode.cache import WindowCache, starts_on
 from pearl_decode.lanes.cpu import CpuLane
 from pearl_decode.lanes.prefill import go_on, prefill
 from pearl_decode.models import CausalModel
@@ -191,13 +191,15 @@ class DraftLane:
 
     def _draw_at_once(self, inputs: torch.Tensor, heads: list[int], gamma: int, epochs: torch.Tensor | None) -> Drawn:
         self.forwards += gamma
-        starts = [head - inputs.shape[1] for head in heads]
+        starts = starts_on(inputs.device, [head - inputs.shape[1] for head in heads])
         with self.lane.forward(gamma):
             drawn, logits = self.model.draft(
                 inputs, starts, self.cache, self.batch.params, gamma, self.vocab_size, purpose=self.purpose,
                 epochs=epochs,
             )  # fmt: skip
-        return drawn, self._columns(logits).unbind(1) if self.keeps_logits else ()
+        if not self.keeps_logits or logits is None:
+            return drawn, ()
+        return drawn, self._columns(logits).unbind(1)
 
     def _draw(self, inputs: torch.Tensor, heads: list[int], gamma: int, epochs: torch.Tensor | None) -> Drawn:
         device = inputs.device
