@@ -182,6 +182,8 @@ class CausalModel:
 
         view: cached positions looked at, at least each start + width
         """
+        if self.induction is None and self.runs_at_once(cache):
+            return self._the_whole.logits_at(input_ids, starts, cache, keep)
         # A compiled model appends by itself: what the cache's tensors carry is lost on the way.
         later = self.reads_lengths and self._appends_later and self._compiled is None
         positions = cache.place_at(starts, input_ids.shape[1], view, appends_later=later)

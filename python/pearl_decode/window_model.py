@@ -78,8 +78,12 @@ class WindowModel:
         ours = isinstance(mask, Tensor) and mask.dtype is torch.int64 and mask.ndim == 4
         if not ours or not cache.appends_later or not self.is_ready(cache):
             return None
+        return self.logits_at(input_ids, mask.reshape(-1), cache, keep)
+
+    def logits_at(self, input_ids: Tensor, starts: Tensor, cache: WindowCache, keep: int) -> Tensor:
+        """The same of a window at starts (batch,) int64, if `is_ready`."""
         memory = self._memory(len(input_ids), cache)
-        return window_decoder(input_ids, self._held[cache], *memory, mask.reshape(-1), scale=self._scale, keep=keep)
+        return window_decoder(input_ids, self._held[cache], *memory, starts, scale=self._scale, keep=keep)
 
     def draft(
         self, input_ids: Tensor, starts: Tensor, cache: WindowCache, params: SamplingTensors, **options: Any

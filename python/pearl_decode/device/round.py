@@ -73,6 +73,10 @@ class StaticRound:
         tokens, target_lane = batch.state.tokens, batch.lanes[0]
         self.message = target_lane.make(lambda: tokens.new_zeros(len(tokens), message_width(shape)))
         self.report = target_lane.make(lambda: tokens.new_zeros(len(tokens), FACTS + shape.width))
+        # What would else be a kernel in every round.
+        self._count = target_lane.make(lambda: torch.arange(max(len(tokens), shape.reach, 2), device=tokens.device))
+        self._bonus = target_lane.make(lambda: tokens.new_full((len(tokens), 1), PLACEHOLDER))
+        self._drafted_each = target_lane.make(lambda: torch.full_like(batch.state.window, shape.drafted))
         self._inbox: Tensor | None = None  # a copy of the message, where the draft has a device of its own
         self._drafts: Drafted | None = None  # where the draft is
         self._received: Drafted | None = None  # the same, where the target is
@@ -145,7 +149,7 @@ class StaticRound:
         """The target's distributions of the tokens from `committed` on, for each row's window and the next one."""
         batch, width = self.batch, self.shape.width
         starts = batch.state.committed - 1
-        inputs = batch.state.tokens.gather(1, _columns(starts, width)).clamp(min=0)
+        inputs = batch.state.tokens.gather(1, self._columns(starts, width)).clamp(min=0)
         logits = batch.target.forward_at(inputs, starts, batch.cache, view, keep=width)
         kept = self._logits.get(view) if ("window", view) in self._graphs else None
         if kept is None:
@@ -157,14 +161,14 @@ class StaticRound:
     def _verify_window(self, view: int) -> None:
         """Verify what was drafted in the round before, and the first token that was drafted in this one."""
         drafted, state = self._drafted(), self.batch.state
-        window = state.window.long()
-        state.tokens.scatter_(1, _columns(state.committed + window, self.shape.drafted), drafted.tokens)
+        head = state.committed + state.window
+        state.tokens.scatter_(1, self._columns(head, self.shape.drafted), drafted.tokens)
         chain = None
         if drafted.logits is not None:
             chain = self._chain = self._chain or Drafted.empty(
-                len(window), self.shape, drafted.logits[:, 0], drafted.logits.device
+                len(head), self.shape, drafted.logits[:, 0], drafted.logits.device
             )
-            rows = torch.arange(len(window), device=window.device)
+            rows, window = self._count[: len(head)], state.window.long()
             for kept, new in _pairs(chain, drafted):
                 kept[rows, window] = new[:, 0]
         self._advance(view, chain)
@@ -183,13 +187,13 @@ class StaticRound:
         state = self.batch.state
         guesses = look_up(state.tokens[:, :view], state.committed, self.shape.guessed)
         self._read_chain(guesses, view)
-        self._advance(view, None, num_drafted=(guesses != PLACEHOLDER).sum(1))
+        self._advance(view, None, num_drafted=(guesses != PLACEHOLDER).sum(1, dtype=torch.int32))
 
     def _read_chain(self, tokens: Tensor, view: int) -> None:
         """Put a chain in place with a placeholder after it, which becomes the target's own token, and read it."""
         state = self.batch.state
-        bonus = tokens.new_full((len(tokens), 1), PLACEHOLDER)
-        state.tokens.scatter_(1, _columns(state.committed, self.shape.width), torch.cat([tokens, bonus], dim=1))
+        places = self._columns(state.committed, self.shape.width)
+        state.tokens.scatter_(1, places, torch.cat([tokens, self._bonus], dim=1))
         state.window.masked_fill_(state.finished == Finished.RUNNING, tokens.shape[1])
         self._read_window(view)
 
@@ -201,10 +205,11 @@ class StaticRound:
         self._advance(view, None)
 
     def _advance(self, view: int, chain: Drafted | None, num_drafted: Tensor | None = None) -> None:
-        """num_drafted: (batch,) int64; None for what the draft always writes"""
-        batch, before = self.batch, self.batch.state.committed.clone()
+        """num_drafted: (batch,) int32; None for what the draft always writes"""
+        batch, state = self.batch, self.batch.state
+        places = self._columns(state.committed, self.shape.width)
         emitted, accepted = advance_(
-            batch.state,
+            state,
             self._logits[view],
             batch.params,
             draft_logits=chain.logits if chain else None,
@@ -213,20 +218,25 @@ class StaticRound:
             rule=batch.rule,
             next_window=self.shape.next_window,
         )
-        ids = batch.state.tokens.gather(1, _columns(before, self.shape.width))
         if num_drafted is None:
-            num_drafted = torch.full_like(before, self.shape.drafted)
-        facts = [fact.long() for fact in (emitted, accepted, num_drafted, batch.state.finished, batch.state.status)]
-        self.report.copy_(torch.cat([torch.stack(facts, dim=1), ids], dim=1))
+            num_drafted = self._drafted_each
+        self.report[:, :FACTS] = torch.stack([emitted, accepted, num_drafted, state.finished, state.status], dim=1)
+        self.report[:, FACTS:] = state.tokens.gather(1, places)
         self.announce()
 
     def announce(self) -> None:
-        """Write the message of the next round."""
+        """Write the message of the next round, if it has a draft."""
+        if not self.shape.drafted:
+            return
         state = self.batch.state
         head = state.committed + state.window
         starts = (head - self.shape.reread).clamp(min=0)
         self.message[:, 0], self.message[:, 1] = state.committed, state.window
-        self.message[:, 2:] = state.tokens.gather(1, _columns(starts, self.shape.reread)).clamp(min=0)
+        self.message[:, 2:] = state.tokens.gather(1, self._columns(starts, self.shape.reread)).clamp(min=0)
+
+    def _columns(self, starts: Tensor, width: int) -> Tensor:
+        """`width` columns from starts (batch,) on."""
+        return starts[:, None] + self._count[:width]
 
     # How they are queued.
 
@@ -281,10 +291,6 @@ class StaticRound:
         except Exception as error:
             LOGGER.warning("%s: queued call by call, as it cannot be captured: %r", name, error)
             return work
-
-
-def _columns(starts: Tensor, width: int) -> Tensor:
-    return starts[:, None] + torch.arange(width, device=starts.device)
 
 
 def _pairs(chain: Drafted, drafted: Drafted) -> list[tuple[Tensor, Tensor]]:
