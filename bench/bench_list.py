@@ -107,7 +107,7 @@ def make_texts(args: argparse.Namespace) -> Texts:
     texts = Texts(decoder, prompts, [whole] * args.texts)
     if pair.agreement is not None:
         known = [prompt + text for prompt, text in zip(prompts, texts.decode(FIRST, CUT), strict=True)]
-        pair.agreement.follow(known, args.context, args.acceptance, pair.target.config.vocab_size, pair.draft.device)
+        pair.agreement.follow(known, args.context, args.acceptance)
     least, lot = max(1, args.tokens // 8), torch.Generator().manual_seed(1)
     lengths = torch.randint(least, args.tokens + 1, (args.texts,), generator=lot).tolist()
     return Texts(decoder, prompts, [SamplingParams(max_tokens=length, ignore_eos=True) for length in lengths])

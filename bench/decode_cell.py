@@ -87,9 +87,8 @@ def measure_cell(pair: ModelPair, cell: Cell, effort: Effort, texts: Texts, read
         wanted = texts[cell.context, cell.batch]
         if pair.agreement is not None:
             whole = [prompt + text for prompt, text in zip(prompts, wanted, strict=True)]
-            vocab, device = pair.target.config.vocab_size, pair.draft.device
             assert cell.acceptance is not None, "a draft that was never trained needs one"
-            pair.agreement.follow(whole, cell.context, cell.acceptance, vocab, device)
+            pair.agreement.follow(whole, cell.context, cell.acceptance)
         probes = {strategy: own(strategy, PROBE_GAMMA, PROBE_TOKENS) for strategy in SPEEDS}
         systems = _systems(pair, cell, effort, prompts, own, probes)
         samples = _take_turns(systems, effort.repeats, outcome)

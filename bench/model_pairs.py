@@ -1,8 +1,7 @@
 """Pairs of models to time: shapes of known models with random weights, made on the device, and the built-in pair.
 
-The random target writes a text that no rounding changes: its head is the embedding, moved on by `STRIDE` ids, and its
-layers add little to what they pass on. Each token is then followed by the one `STRIDE` ids further, by a wide margin,
-whatever the width of the window that computes it, and with all the work of a trained model of that shape.
+The text of those with random weights is written in them (agreement.py), for which each has a head of its own. Where the
+known model's is its embedding, that is as much to read, and more to hold.
 """
 
 from __future__ import annotations
@@ -11,8 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from agreement import Agreement
-from torch import Tensor
+from agreement import Agreement, write_text
 from transformers import (
     AutoTokenizer,
     LlamaConfig,
@@ -50,13 +48,12 @@ class Shape:
     kv_heads: int
     head_dim: int
     vocab: int
-    tied: bool
 
     def config(self) -> Any:
         return KINDS[self.kind][0](
             vocab_size=self.vocab, hidden_size=self.hidden, intermediate_size=self.intermediate,
             num_hidden_layers=self.layers, num_attention_heads=self.heads, num_key_value_heads=self.kv_heads,
-            head_dim=self.head_dim, tie_word_embeddings=self.tied, max_position_embeddings=CONTEXT,
+            head_dim=self.head_dim, tie_word_embeddings=False, max_position_embeddings=CONTEXT,
             bos_token_id=None, eos_token_id=None, pad_token_id=None,
         )  # fmt: skip
 
@@ -68,13 +65,13 @@ class Shape:
 
 
 SHAPES = {
-    "llama-8b": Shape("llama", 32, 4096, 14336, 32, 8, 128, 128256, tied=False),
-    "llama-1b": Shape("llama", 16, 2048, 8192, 32, 8, 64, 128256, tied=True),
-    "llama-160m": Shape("llama", 12, 768, 3072, 12, 12, 64, 128256, tied=True),
-    "qwen3-32b": Shape("qwen3", 64, 5120, 25600, 64, 8, 128, 151936, tied=False),
-    "qwen3-0.6b": Shape("qwen3", 28, 1024, 3072, 16, 8, 128, 151936, tied=True),
-    "tiny-4": Shape("llama", 4, 64, 128, 4, 2, 16, 4096, tied=False),
-    "tiny-1": Shape("llama", 1, 32, 64, 2, 2, 16, 4096, tied=True),
+    "llama-8b": Shape("llama", 32, 4096, 14336, 32, 8, 128, 128256),
+    "llama-1b": Shape("llama", 16, 2048, 8192, 32, 8, 64, 128256),
+    "llama-160m": Shape("llama", 12, 768, 3072, 12, 12, 64, 128256),
+    "qwen3-32b": Shape("qwen3", 64, 5120, 25600, 64, 8, 128, 151936),
+    "qwen3-0.6b": Shape("qwen3", 28, 1024, 3072, 16, 8, 128, 151936),
+    "tiny-4": Shape("llama", 4, 64, 128, 4, 2, 16, 4096),
+    "tiny-1": Shape("llama", 1, 64, 64, 4, 4, 16, 4096),
 }
 PAIRS = {
     "8b+1b": ("llama-8b", "llama-1b"),
@@ -127,22 +124,15 @@ def make_pair(name: str, device: torch.device, dtype: torch.dtype, known: ModelP
         _check_room(target_name, draft_name, device, dtype)
         target = random_model(SHAPES[target_name], device, dtype, seed=0)
     draft = random_model(SHAPES[draft_name], device, dtype, seed=1)
-    return ModelPair(name, target, draft, Agreement.of(draft))
+    return ModelPair(name, target, draft, Agreement(draft, STRIDE))
 
 
 def random_model(shape: Shape, device: torch.device, dtype: torch.dtype, seed: int) -> PreTrainedModel:
-    """A model with random weights; an untied head makes each token's follower the one `STRIDE` ids further."""
+    """A model with random weights, in which each token is followed by the one `STRIDE` ids further."""
     torch.manual_seed(seed)
     with torch.device(device):
         model: Any = KINDS[shape.kind][1]._from_config(shape.config(), dtype=dtype)
-    with torch.no_grad():
-        embedding: Tensor = model.get_input_embeddings().weight
-        embedding.normal_()
-        for layer in model.model.layers:
-            for weight in (layer.self_attn.o_proj.weight, layer.mlp.down_proj.weight):
-                weight.div_((2 * shape.layers) ** 0.5)
-        if not shape.tied:
-            model.lm_head.weight.copy_(embedding.roll(STRIDE, 0))
+    write_text(model, STRIDE)
     made: PreTrainedModel = model.eval()
     return made
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from bench.agreement import Agreement
+from bench.agreement import Agreement, write_text
 from pearl_decode import SamplingParams
 from pearl_decode.costs import pearl_tokens, sequential_tokens
 from tests.runtime.device import DeviceDecoder, TapeLane, no_host_reads
@@ -156,54 +156,49 @@ def test_transformers_and_auto_have_a_turn_that_does_not_count(monkeypatch):
     assert not outcome.errors
 
 
+STRIDE = 7
+
+
+def _written(seed: int):
+    """A model in which each token is followed by the one 7 ids further."""
+    model = build("llama", seed=seed)
+    write_text(model, STRIDE)
+    return model
+
+
 def _texts(rows: int, length: int) -> list[list[int]]:
     starts = torch.arange(rows)[:, None] * (VOCAB // rows)
-    return ((starts + 7 * torch.arange(length)) % VOCAB).tolist()
-
-
-def _guesses(model, texts: list[list[int]], rows: list[int], positions: list[int]) -> list[int]:
-    """The draft's greedy guess of the token after texts[row][position], for each of them a row of a batch."""
-    ids = torch.tensor([[texts[row][position]] for row, position in zip(rows, positions, strict=True)])
-    with torch.inference_mode():
-        logits = model(input_ids=ids, position_ids=torch.tensor(positions)[:, None], use_cache=False).logits
-    return logits[:, -1].argmax(-1).tolist()
+    return ((starts + STRIDE * torch.arange(length)) % VOCAB).tolist()
 
 
 def _hits(model, texts: list[list[int]], acceptance: float, begin: int, agreement: Agreement) -> list[list[bool]]:
-    agreement.follow(texts, begin, acceptance, VOCAB, "cpu")
-    found = []
-    for row, text in enumerate(texts):
-        positions = list(range(begin - 1, len(text) - 1))
-        guesses = _guesses(model, texts, [row] * len(positions), positions)
-        found.append([guess == text[p + 1] for guess, p in zip(guesses, positions, strict=True)])
-    return found
+    agreement.follow(texts, begin, acceptance)
+    with torch.inference_mode():
+        guesses = model(input_ids=torch.tensor(texts), use_cache=False).logits[:, begin - 1 : -1].argmax(-1)
+    return (guesses == torch.tensor(texts)[:, begin:]).tolist()
 
 
 def test_a_set_share_of_guesses_is_right_and_more_of_them_at_a_higher_acceptance():
-    model, texts, begin = build("llama"), _texts(3, 105), 5
-    agreement = Agreement.of(model)
-    low, high = (_hits(model, texts, asked, begin, agreement) for asked in (0.6, 0.9))
-    assert [sum(row) for row in low] == [60] * 3
-    assert [sum(row) for row in high] == [90] * 3
+    model, texts, begin = _written(0), _texts(2, 25), 5
+    agreement = Agreement(model, STRIDE)
+    low, high, all_right = (_hits(model, texts, asked, begin, agreement) for asked in (0.6, 0.9, 1.0))
+    assert [sum(row) for row in low] == [12] * 2
+    assert [sum(row) for row in high] == [18] * 2
+    assert [sum(row) for row in all_right] == [20] * 2
     assert low[0] != low[1]
-    assert all(b or not a for row in range(3) for a, b in zip(low[row], high[row], strict=True))
+    assert all(b or not a for row in range(2) for a, b in zip(low[row], high[row], strict=True))
 
 
-def test_a_row_keeps_its_guesses_wherever_it_is_in_the_batch_and_after_a_wrong_token():
-    model, texts = build("llama"), _texts(4, 60)
-    Agreement.of(model).follow(texts, 10, 0.5, VOCAB, "cpu")
-    alone = [_guesses(model, texts, [row], [row + 20])[0] for row in range(4)]
-    assert _guesses(model, texts, [3, 1, 2], [23, 21, 22]) == [alone[3], alone[1], alone[2]]
-    wrong = [[(token + 1) % VOCAB for token in text] for text in texts]
-    assert _guesses(model, wrong, [3, 1, 2], [23, 21, 22]) == [alone[3], alone[1], alone[2]]
-
-
-def test_rows_that_cannot_be_told_apart_are_refused():
-    texts = _texts(2, 20)
-    with pytest.raises(ValueError, match="two alike at 12"):
-        Agreement().follow([texts[0], [*texts[1][:12], texts[0][12] + 1, *texts[1][13:]]], 5, 0.5, VOCAB, "cpu")
+def test_texts_that_cannot_be_followed_are_refused():
+    texts, agreement = _texts(2, 20), Agreement(_written(0), STRIDE)
+    with pytest.raises(ValueError, match="texts must go on by 7 ids from position 5 on, got another at 12"):
+        agreement.follow([texts[0], [*texts[1][:12], texts[1][12] + 1, *texts[1][13:]]], 5, 0.5)
+    with pytest.raises(ValueError, match="texts must come to no token twice"):
+        agreement.follow([texts[0], texts[0]], 5, 0.5)
+    with pytest.raises(ValueError, match="texts must leave room for wrong guesses among 120 ids, got 96 tokens"):
+        agreement.follow(_texts(2, 52), 5, 0.5)
     with pytest.raises(ValueError, match=r"acceptance must be in \[0, 1\], got 1.5"):
-        Agreement().follow(texts, 5, 1.5, VOCAB, "cpu")
+        agreement.follow(texts, 5, 1.5)
 
 
 def test_cells_near_the_first_come_first_and_cost_what_their_prompts_are_long(bench_decode):
@@ -220,17 +215,11 @@ def test_cells_near_the_first_come_first_and_cost_what_their_prompts_are_long(be
 
 def test_set_acceptance_holds_in_static_rounds_that_are_replayed(monkeypatch):
     """Nothing is read on the host, and what was captured goes on to follow the positions."""
-    target, draft = build("llama"), build("llama", seed=4)
-    with torch.no_grad():  # each token is followed by the one 7 ids further, so that rows never meet
-        embedding = target.get_input_embeddings().weight.normal_()
-        target.lm_head.weight.copy_(embedding.roll(7, 0))
-        for layer in target.model.layers:
-            for weight in (layer.self_attn.o_proj.weight, layer.mlp.down_proj.weight):
-                weight.mul_(0.001)
-    prompts = [[11, 1], [22, 41], [33, 81]]
-    texts = [[first, *((last + 7 * n) % VOCAB for n in range(41))] for first, last in prompts]
-    Agreement.of(draft).follow(texts, 2, 0.8, VOCAB, "cpu")
-    params = SamplingParams(max_tokens=40, ignore_eos=True)
+    target, draft = _written(0), _written(4)
+    prompts = [[11, 1], [22, 61]]
+    texts = [[first, *((last + STRIDE * n) % VOCAB for n in range(21))] for first, last in prompts]
+    Agreement(draft, STRIDE).follow(texts, 2, 0.8)
+    params = SamplingParams(max_tokens=20, ignore_eos=True)
     for strategy in ("pearl", "sequential"):
         lanes = TapeLane(), TapeLane()
         decoder = DeviceDecoder(target, draft, device_lanes=lanes, strategy=strategy, gamma=3)
