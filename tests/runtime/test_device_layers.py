@@ -17,19 +17,22 @@ from pearl_decode import layer as layers
 from pearl_decode import norm as norms
 from pearl_decode.attention import use_window_attention
 from pearl_decode.device import runner
-from pearl_decode.device.shape import COMPILED_WIDTHS, WIDTHS
+from pearl_decode.device.draft import StaticDraft
+from pearl_decode.device.shape import COMPILED_WIDTHS, WIDTHS, shape_of
 from pearl_decode.drafts import new_draft
 from pearl_decode.first_layers import first_layers
 from pearl_decode.lanes.queue import InlineLane
 from pearl_decode.layer import WindowDecoderLayer, join_weights, switch_layers, switch_layers_back
 from pearl_decode.models import CausalModel
 from pearl_decode.norm import WindowNorm, switch_norms_back
+from pearl_decode.state import PLACEHOLDER
 from pearl_decode.trials import agreeing_layers
 from pearl_decode.window_model import WHOLE, WindowModel
+from pearl_kernels import SamplingTensors
 from pearl_kernels.dispatch import Backend
 from tests.runtime.device import DeviceDecoder, no_host_reads
 from tests.runtime.test_layer import count_calls
-from tests.runtime.tiny import build
+from tests.runtime.tiny import VOCAB, build
 
 PROMPTS = [[5, 17, 3, 80, 41], [9], [3, 3, 7, 1, 2, 3, 4, 5, 6, 7]]
 PARAMS = SamplingParams(max_tokens=24)
@@ -152,18 +155,21 @@ def test_of_a_draft_with_more_ids_than_the_target_each_step_is_drawn_by_itself(a
     assert not as_one.calls["draft_chain"]
 
 
-def test_a_row_that_cannot_be_drawn_from_gives_a_placeholder(as_one):
-    """And the target's own token is in its place."""
-    target, draft = drafting(d2t=False)
-    wanted = texts(target)
-    as_one(target, draft)
-    with torch.no_grad():
-        draft.model.norm.weight.fill_(torch.nan)
-    with DeviceDecoder(target, draft, strategy="sequential") as decoder:
-        results = decoder.generate(PROMPTS, PARAMS)
-    assert [result.token_ids for result in results] == wanted
-    assert [result.stats.accepted_lengths for result in results] == [[24]] * 3
+@pytest.mark.parametrize("strategy", ["sequential", "pearl"])
+@torch.inference_mode()
+def test_a_row_that_cannot_be_drawn_from_gives_placeholders_and_the_others_go_on(strategy, as_one):
+    model, shape = attending("llama"), shape_of(strategy, 3)
+    as_one(model)
+    params = SamplingTensors.make(2, temperature=[0.8, 0.0])
+    draft = StaticDraft(CausalModel(model), params, 32, VOCAB, coupled=False, keeps_logits=True)
+    draft.read(torch.tensor([[5, 6, 7, 8], [1, 2, 3, 4]]), 0)
+    for layer in draft.cache.layers:
+        layer.values[0] = torch.nan
+    message = torch.tensor([[5, 0, 9, 9][: 2 + shape.reread], [5, 0, 7, 7][: 2 + shape.reread]])
+    drafted = draft.steps(message, shape, 32, None)
     assert as_one.calls["draft_chain"]
+    assert drafted.tokens[0].tolist() == [PLACEHOLDER] * 3
+    assert (drafted.tokens[1] >= 0).all()
 
 
 def test_layers_of_other_models_run_as_they_are_written_and_their_norms_do_not():

@@ -122,13 +122,13 @@ class StaticDraft:
         inputs = message[:, 2:]
         starts = (head - shape.reread).clamp(min=0)
         at_once = self._draws_at_once()
-        if at_once and drafted is None:
-            kept = self.model.empty_logits(len(head)) if self.keeps_logits else None
-            drafted = Drafted.empty(len(head), shape, kept, head.device)
         for step in range(shape.drafted):
-            if at_once and drafted is not None and inputs.shape[1] == 1:
+            if at_once and inputs.shape[1] == 1:
+                if drafted is None:
+                    kept = self.model.empty_logits(len(head)) if self.keeps_logits else None
+                    drafted = Drafted.empty(len(head), shape, kept, head.device)
                 self._draw_from(step, inputs, head + (step - 1), epochs, drafted)
-                return drafted
+                break
             rows = self.model.forward_at(inputs, starts, self.cache, view, keep=inputs.shape[1])
             # The row of the last token before the head: not the last one where the head is nearer to the beginning.
             last = (head + step - 1 - starts)[:, None, None].expand(-1, -1, rows.shape[2])
