@@ -16,6 +16,7 @@ from pearl_decode import SamplingParams, window_model
 from pearl_decode import layer as layers
 from pearl_decode import norm as norms
 from pearl_decode.attention import use_window_attention
+from pearl_decode.cache import WindowCache
 from pearl_decode.device import runner
 from pearl_decode.device.draft import StaticDraft
 from pearl_decode.device.shape import COMPILED_WIDTHS, WIDTHS, shape_of
@@ -110,6 +111,18 @@ def test_a_model_of_such_layers_runs_as_one_call(name, calls, as_one):
     assert texts(model) == wanted
     assert not calls
     assert len(as_one.calls["window_decoder"]) > 24
+
+
+@torch.inference_mode()
+def test_a_long_prompt_is_read_into_the_memory_that_the_rounds_use(as_one):
+    model, cache = attending("llama"), WindowCache(100)
+    as_one(model)
+    causal, ids = CausalModel(model), torch.arange(80)[None]
+    causal.read(ids, 0, cache)
+    before = [layer.keys.data_ptr() for layer in cache.layers]
+    causal.forward_at(ids[:, :2], torch.tensor([80]), cache, 100, keep=2)
+    assert [layer.keys.data_ptr() for layer in cache.layers] == before
+    assert len(as_one.calls["window_decoder"]) == 2 + 1, "two of the trial, and the window"
 
 
 def drafting(d2t: bool):
