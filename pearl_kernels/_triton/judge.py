@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pearl_kernels._triton import chain
 from pearl_kernels._triton.chains import judge_rows
-from pearl_kernels._triton.launch import LOW_BIT, REGISTERS, RESIDUAL_WARPS, WARPS, tiles_of, view_of
+from pearl_kernels._triton.launch import FUSED, LOW_BIT, REGISTERS, RESIDUAL_WARPS, WARPS, tiles_of, view_of
 from pearl_kernels._triton.residuals import draw_residuals, sum_masses
 from pearl_kernels._triton.workspace import Scratch, Size, workspace
 
@@ -127,7 +127,7 @@ class _Judging:
             RULE=RULES[self.rule], DRAWS=self.rule == "coupled" or (certain and self.rule != "greedy"),
             SIDES=size.sides, STEP=tiles_of(self.logits.shape[2], size.batch).step,
             LOW_BIT=LOW_BIT[self.logits.dtype], DRAFT_LOW_BIT=LOW_BIT[draft_dtype], num_warps=WARPS,
-            maxnreg=None if self.rule == "greedy" else REGISTERS, **self._constants,
+            maxnreg=None if self.rule == "greedy" else REGISTERS, **FUSED, **self._constants,
         )  # fmt: skip
 
     def _sum_masses(self, scratch: Scratch, size: Size) -> None:
@@ -136,7 +136,7 @@ class _Judging:
             *self._draft_arguments(scratch)[:-1],
             scratch.request_counters, scratch.thresholds, scratch.lses, scratch.statuses, scratch.scores,
             scratch.columns, scratch.purposes, scratch.weights, scratch.bits, scratch.usable_lengths,
-            scratch.prefix_weights, size.slices, *self.ends, num_warps=RESIDUAL_WARPS, **self._constants,
+            scratch.prefix_weights, size.slices, *self.ends, num_warps=RESIDUAL_WARPS, **FUSED, **self._constants,
         )  # fmt: skip
 
     def _draw_residuals(self, scratch: Scratch, size: Size) -> None:
@@ -146,7 +146,7 @@ class _Judging:
             scratch.request_counters, scratch.thresholds, scratch.lses,
             scratch.columns, scratch.purposes, scratch.weights, scratch.bits,
             scratch.scores, scratch.winners, scratch.left_scores, scratch.left_ids, size.slices, *self.ends,
-            num_warps=RESIDUAL_WARPS, **self._constants,
+            num_warps=RESIDUAL_WARPS, **FUSED, **self._constants,
         )  # fmt: skip
 
 

@@ -22,6 +22,10 @@ WARPS = 8
 REGISTERS = 64  # of a thread that may draw or filter: what is rare would take so many that one block filled a processor
 RESIDUAL_WARPS = 16  # logarithms in float64 take many registers
 
+# What is multiplied and added is rounded once, as it was when the kernels were tested. Triton 3.10 no longer does so by
+# itself.
+FUSED = {"enable_fp_fusion": True}
+
 # Bits of a float32 below this one are always zero where it was one of these.
 LOW_BIT = {torch.float32: 0, torch.bfloat16: 16, torch.float16: 12}
 

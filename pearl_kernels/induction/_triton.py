@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from pearl_kernels._triton.launch import INTERPRETED
+from pearl_kernels._triton.launch import FUSED, INTERPRETED
 
 BLOCK = 1 << 13 if INTERPRETED else 1 << 10
 WARPS = 4
@@ -60,5 +60,5 @@ def induce_(logits: Tensor, tokens: Tensor, lengths: Tensor, strengths: Tensor, 
     with torch.cuda.device_of(logits):
         induce_rows[(batch,)](
             logits, logits.stride(0), logits.shape[1], d2t, tokens, tokens.stride(0), capacity, lengths, strengths,
-            MOST=len(strengths), BLOCK=BLOCK, num_warps=WARPS,
+            MOST=len(strengths), BLOCK=BLOCK, num_warps=WARPS, **FUSED,
         )  # fmt: skip

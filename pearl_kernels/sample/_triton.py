@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from pearl_kernels._triton.launch import LOW_BIT, REGISTERS, WARPS, tiles_of, view_of
+from pearl_kernels._triton.launch import FUSED, LOW_BIT, REGISTERS, WARPS, tiles_of, view_of
 from pearl_kernels._triton.rows import arrive, finish_rows, look_at_slice
 from pearl_kernels._triton.workspace import Size, workspace
 
@@ -73,5 +73,5 @@ def sample_out(
             scratch.row_counters, scratch.maxima, scratch.best_ids, scratch.sums, scratch.scores, scratch.winners,
             tiles.slices, tokens, threshold, lse, status,
             REQUESTS=tiles.rows, BLOCK=tiles.block, STEP=tiles.step, SLICES=tiles.slices_block,
-            LOW_BIT=LOW_BIT[logits.dtype], num_warps=WARPS, maxnreg=REGISTERS,
+            LOW_BIT=LOW_BIT[logits.dtype], num_warps=WARPS, maxnreg=REGISTERS, **FUSED,
         )  # fmt: skip

@@ -9,6 +9,7 @@ import triton
 from torch import Tensor
 
 from pearl_kernels._triton.attention import attend_parts, join_parts
+from pearl_kernels._triton.launch import FUSED
 from pearl_kernels.window_attention import MOST_TRITON_WIDTH
 
 SHORTEST_PART = 128  # entries: the longest tile
@@ -80,11 +81,11 @@ def window_attention(
             scale, window, softcap, parts, part_length,
             BLOCK_M=tile.block_m, BLOCK_N=tile.block_n, BLOCK_D=tile.block_d,
             BLOCK_NEW=triton.next_power_of_2(width), PRECISION="ieee" if q.dtype is torch.float32 else "tf32",
-            num_warps=tile.warps, num_stages=tile.stages,
+            num_warps=tile.warps, num_stages=tile.stages, **FUSED,
         )  # fmt: skip
         join_parts[(width * group, kv_heads, batch)](
             best, total, sums, seq_lens, out, width, group, dim, capacity, window, parts, part_length,
             BLOCK_N=tile.block_n, BLOCK_D=tile.block_d,
-            PARTS=joined_at_once(parts, tile.block_d), num_warps=4,
+            PARTS=joined_at_once(parts, tile.block_d), num_warps=4, **FUSED,
         )  # fmt: skip
     return out

@@ -7,6 +7,7 @@ import triton
 from torch import Tensor
 
 from pearl_kernels._triton.decoder import enter_rows
+from pearl_kernels._triton.launch import FUSED
 from pearl_kernels.window_decoder.window import Window
 from pearl_kernels.window_layer._triton import window_layer
 from pearl_kernels.window_norm._triton import warps_of, window_norm_out
@@ -33,7 +34,7 @@ def enter(
         with torch.cuda.device_of(x):
             enter_rows[(tokens.numel(),)](
                 tokens, d2t, embedding, len(embedding), x, x.shape[1], seq_lens, ends, text, text_stride, text_length,
-                tokens.shape[1], BLOCK=block, num_warps=warps_of(block),
+                tokens.shape[1], BLOCK=block, num_warps=warps_of(block), **FUSED,
             )  # fmt: skip
     return x
 

@@ -9,6 +9,7 @@ import triton
 from torch import Tensor
 from torch.nn.functional import linear
 
+from pearl_kernels._triton.launch import FUSED
 from pearl_kernels._triton.layer import gate_rows, place_heads
 from pearl_kernels.window_attention import window_attention
 from pearl_kernels.window_layer.weights import LayerWeights, as_one
@@ -51,7 +52,7 @@ def window_layer(
             joined, q_norm, k_norm, cos, sin, _angles_batch_stride(cos), len(cos), seq_lens, starts,
             queries, k_cache, v_cache, *k_cache.stride()[:3], *v_cache.stride()[:3],
             width, heads, kv_heads, head_dim, k_cache.shape[2], weights.eps,
-            HALF=triton.next_power_of_2(head_dim // 2), num_warps=1,
+            HALF=triton.next_power_of_2(head_dim // 2), num_warps=1, **FUSED,
         )  # fmt: skip
         if caches_only:
             return x
@@ -60,7 +61,7 @@ def window_layer(
         joined = _products(_normed(hidden, mlp_norm, weights.eps), (gate, up))
         gated = x.new_empty(batch * width, weights.inner)
         gate_rows[(batch * width, triton.cdiv(weights.inner, GATE_BLOCK))](
-            joined, gated, weights.inner, BLOCK=GATE_BLOCK, num_warps=4
+            joined, gated, weights.inner, BLOCK=GATE_BLOCK, num_warps=4, **FUSED
         )
         _add_product(hidden, gated, down)
     return hidden.view(batch, width, size)

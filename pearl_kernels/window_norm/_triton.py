@@ -6,6 +6,7 @@ import torch
 import triton
 from torch import Tensor
 
+from pearl_kernels._triton.launch import FUSED
 from pearl_kernels._triton.layer import norm_rows
 
 
@@ -21,7 +22,7 @@ def window_norm_out(
     if x.numel():
         with torch.cuda.device_of(x):
             norm_rows[(x.numel() // size,)](
-                x, weight, copy, out, size, eps, offset, BLOCK=block, num_warps=warps_of(block)
+                x, weight, copy, out, size, eps, offset, BLOCK=block, num_warps=warps_of(block), **FUSED
             )
 
 

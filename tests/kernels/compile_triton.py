@@ -21,7 +21,7 @@ from pearl_kernels._triton import chain
 from pearl_kernels._triton.attention import attend_parts, join_parts
 from pearl_kernels._triton.chains import judge_rows
 from pearl_kernels._triton.decoder import enter_rows
-from pearl_kernels._triton.launch import REGISTERS, RESIDUAL_WARPS, WARPS, tiles_of
+from pearl_kernels._triton.launch import FUSED, REGISTERS, RESIDUAL_WARPS, WARPS, tiles_of
 from pearl_kernels._triton.layer import gate_rows, norm_rows, place_heads
 from pearl_kernels._triton.residuals import draw_residuals, sum_masses
 from pearl_kernels.window_attention._triton import MOST_PARTS, joined_at_once, launch_of
@@ -97,7 +97,7 @@ def compile_kernel(
             signature[argument] = "i64" if argument.endswith("stride") else "i32"
         else:
             signature[argument] = TYPES.get(argument, f"*{dtype}")
-    options: dict[str, int] = {"num_warps": WARPS}
+    options: dict[str, int] = {"num_warps": WARPS, **FUSED}
     if kernel in (sum_masses, draw_residuals):
         options["num_warps"] = RESIDUAL_WARPS
     elif name != "greedy":
@@ -158,7 +158,7 @@ def compile_attention(dtype: str, *, plain: bool) -> None:
                 else:
                     signature[name] = "i64" if name.endswith("stride") else "i32"
             for target in TARGETS.values():
-                options = {"num_warps": tile.warps, "num_stages": tile.stages}
+                options = {"num_warps": tile.warps, "num_stages": tile.stages, **FUSED}
                 source = ASTSource(kernel, signature, values, aligned(signature))
                 compiled = compile(source, target=target, options=options)
                 assert compiled.metadata.shared <= SHARED_BYTES, (head_dim, target, compiled.metadata.shared)
@@ -179,7 +179,7 @@ def compile_induction(dtype: str, *, plain: bool) -> None:
             signature[name] = pointers.get(name, "i64" if name.endswith("stride") else "i32")
     for target in TARGETS.values():
         source = ASTSource(induction.induce_rows, signature, values, aligned(signature))
-        compiled = compile(source, target=target, options={"num_warps": induction.WARPS})
+        compiled = compile(source, target=target, options={"num_warps": induction.WARPS, **FUSED})
         assert stack_bytes(compiled.asm["cubin"]) == 0, target
     print("induction")
 
@@ -208,7 +208,7 @@ def compile_layer(dtype: str, *, plain: bool) -> None:
                 signature[name] = others.get(name, f"*{dtype}")
         for target in TARGETS.values():
             source = ASTSource(kernel, signature, values, aligned(signature))
-            compiled = compile(source, target=target, options={"num_warps": warps})
+            compiled = compile(source, target=target, options={"num_warps": warps, **FUSED})
             assert stack_bytes(compiled.asm["cubin"]) == 0, (kernel.__name__, target)
     print("layer")
 
