@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -111,17 +111,17 @@ def _new(steps: int, batch: int, outputs: int, weights: DecoderWeights) -> Found
 def _of(out: DraftChain, steps: int, batch: int, outputs: int, weights: DecoderWeights) -> Found:
     """The tensors of an `out`, which is refused unless they fit."""
     op, sizes, device = "draft_chain", (("steps", steps), ("batch", batch)), weights.norm.device
-    if not isinstance(out, DraftChain):
-        raise ValueError(f"{op}: out must be DraftChain, got {type(out).__name__}")
-    ids, (threshold, lse), status = out.drawn
-    found = Found(ids.mT, threshold.mT, lse.mT, status.mT, None if out.logits is None else out.logits.transpose(0, 1))
-    checks.updatable(op, "out.drawn.tokens.mT", found.ids, sizes, torch.int64, device)
-    checks.updatable(op, "out.drawn.stats.threshold.mT", found.threshold, sizes, torch.float32, device)
-    checks.updatable(op, "out.drawn.stats.lse.mT", found.lse, sizes, torch.float32, device)
-    checks.updatable(op, "out.drawn.status.mT", found.status, sizes, torch.int32, device)
+    if not isinstance(out, DraftChain) or not isinstance(out.drawn, SampleOutput):
+        raise ValueError(f"{op}: out must be DraftChain of a SampleOutput, got {type(out).__name__}")
+    given: list[Any] = [out.drawn.tokens, *out.drawn.stats, out.drawn.status, out.logits]
+    found = Found(*(each.transpose(0, 1) if getattr(each, "ndim", 0) > 1 else each for each in given))
+    checks.updatable(op, "out.drawn.tokens, transposed,", found.ids, sizes, torch.int64, device)
+    checks.updatable(op, "out.drawn.stats.threshold, transposed,", found.threshold, sizes, torch.float32, device)
+    checks.updatable(op, "out.drawn.stats.lse, transposed,", found.lse, sizes, torch.float32, device)
+    checks.updatable(op, "out.drawn.status, transposed,", found.status, sizes, torch.int32, device)
     if found.logits is not None:
         of_logits = (*sizes, ("outputs", outputs))
-        checks.updatable(op, "out.logits.transpose(0, 1)", found.logits, of_logits, weights.dtype, device)
+        checks.updatable(op, "out.logits, transposed,", found.logits, of_logits, weights.dtype, device)
     return found
 
 

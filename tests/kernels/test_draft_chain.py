@@ -242,12 +242,17 @@ TEXT, STRENGTHS = torch.zeros(3, CAPACITY, dtype=torch.int64), torch.ones(4)
         ({"options": {"text": TEXT[:2], "strengths": STRENGTHS}}, r"text must be \(batch=3, capacity=50\) int64"),
         ({"options": {"text": TEXT, "strengths": torch.ones(0)}}, r"strengths must be 1 to 32 numbers, got 0"),
         ({"options": {"text": TEXT, "strengths": STRENGTHS, "d2t": torch.arange(7)}}, r"d2t must be \(vocab=41,\)"),
-        ({"options": {"out": new_chain(3)}}, r"out.drawn.tokens.mT must be \(steps=4, batch=3\) int64"),
+        ({"options": {"out": new_chain(3)}}, r"out.drawn.tokens, transposed, must be \(steps=4, batch=3\) int64"),
         (
             {"options": {"out": new_chain()._replace(logits=torch.empty(3, STEPS, OUTPUTS))}},
-            r"out.logits.transpose\(0, 1\) must be contiguous",
+            r"out.logits, transposed, must be contiguous",
         ),
-        ({"options": {"out": torch.empty(3, STEPS)}}, r"out must be DraftChain, got Tensor"),
+        ({"options": {"out": torch.empty(3, STEPS)}}, r"out must be DraftChain of a SampleOutput, got Tensor"),
+        ({"options": {"out": DraftChain(None, None)}}, r"out must be DraftChain of a SampleOutput, got DraftChain"),
+        (
+            {"options": {"out": new_chain()._replace(drawn=new_chain().drawn._replace(tokens=torch.zeros(3)))}},
+            r"out.drawn.tokens, transposed, must be \(steps=4, batch=3\) int64",
+        ),
     ],
 )
 def test_a_mistake_is_named(changes, message):
