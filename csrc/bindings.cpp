@@ -291,13 +291,14 @@ void window_decoder(const DecoderWeights& weights, const Window& window, int64_t
 }
 
 // text: (address, stride between rows, length); strengths: (address, most); out: (logits, tokens, threshold, lse, status)
-pearl::DraftChainArgs chain_args(const DecoderWeights& weights, const Window& window, int64_t steps, int64_t vocab,
-                                 const Params& params, Address epochs, uint32_t purpose, Address d2t,
+pearl::DraftChainArgs chain_args(const DecoderWeights& weights, const Window& window, Address lengths, int64_t steps,
+                                 int64_t vocab, const Params& params, Address epochs, uint32_t purpose, Address d2t,
                                  const std::tuple<Address, int64_t, int64_t>& text,
                                  const std::tuple<Address, int64_t>& strengths,
                                  const std::tuple<Address, Address, Address, Address, Address>& out) {
   pearl::DraftChainArgs args;
   args.decoder = decoder_args(weights, window);
+  args.decoder.lengths = pointer<int64_t>(lengths);
   args.steps = steps;
   args.vocab = vocab;
   args.params = sampling_params(params);
@@ -331,7 +332,7 @@ std::unique_ptr<pearl::Rounds> rounds(int64_t batch, const State& state, const P
   args.asks_draft = asks_draft;
   if (draft) {
     const auto& [weights, of_draft, vocab, purpose, d2t, text, strengths] = *draft;
-    args.draft = chain_args(*weights, of_draft, 0, vocab, params, 0, purpose, d2t, text, strengths, {});
+    args.draft = chain_args(*weights, of_draft, 0, 0, vocab, params, 0, purpose, d2t, text, strengths, {});
   }
   return std::make_unique<pearl::Rounds>(args);
 }

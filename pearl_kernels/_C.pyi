@@ -114,6 +114,7 @@ def window_decoder(weights: DecoderWeights, window: _Window, keep: int, logits: 
 def draft_chain(
     weights: DecoderWeights,
     window: _Window,
+    lengths: int,
     steps: int,
     vocab: int,
     params: _Params,

@@ -10,7 +10,8 @@ namespace pearl {
 // Steps of a draft: the decoder reads a window, one token is drawn from its last row and is the next window, and so on.
 // All arrays of (steps, batch, ...) are contiguous.
 struct DraftChainArgs {
-  DecoderArgs decoder;  // its tokens, lengths and width are those of the first window; keep and head.out of no meaning
+  // Its tokens, starts, lengths and width are those of the first window; keep and head.out are of no meaning.
+  DecoderArgs decoder;
   int64_t steps;
   int64_t vocab;  // columns of a row that are drawn from, the first ones
   SamplingParams params;

@@ -29,7 +29,9 @@ void draft_chain(const DraftChainArgs& args) {
   std::vector<int64_t> starts(first, first + batch), heads(batch);
   window.each.seq_lens = starts.data();
   for (int64_t step = 0; step < args.steps; ++step) {
-    for (int64_t b = 0; b < batch; ++b) heads[b] = starts[b] + window.each.width;
+    for (int64_t b = 0; b < batch; ++b) {
+      heads[b] = starts[b] + (window.lengths ? window.lengths[b] : window.each.width);
+    }
     window.head.out = args.logits + step * batch * outputs;
     cpu_kernels().window_decoder(window);
     const LogitsView logits{window.head.out, DType::kFloat32, args.vocab, outputs, outputs};
@@ -46,6 +48,7 @@ void draft_chain(const DraftChainArgs& args) {
     }
     window.tokens = tokens;
     window.each.width = 1;
+    window.lengths = nullptr;
     starts = heads;
   }
 }

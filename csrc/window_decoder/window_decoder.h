@@ -21,8 +21,9 @@ struct DecoderArgs {
   int64_t k_layer_stride, v_layer_stride;  // from one layer's cache to the next, in elements
   const float* norm;                       // (size,)
   float eps;
-  LinearLayer head;  // its `out`: (batch, keep, outputs)
-  int64_t keep;      // rows of each sequence, the last ones, that go through norm and head: 0 ... width
+  LinearLayer head;        // its `out`: (batch, keep, outputs)
+  int64_t keep;            // rows of each sequence, the last ones, that go through norm and head: 0 ... width
+  const int64_t* lengths;  // (batch,), how many rows each sequence has, keep ... width, the first ones; null: width
 };
 
 }  // namespace pearl

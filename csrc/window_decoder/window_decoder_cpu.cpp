@@ -65,8 +65,8 @@ void window_decoder(const DecoderArgs& args) {
   }
   if (kept == 0) return;
   for (int64_t b = 0; b < batch; ++b) {
-    std::memcpy(last + b * args.keep * size, x + ((b + 1) * width - args.keep) * size,
-                args.keep * size * sizeof(float));
+    const int64_t end = b * width + (args.lengths ? args.lengths[b] : width);
+    std::memcpy(last + b * args.keep * size, x + (end - args.keep) * size, args.keep * size * sizeof(float));
   }
   window_norm({last, kept, size, args.norm, 0.0f, args.eps, last});
   window_linear({last, kept, size, size, &args.head, 1, args.each.threads});

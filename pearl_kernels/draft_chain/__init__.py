@@ -48,6 +48,7 @@ def draft_chain(
     d2t: Tensor | None = None,
     text: Tensor | None = None,
     strengths: Tensor | None = None,
+    lengths: Tensor | None = None,
     backend: str | None = None,
     out: DraftChain | None = None,
 ) -> DraftChain:
@@ -68,6 +69,8 @@ def draft_chain(
     text:       (batch, length) int64, the sequences up to the window, for induction; the window and the drafted tokens
                 but for the last are written to it. None: no induction
     strengths:  as in `induce_`, with a text
+    lengths:    (batch,) int64, in [1, width], how many of the window's tokens each row has; None: all. What is read of
+                the others is written over, or lies past the end of the text
     backend:    None picks the best for the device
     out:        written and returned, instead of new tensors
 
@@ -87,7 +90,11 @@ def draft_chain(
     vocab = check_draws(op, weights, vocab, d2t, text, strengths, batch, device)
     if checks.readable(seq_lens) and batch:
         checks.in_range(op, "seq_lens", seq_lens, 0, capacity - width - steps + 1)
-    draws = Draws(params, steps, vocab, purpose, epochs, d2t, text, strengths)
+    if lengths is not None:
+        checks.tensor(op, "lengths", lengths, (("batch", batch),), torch.int64, device)
+        if checks.readable(lengths) and batch:
+            checks.in_range(op, "lengths", lengths, 1, width)
+    draws = Draws(params, steps, vocab, purpose, epochs, d2t, text, strengths, lengths)
     outputs = weights.head.out_features
     found = _new(steps, batch, outputs, weights) if out is None else _of(out, steps, batch, outputs, weights)
     if torch.compiler.is_compiling():

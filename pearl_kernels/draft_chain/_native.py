@@ -15,15 +15,16 @@ from pearl_kernels.window_decoder._native import described_weights, described_wi
 
 def draft_chain(window: Window, draws: Draws, found: Found) -> None:
     """`pearl_kernels.draft_chain` of CPU tensors, in one call."""
-    params, steps, vocab, purpose, _, _, text, _ = draws
+    params, steps, vocab, purpose, _, _, text, *_ = draws
     columns = contiguous(params.temperature, params.top_k, params.top_p, params.min_p, params.seed)
-    epochs, d2t, strengths = contiguous(draws.epochs, draws.d2t, draws.strengths)
+    epochs, d2t, strengths, lengths = contiguous(draws.epochs, draws.d2t, draws.strengths, draws.lengths)
     ids, threshold, lse, status, logits = found
     if logits is None:
         logits = torch.empty(*ids.shape, window.weights.head.out_features)
     _C.draft_chain(
         described_weights(window.weights),
         described_window(window),
+        address(lengths),
         steps,
         vocab,
         sampling_params(*columns),  # type: ignore[arg-type]

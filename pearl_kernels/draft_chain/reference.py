@@ -36,15 +36,21 @@ class Draws(NamedTuple):
     d2t: Tensor | None
     text: Tensor | None
     strengths: Tensor | None
+    lengths: Tensor | None
 
 
 def one_by_one(window: Window, draws: Draws, found: Found, backend: str | None) -> None:
     """`pearl_kernels.draft_chain`, one operation after the other."""
-    params, steps, vocab, purpose, epochs, d2t, text, strengths = draws
+    params, steps, vocab, purpose, epochs, d2t, text, strengths, lengths = draws
     for step in range(steps):
         tokens, starts = window.tokens, window.seq_lens
-        logits = window_decoder(*window[:-1], scale=window.scale, keep=1, backend=backend)[:, 0]
-        heads = starts + tokens.shape[1]
+        width = tokens.shape[1]
+        keep = 1 if lengths is None else width
+        rows = window_decoder(*window[:-1], scale=window.scale, keep=keep, backend=backend)
+        logits, heads = rows[:, -1], starts + width
+        if lengths is not None:
+            logits = rows.gather(1, (lengths - 1)[:, None, None].expand(-1, -1, rows.shape[2]))[:, 0]
+            heads, lengths = starts + lengths, None
         if text is not None and strengths is not None:
             text.scatter_(1, starts[:, None] + torch.arange(tokens.shape[1], device=tokens.device), tokens)
             induce_(logits[:, :vocab], text, heads, strengths, d2t=d2t, backend=backend)

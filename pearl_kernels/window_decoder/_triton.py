@@ -23,7 +23,12 @@ def window_decoder(window: Window, keep: int) -> Tensor:
 
 
 def enter(
-    window: Window, *, d2t: Tensor | None = None, ends: Tensor | None = None, text: Tensor | None = None
+    window: Window,
+    *,
+    d2t: Tensor | None = None,
+    lengths: Tensor | None = None,
+    ends: Tensor | None = None,
+    text: Tensor | None = None,
 ) -> Tensor:
     """The embedding's rows (batch * width, size) of a contiguous window's tokens; the rest is as in `enter_rows`."""
     tokens, weights, cos, *_, seq_lens, _ = window
@@ -33,14 +38,17 @@ def enter(
     if tokens.numel():
         with torch.cuda.device_of(x):
             enter_rows[(tokens.numel(),)](
-                tokens, d2t, embedding, len(embedding), x, x.shape[1], seq_lens, ends, text, text_stride, text_length,
-                tokens.shape[1], BLOCK=block, num_warps=warps_of(block), **FUSED,
+                tokens, d2t, embedding, len(embedding), x, x.shape[1], seq_lens, lengths, ends, text, text_stride,
+                text_length, tokens.shape[1], BLOCK=block, num_warps=warps_of(block), **FUSED,
             )  # fmt: skip
     return x
 
 
-def decode(x: Tensor, window: Window, keep: int, logits: Tensor) -> None:
-    """Take the embedding's rows x (batch * width, size) through the decoder, to logits (batch * keep, outputs)."""
+def decode(x: Tensor, window: Window, keep: int, logits: Tensor, lengths: Tensor | None = None) -> None:
+    """Take the embedding's rows x (batch * width, size) through the decoder, to logits (batch * keep, outputs).
+
+    lengths: where keep is 1, (batch,) how many tokens of the window each row has; None: all
+    """
     (batch, width), weights, size = window.tokens.shape, window.weights, x.shape[1]
     _, _, cos, sin, k_caches, v_caches, seq_lens, scale = window
     head = weights.head
@@ -55,7 +63,10 @@ def decode(x: Tensor, window: Window, keep: int, logits: Tensor) -> None:
         )
     if keep == 0:
         return
-    kept = rows[:, width - keep :].contiguous().view(-1, size)
+    if lengths is None:
+        kept = rows[:, width - keep :].contiguous().view(-1, size)
+    else:
+        kept = rows.gather(1, (lengths - 1)[:, None, None].expand(-1, 1, size)).view(-1, size)
     normed = torch.empty_like(kept)
     window_norm_out(kept, weights.norm, weights.eps, 0.0, normed)
     weight = head.weight.detach().t()

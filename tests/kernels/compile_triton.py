@@ -186,7 +186,7 @@ def compile_induction(dtype: str, *, plain: bool) -> None:
 
 def compile_layer(dtype: str, *, plain: bool) -> None:
     """plain: no norms of queries and keys, rows that are not copied, angles of all positions, a decoder alone."""
-    none = {"q_norm", "k_norm", "copy", "angles_batch_stride", "d2t", "ends", "text"} if plain else set()
+    none = {"q_norm", "k_norm", "copy", "angles_batch_stride", "d2t", "lengths", "ends", "text"} if plain else set()
     kernels: list[tuple[Any, dict[str, int], int]] = [
         (norm_rows, {"BLOCK": 8192}, warps_of(8192)),
         (place_heads, {"HALF": 64}, 1),
@@ -195,7 +195,7 @@ def compile_layer(dtype: str, *, plain: bool) -> None:
     ]
     sizes = {"size", "inner", "width", "heads", "kv_heads", "head_dim", "capacity", "positions", "vocab", "text_length"}
     others = {"eps": "fp32", "offset": "fp32"}
-    others |= dict.fromkeys(("tokens", "d2t", "text", "seq_lens", "starts", "ends"), "*i64")
+    others |= dict.fromkeys(("tokens", "d2t", "text", "seq_lens", "lengths", "starts", "ends"), "*i64")
     for kernel, constants, warps in kernels:
         signature: dict[str, str] = {}
         values: dict[tuple[int], Any] = {}

@@ -152,6 +152,42 @@ def test_is_written_where_the_caller_wants_it(backend, keeps):
         assert torch.equal(out.logits, wanted.logits)
 
 
+def rows_of(case: Case, row: int, length: int) -> Case:
+    """One row of a case, with so many of its window's tokens."""
+    b = slice(row, row + 1)
+    columns = {name: getattr(case.params, name)[b] for name in ("temperature", "top_k", "top_p", "min_p", "seed")}
+    options = {name: value[b].clone() if name == "text" else value for name, value in case.options.items()}
+    return replace(
+        case, tokens=case.tokens[b, :length], k_caches=case.k_caches[:, b].clone(), options=options,
+        v_caches=case.v_caches[:, b].clone(), seq_lens=case.seq_lens[b], params=SamplingTensors(**columns),
+    )  # fmt: skip
+
+
+def assert_rows_may_have_fewer_tokens(case: Case, backend: str) -> None:
+    """Each draws what it would without the others, whatever they are."""
+    lengths, within = torch.tensor([2, 1, 3]), 0.0 if backend == "cpu" else 1e-4  # torch's products differ by rounding
+    alone = [rows_of(case, row, length) for row, length in enumerate(lengths.tolist())]
+    case.options["lengths"] = lengths
+    found, logits = case.run(backend)
+    for row, each in enumerate(alone):
+        wanted = each.run(backend)
+        assert torch.equal(found.tokens[row], wanted.drawn.tokens[0])
+        torch.testing.assert_close(logits[row], wanted.logits[0], rtol=within, atol=within)
+        end = int(case.seq_lens[row] + lengths[row]) + case.steps - 1
+        ours, theirs = case.k_caches[:, row, :, :end], each.k_caches[:, 0, :, :end]
+        torch.testing.assert_close(ours, theirs, rtol=within, atol=within)
+        if "text" in case.options:
+            assert torch.equal(case.options["text"][row, :end], each.options["text"][0, :end])
+
+
+@pytest.mark.parametrize("induces", [False, True])
+def test_rows_may_have_fewer_tokens(backend, induces):
+    case = chain_of(width=3, d2t=D2T)
+    if induces:
+        case.options |= induction_of(case)
+    assert_rows_may_have_fewer_tokens(case, backend)
+
+
 def test_what_was_drawn_is_what_the_next_step_reads(backend):
     """A chain of one step after a chain of three is the fourth step."""
     case = chain_of([3, 0, 31], 2, d2t=D2T)
@@ -180,12 +216,7 @@ def test_a_row_draws_what_it_would_alone(backend):
     case = chain_of()
     together = case.cloned().run(backend).drawn
     for row in range(3):
-        b = slice(row, row + 1)
-        columns = {name: getattr(case.params, name)[b] for name in ("temperature", "top_k", "top_p", "min_p", "seed")}
-        alone = replace(
-            case, tokens=case.tokens[b], k_caches=case.k_caches[:, b].clone(), v_caches=case.v_caches[:, b].clone(),
-            seq_lens=case.seq_lens[b], params=SamplingTensors(**columns),
-        ).run(backend)  # fmt: skip
+        alone = rows_of(case, row, WIDTH).run(backend)
         assert torch.equal(alone.drawn.tokens[0], together.tokens[row])
 
 
@@ -234,6 +265,9 @@ TEXT, STRENGTHS = torch.zeros(3, CAPACITY, dtype=torch.int64), torch.ones(4)
         ({"seq_lens": torch.tensor([0, -1, 4])}, r"seq_lens must be in \[0, 45\]"),
         ({"options": {"vocab": OUTPUTS + 1}}, r"vocab must be from 1 to the head's 41 outputs, got 42"),
         ({"options": {"vocab": 0}}, r"vocab must be from 1"),
+        ({"options": {"lengths": torch.ones(2).long()}}, r"lengths must be \(batch=3,\) int64"),
+        ({"options": {"lengths": torch.tensor([1, 0, 1])}}, r"lengths must be in \[1, 2\], got values from 0 to 1"),
+        ({"options": {"lengths": torch.tensor([1, 2, 3])}}, r"lengths must be in \[1, 2\], got values from 1 to 3"),
         ({"options": {"purpose": 3}}, r"purpose must be a Purpose, got 3"),
         ({"options": {"epochs": torch.zeros(3)}}, r"epochs must be \(batch=3,\) int64"),
         ({"options": {"d2t": torch.arange(7)}}, r"d2t must be \(vocab=41,\) int64"),

@@ -98,21 +98,27 @@ def backend(request) -> str:
     return request.param
 
 
+def float64_logits(case: Case) -> Tensor:
+    """As computed in float64; the caches are written to."""
+    weights, width = case.weights, case.tokens.shape[1]
+    positions = case.seq_lens[:, None] + torch.arange(width)
+    x = weights.embedding[case.tokens].double()
+    for layer, k, v in zip(weights.layers, case.k_caches, case.v_caches, strict=True):
+        x = exact_layer(
+            x, layer, case.cos[positions], case.sin[positions], k, v, case.seq_lens, case.scale, dtype=torch.float64
+        ).double()
+    x = x[:, width - case.keep :]
+    x = x * (x.pow(2).mean(-1, keepdim=True) + weights.eps).rsqrt() * weights.norm.double()
+    head = weights.head
+    return linear(x, head.widened(torch.float64), None if head.bias is None else head.bias.double())
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.int8])
 @pytest.mark.parametrize("keep", [1, 3])
 def test_equals_float64(backend, dtype, keep):
     case = replace(case_of([0, 17, CAPACITY - 3], 3, decoder_of(*three_layers(), dtype=dtype)), keep=keep)
-    weights, exact = case.weights, case.cloned()
-    positions = case.seq_lens[:, None] + torch.arange(3)
-    x = weights.embedding[case.tokens].double()
-    for layer, k, v in zip(weights.layers, exact.k_caches, exact.v_caches, strict=True):
-        x = exact_layer(
-            x, layer, case.cos[positions], case.sin[positions], k, v, case.seq_lens, case.scale, dtype=torch.float64
-        ).double()
-    x = x[:, 3 - keep :]
-    x = x * (x.pow(2).mean(-1, keepdim=True) + weights.eps).rsqrt() * weights.norm.double()
-    head = weights.head
-    wanted = linear(x, head.widened(torch.float64), None if head.bias is None else head.bias.double())
+    exact = case.cloned()
+    wanted = float64_logits(exact)
     torch.testing.assert_close(case.run(backend), wanted.float(), rtol=5e-5, atol=5e-5)
     torch.testing.assert_close(case.k_caches, exact.k_caches, rtol=5e-5, atol=5e-5)
     torch.testing.assert_close(case.v_caches, exact.v_caches, rtol=5e-5, atol=5e-5)

@@ -9,20 +9,25 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from torch.nn.functional import linear
 
 import pearl_kernels
 from pearl_kernels import DecoderWeights, LayerWeights, Linear, SampleOutput
-from pearl_kernels.window_layer.reference import window_layer as exact_layer
-from tests.kernels.test_draft_chain import D2T, STEPS, induction_of, new_chain, one_by_one
+from tests.kernels.test_draft_chain import (
+    D2T,
+    STEPS,
+    assert_rows_may_have_fewer_tokens,
+    induction_of,
+    new_chain,
+    one_by_one,
+)
 from tests.kernels.test_draft_chain import Case as ChainCase
 from tests.kernels.test_draft_chain import chain_of as any_chain
 from tests.kernels.test_triton_launches import TorchOps
-from tests.kernels.test_window_decoder import OUTPUTS, VOCAB, case_of, decoder_of, of_type
+from tests.kernels.test_window_decoder import OUTPUTS, VOCAB, case_of, decoder_of, float64_logits, of_type
 from tests.kernels.test_window_layer import CAPACITY, draw, weights_of
 from tests.kernels.test_window_layer_triton import NOTHING, TOLERANCES, layer_of_type
 
-NO_KERNEL = (*NOTHING, "select", "slice", "transpose", "unsqueeze", "contiguous")
+NO_KERNEL = (*NOTHING, "select", "slice", "transpose", "unsqueeze", "contiguous", "expand")
 LAYER = ["norm_rows", "place_heads", "attention", "norm_rows", "gate_rows"]
 
 
@@ -54,16 +59,8 @@ def test_equals_float64(dtype, keep, bias):
         head = weights.head._replace(bias=draw(OUTPUTS))
         weights = DecoderWeights(weights.embedding, weights.layers, weights.norm, head, eps=weights.eps)
     case = of_type(replace(case_of([0, 17, CAPACITY - 3], 3, weights), keep=keep), dtype)
-    weights, exact = case.weights, case.cloned()
-    positions = case.seq_lens[:, None] + torch.arange(3)
-    x = weights.embedding[case.tokens].double()
-    for layer, k, v in zip(weights.layers, exact.k_caches, exact.v_caches, strict=True):
-        x = exact_layer(
-            x, layer, case.cos[positions], case.sin[positions], k, v, case.seq_lens, case.scale, dtype=torch.float64
-        ).double()
-    x = x[:, 3 - keep :]
-    x = x * (x.pow(2).mean(-1, keepdim=True) + weights.eps).rsqrt() * weights.norm.double()
-    wanted = linear(x, weights.head.weight.double(), weights.head.bias.double() if bias else None)
+    exact = case.cloned()
+    wanted = float64_logits(exact)
     got, within = case.run("triton"), 2 * TOLERANCES[dtype]
     assert got.dtype is dtype
     torch.testing.assert_close(got.double(), wanted, rtol=within, atol=within)
@@ -134,6 +131,10 @@ def test_a_chain_is_written_where_the_caller_wants_it(keeps):
         assert torch.equal(out.logits, wanted.logits)
 
 
+def test_rows_of_a_chain_may_have_fewer_tokens():
+    assert_rows_may_have_fewer_tokens(chain_of(width=3, d2t=D2T, induces=True), "triton")
+
+
 class Launches(list[str]):
     """Kernels of the layers and the decoder are counted and not run, and so are attention, `sample` and `induce_`."""
 
@@ -175,11 +176,13 @@ def test_nothing_runs_beside_the_layers_but_two_kernels_and_a_product(keep, monk
         assert operations(ops) == ["mm", "addmm_"] * 2 + ["mm"]
 
 
+@pytest.mark.parametrize("ragged", [False, True])
 @pytest.mark.parametrize("induces", [False, True])
 @pytest.mark.parametrize("mapped", [False, True])
-def test_a_step_is_a_decoder_and_its_draw(induces, mapped, monkeypatch):
+def test_a_step_is_a_decoder_and_its_draw(ragged, induces, mapped, monkeypatch):
     """As CUDA tensors take it: on a CPU lengths are looked at too."""
-    case = chain_of(width=1, induces=induces, **({"d2t": D2T} if mapped else {}))
+    case = chain_of(width=1 + ragged, induces=induces, **({"d2t": D2T} if mapped else {}))
+    case.options["lengths"] = torch.tensor([2, 1, 2]) if ragged else None
     layers = [layer_of_type(weights_of(), torch.float32, joins=True) for _ in range(2)]
     case.weights, case.options["out"] = decoder_of(*layers), new_chain()
     launches = Launches(monkeypatch)
@@ -187,7 +190,6 @@ def test_a_step_is_a_decoder_and_its_draw(induces, mapped, monkeypatch):
     with TorchOps() as ops:
         case.run("triton")
     assert launches == ["enter_rows", *LAYER, *LAYER, "norm_rows", *["induce_"] * induces, "sample"] * STEPS
-    assert (
-        operations(ops)
-        == ["mm", "addmm_", "mm", "addmm_", "mm", "addmm_", "mm", "addmm_", "mm"] * STEPS + ["index_select"] * mapped
-    )
+    layers_only = ["mm", "addmm_"] * 4
+    first = [*layers_only, *["sub", "gather"] * ragged, "mm"]
+    assert operations(ops) == first + [*layers_only, "mm"] * (STEPS - 1) + ["index_select"] * mapped
