@@ -162,6 +162,7 @@ class CausalModel:
         *,
         purpose: Purpose,
         epochs: torch.Tensor | None,
+        lengths: torch.Tensor | None = None,
         out: DraftChain | None = None,
     ) -> DraftChain:
         """Draw `steps` tokens after each row, one after the other, from the first vocab_size ids of the target's.
@@ -172,7 +173,7 @@ class CausalModel:
         with self.kernels_alone():
             return self._the_whole.draft(
                 input_ids, starts, cache, params, steps=steps, vocab=self.drawn_from(vocab_size), purpose=purpose,
-                epochs=epochs, d2t=self.d2t, text=text, strengths=strengths, out=out,
+                epochs=epochs, d2t=self.d2t, text=text, strengths=strengths, lengths=lengths, out=out,
             )  # fmt: skip
 
     def forward_at(

@@ -45,12 +45,12 @@ class Drafted:
             self.stats.threshold[:, step] = stats.threshold
             self.stats.lse[:, step] = stats.lse
 
-    def chain(self, step: int) -> DraftChain:
-        """What `draft_chain` writes from a step on."""
-        steps, tokens = slice(step, self.tokens.shape[1]), self.tokens[:, step:]
-        status = torch.empty_like(tokens.mT, dtype=torch.int32).mT
-        stats = RowStats(*(each[:, steps] for each in self.stats))
-        return DraftChain(SampleOutput(tokens, stats, status), None if self.logits is None else self.logits[:, steps])
+    def chain(self) -> DraftChain:
+        """What `draft_chain` writes, in place of `put` for all steps: the columns up to gamma, and a status."""
+        gamma, status = self.tokens.shape[1], torch.empty_like(self.tokens.mT, dtype=torch.int32).mT
+        stats = RowStats(*(each[:, :gamma] for each in self.stats))
+        logits = None if self.logits is None else self.logits[:, :gamma]
+        return DraftChain(SampleOutput(self.tokens, stats, status), logits)
 
     def copy_(self, other: Drafted) -> None:
         """What another device drafted, without waiting for it: the tokens and, where verification needs them, their
@@ -121,14 +121,11 @@ class StaticDraft:
         epochs = None if self.purpose is Purpose.SAMPLE else committed
         inputs = message[:, 2:]
         starts = (head - shape.reread).clamp(min=0)
-        at_once = self._draws_at_once()
+        if self._draws_at_once():
+            # Less than there is to read where the head is nearer to the beginning.
+            lengths = head - starts if shape.reread > 1 else None
+            return self._draw_at_once(inputs, starts, lengths, epochs, drafted or self._room(shape, len(head)))
         for step in range(shape.drafted):
-            if at_once and inputs.shape[1] == 1:
-                if drafted is None:
-                    kept = self.model.empty_logits(len(head)) if self.keeps_logits else None
-                    drafted = Drafted.empty(len(head), shape, kept, head.device)
-                self._draw_from(step, inputs, head + (step - 1), epochs, drafted)
-                break
             rows = self.model.forward_at(inputs, starts, self.cache, view, keep=inputs.shape[1])
             # The row of the last token before the head: not the last one where the head is nearer to the beginning.
             last = (head + step - 1 - starts)[:, None, None].expand(-1, -1, rows.shape[2])
@@ -147,18 +144,24 @@ class StaticDraft:
         return drafted
 
     def _draws_at_once(self) -> bool:
-        """Whether steps that begin with one token are one call, which writes all columns of its logits."""
+        """Whether all steps are one call, which writes all columns of its logits."""
         all_drawn = self.model.d2t is not None or self.model.vocab_size <= self.vocab_size
         return all_drawn and self.model.runs_at_once(self.cache)
 
-    def _draw_from(self, step: int, inputs: Tensor, starts: Tensor, epochs: Tensor | None, drafted: Drafted) -> None:
-        """All steps from this one on."""
-        steps, out = drafted.tokens.shape[1] - step, drafted.chain(step)
+    def _room(self, shape: Shape, batch: int) -> Drafted:
+        kept = self.model.empty_logits(batch) if self.keeps_logits else None
+        return Drafted.empty(batch, shape, kept, self.model.device)
+
+    def _draw_at_once(
+        self, inputs: Tensor, starts: Tensor, lengths: Tensor | None, epochs: Tensor | None, drafted: Drafted
+    ) -> Drafted:
+        out, steps = drafted.chain(), drafted.tokens.shape[1]
         self.model.draft(
             inputs, starts, self.cache, self.params, steps, self.vocab_size, purpose=self.purpose, epochs=epochs,
-            out=out,
+            lengths=lengths, out=out,
         )  # fmt: skip
-        out.drawn.tokens.masked_fill_(out.drawn.status != 0, PLACEHOLDER)
+        drafted.tokens.masked_fill_(out.drawn.status != 0, PLACEHOLDER)
+        return drafted
 
 
 def copy_fields(into: Any, source: Any) -> None:
