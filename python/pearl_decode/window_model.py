@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from pearl_decode.cache import WindowCache
-from pearl_decode.layer import Parts, WindowDecoderLayer, is_wide
+from pearl_decode.layer import Parts, WindowDecoderLayer
 from pearl_decode.norm import WindowNorm
 from pearl_kernels import DecoderWeights, DraftChain, SamplingTensors, Window, draft_chain, window_decoder
 
@@ -65,6 +65,7 @@ class WindowModel:
             parts.parameter(embedding, "weight"), [layer.parts.weights for layer in layers],
             parts.parameter(norm, "weight"), parts.linear(head), eps=norm.norm_eps,
         )  # fmt: skip
+        self._place = self._weights.norm.dtype, self._weights.norm.device
         self._held: WeakKeyDictionary[WindowCache, DecoderWeights] = WeakKeyDictionary()
         # cos and sin of each position, (positions, head_dim). The last are the longest; graphs may read those before.
         self._angles: list[tuple[Tensor, Tensor]] = []
@@ -115,8 +116,9 @@ class WindowModel:
         return cache in self._held
 
     def _is_unchanged(self) -> bool:
+        norm = self._weights.norm
         same = self._parts.unchanged and len(self._stack) == len(self._weights.layers)
-        return same and (self._weights.norm.is_cuda or is_wide(self._weights.norm))
+        return same and (norm.dtype, norm.device) == self._place
 
     def _memory(self, batch: int, cache: WindowCache) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Angles of all positions, and the caches of all layers."""
