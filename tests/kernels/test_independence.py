@@ -111,12 +111,12 @@ def test_results_do_not_depend_on_the_calls_before(backend: str) -> None:
     """Scratch memory that is kept between calls must be written before it is read."""
     cases = [
         verify_case(5, 4, 3000, rule="block", seed=1),
-        verify_case(3, 2, 40000, rule="token", mapped=True, seed=2),
-        verify_case(64, 6, 17, rule="block", one_hot=True, seed=3),
-        verify_case(2, 3, 90000, rule="coupled", seed=4),
+        verify_case(3, 2, 20000, rule="token", mapped=True, seed=2),
+        verify_case(24, 6, 17, rule="block", one_hot=True, seed=3),
+        verify_case(2, 3, 40000, rule="coupled", seed=4),
     ]
     first = [case.run(backend) for case in cases]
-    poison = verify_case(4, 5, 100000, rule="block", seed=5)
+    poison = verify_case(4, 5, 50000, rule="block", seed=5)
     poison.target_logits.fill_(torch.nan)
     for order in ((3, 1, 0, 2), (0, 2, 3, 1)):
         for k in order:
