@@ -160,8 +160,9 @@ def test_a_row_has_the_bits_it_would_have_alone():
     assert torch.equal(apart.k_caches, case.k_caches)
 
 
-def test_tokens_lengths_and_positions_out_of_range_are_taken_to_the_nearer_end(backend):
-    case = case_of([CAPACITY + 9, -4], 3, decoder_of(*three_layers()), positions=20)
+def assert_nearer_ends_are_taken(weights: DecoderWeights, backend: str) -> None:
+    """For tokens, lengths and positions out of range."""
+    case = case_of([CAPACITY + 9, -4], 3, weights, positions=20)
     case.tokens[0], case.tokens[1] = torch.tensor([VOCAB, 3, -1]), torch.tensor([1, 1 << 40, 2])
     near = case.cloned()
     near.tokens = case.tokens.clamp(0, VOCAB - 1)
@@ -170,6 +171,10 @@ def test_tokens_lengths_and_positions_out_of_range_are_taken_to_the_nearer_end(b
     near.sin = torch.cat((near.sin, near.sin[-1:].repeat(CAPACITY, 1)))
     assert torch.equal(case.run(backend), near.run(backend))
     assert torch.equal(case.k_caches, near.k_caches)
+
+
+def test_tokens_lengths_and_positions_out_of_range_are_taken_to_the_nearer_end(backend):
+    assert_nearer_ends_are_taken(decoder_of(*three_layers()), backend)
 
 
 def test_strides_may_be_any(backend):

@@ -23,7 +23,14 @@ from tests.kernels.test_draft_chain import (
 from tests.kernels.test_draft_chain import Case as ChainCase
 from tests.kernels.test_draft_chain import chain_of as any_chain
 from tests.kernels.test_triton_launches import TorchOps
-from tests.kernels.test_window_decoder import OUTPUTS, VOCAB, case_of, decoder_of, float64_logits, of_type
+from tests.kernels.test_window_decoder import (
+    OUTPUTS,
+    assert_nearer_ends_are_taken,
+    case_of,
+    decoder_of,
+    float64_logits,
+    of_type,
+)
 from tests.kernels.test_window_layer import CAPACITY, draw, weights_of
 from tests.kernels.test_window_layer_triton import NOTHING, TOLERANCES, layer_of_type
 
@@ -68,15 +75,7 @@ def test_equals_float64(dtype, keep, bias):
 
 
 def test_tokens_lengths_and_positions_out_of_range_are_taken_to_the_nearer_end():
-    case = case_of([CAPACITY + 9, -4], 3, decoder_of(*two_layers()), positions=20)
-    case.tokens[0], case.tokens[1] = torch.tensor([VOCAB, 3, -1]), torch.tensor([1, 1 << 40, 2])
-    near = case.cloned()
-    near.tokens = case.tokens.clamp(0, VOCAB - 1)
-    near.seq_lens = torch.tensor([CAPACITY - 3, 0])
-    near.cos = torch.cat((near.cos, near.cos[-1:].repeat(CAPACITY, 1)))
-    near.sin = torch.cat((near.sin, near.sin[-1:].repeat(CAPACITY, 1)))
-    assert torch.equal(case.run("triton"), near.run("triton"))
-    assert torch.equal(case.k_caches, near.k_caches)
+    assert_nearer_ends_are_taken(decoder_of(*two_layers()), "triton")
 
 
 def test_an_embedding_of_another_type_and_caches_of_any_strides_do():
