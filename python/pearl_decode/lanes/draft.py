@@ -197,8 +197,9 @@ class DraftLane:
                 inputs, starts, self.cache, self.batch.params, gamma, self.vocab_size, purpose=self.purpose,
                 epochs=epochs,
             )  # fmt: skip
-        if not self.keeps_logits or logits is None:
+        if not self.keeps_logits:
             return drawn, ()
+        assert logits is not None, "new tensors have all"
         return drawn, self._columns(logits).unbind(1)
 
     def _draw(self, inputs: torch.Tensor, heads: list[int], gamma: int, epochs: torch.Tensor | None) -> Drawn:
