@@ -74,9 +74,7 @@ class StaticRound:
         self.message = target_lane.make(lambda: tokens.new_zeros(len(tokens), message_width(shape)))
         self.report = target_lane.make(lambda: tokens.new_zeros(len(tokens), FACTS + shape.width))
         # What would else be a kernel in every round.
-        self._count = target_lane.make(
-            lambda: torch.arange(max(len(tokens), shape.reach, shape.reread), device=tokens.device)
-        )
+        self._count = target_lane.make(lambda: torch.arange(max(len(tokens), shape.reach), device=tokens.device))
         self._bonus = target_lane.make(lambda: tokens.new_full((len(tokens), 1), PLACEHOLDER))
         self._drafted_each = target_lane.make(lambda: torch.full_like(batch.state.window, shape.drafted))
         self._inbox: Tensor | None = None  # a copy of the message, where the draft has a device of its own
