@@ -22,7 +22,7 @@ struct Filter {
 
 static PEARL_INLINE Filter filter_of(const SamplingParams& params, int64_t batch) {
   const float temperature = params.temperature[batch];
-  return {temperature, 1.0f / temperature, params.top_k[batch], params.top_p[batch], params.min_p[batch]};
+  return {temperature, inverse_of(temperature), params.top_k[batch], params.top_p[batch], params.min_p[batch]};
 }
 
 // What makes probabilities out of a row of logits: prob(v) = exp(scaled(v) - lse) where logit(v) >= threshold.

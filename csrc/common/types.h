@@ -2,6 +2,8 @@
 
 #include <cstdint>
 
+#include "common/macros.h"
+
 namespace pearl {
 
 // The numbers are part of the Python side's contract: pearl_kernels/types.py and the _native.py files.
@@ -26,5 +28,11 @@ struct SamplingParams {
   const float* min_p;
   const int64_t* seed;
 };
+
+// 1 / temperature, of at least the smallest normal number, whose inverse still is one.
+static PEARL_HOST_DEVICE float inverse_of(float temperature) {
+  constexpr float kSmallest = 0x1p-126f;
+  return 1.0f / (temperature > kSmallest ? temperature : kSmallest);
+}
 
 }  // namespace pearl

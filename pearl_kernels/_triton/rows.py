@@ -15,6 +15,8 @@ TARGET_INVALID = tl.constexpr(1)
 DRAFT_INVALID = tl.constexpr(2)
 EMPTY_DISTRIBUTION = tl.constexpr(4)
 
+SMALLEST = tl.constexpr(2.0**-126)  # temperature whose inverse is a number
+
 
 @triton.jit
 def arrive(counter, count):
@@ -44,9 +46,9 @@ def length_of(lengths, finished, request, width, mask):
 
 @triton.jit
 def inverse_temperature(temperature, request, mask):
-    """1 / temperature, rounded as a division, and 1 for greedy rows."""
+    """1 / temperature, rounded as a division, of at least the smallest normal number; and 1 for greedy rows."""
     value = tl.load(temperature + request, mask=mask, other=1.0)
-    return tl.div_rn(tl.full(value.shape, 1.0, tl.float32), tl.where(value > 0, value, 1.0))
+    return tl.div_rn(tl.full(value.shape, 1.0, tl.float32), tl.where(value > 0, tl.maximum(value, SMALLEST), 1.0))
 
 
 @triton.jit

@@ -29,8 +29,8 @@ class Rows(NamedTuple):
 
 
 def inverse_temperature(temperature: Tensor) -> Tensor:
-    """1 / temperature in float32, and 1 where the temperature is 0. (batch,) -> (batch, 1)."""
-    return torch.where(temperature > 0, 1 / temperature, 1.0)[:, None]
+    """1 / temperature in float32, of at least the smallest normal number; 1 where it is 0. (batch,) -> (batch, 1)."""
+    return torch.where(temperature > 0, 1 / temperature.clamp(min=torch.finfo(torch.float32).tiny), 1.0)[:, None]
 
 
 def describe_rows(

@@ -80,6 +80,20 @@ def test_a_draft_equal_to_the_target_is_accepted_by_the_greatest_draw(
     assert out.num_accepted.tolist() == [1] * 6
 
 
+@pytest.mark.parametrize("temperature", [1e-38, 1e-39, 1e-45])
+@pytest.mark.parametrize("filters", [{}, {"top_k": 2}, {"top_p": 0.5}, {"min_p": 0.1}])
+def test_a_temperature_whose_inverse_is_no_number_is_the_least_that_has_one(
+    temperature: float, filters: dict[str, float], backend: str
+) -> None:
+    logits = torch.tensor([[0.0, -1.0, -2.0, -3.0]])
+    params = SamplingTensors.make(1, temperature=temperature, **filters)  # type: ignore[arg-type]
+    out = pearl_kernels.sample(logits, params, torch.tensor([POSITION]), backend=backend)
+    assert (int(out.tokens), int(out.status), float(out.stats.lse)) == (0, 0, 0.0)
+    for rule in ("token", "block", "coupled"):
+        judged = one_row(logits[0].tolist(), None, 3, rule, backend, token=-1, temperature=temperature, **filters)
+        assert [int(each) for each in judged] == [0, 0, 0], rule
+
+
 @pytest.mark.parametrize("rule", ["token", "block"])
 def test_a_token_the_draft_could_not_propose_is_accepted_if_the_target_may_emit_it(rule: str, backend: str) -> None:
     assert int(one_row([0.0, 1.0], [-torch.inf, 1.0], GREATEST_SEED, rule, backend).num_accepted) == 1

@@ -22,7 +22,7 @@ struct Filter {
 
 __device__ __forceinline__ Filter filter_of(const SamplingParams& params, int64_t batch) {
   const float temperature = params.temperature[batch];
-  return {temperature, temperature == 0.0f ? 1.0f : 1.0f / temperature, params.top_k[batch], params.top_p[batch],
+  return {temperature, temperature == 0.0f ? 1.0f : inverse_of(temperature), params.top_k[batch], params.top_p[batch],
           params.min_p[batch]};
 }
 
