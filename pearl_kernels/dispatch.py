@@ -161,9 +161,9 @@ def _pick(op: str, device: str, unfit: tuple[str, ...] = ()) -> Callable[..., An
     passed_over: list[str] = []
     missed = False
     for name in _ORDER.get(device, ("reference",)):
-        if name in unfit or (name == "flash" and _refusal(name, op, device)):
+        refusal = f"{name} backend: does not take these sizes" if name in unfit else _refusal(name, op, device)
+        if name == "flash" and refusal is not None:
             continue  # an extra
-        refusal = _refusal(name, op, device)
         if refusal is None:
             if missed or (passed_over and name == "reference"):
                 _warn_once(f"{device} tensors run on the {name} backend: {'; '.join(passed_over)}")

@@ -82,7 +82,7 @@ def attend_parts(
 
     part_best, part_total: (batch, kv_heads, width * group, parts) float32, base-2 logarithm and sum of the weights
     part_sums:             (batch, kv_heads, width * group, parts, head_dim) float32
-    Parts that no query of the tile sees are not written.
+    Parts that no query of the row sees are not written.
     """
     part = tl.program_id(0)
     kv_heads = tl.num_programs(1)

@@ -143,8 +143,8 @@ def _append_and_attend(
 ) -> Tensor:
     if q.shape[0] == 0:
         return _fake(q)
-    unfit = [name for name, takes in (("flash", flash_takes), ("triton", triton_takes)) if not takes(q)]
-    run = choose("window_attention", q.device, backend, tuple(unfit))
+    takes = {"flash": flash_takes(q), "triton": triton_takes(q, k_new)}
+    run = choose("window_attention", q.device, backend, tuple(name for name, fits in takes.items() if not fits))
     out: Tensor = run(q, k_cache, v_cache, k_new, v_new, seq_lens.contiguous(), scale, window, softcap)
     return out
 
@@ -154,9 +154,9 @@ def flash_takes(q: Tensor) -> bool:
     return q.dtype is not torch.float32 and q.shape[-1] % 8 == 0 and q.shape[-1] <= 256
 
 
-def triton_takes(q: Tensor) -> bool:
-    """Whether the Triton kernel holds as many new entries at once."""
-    return q.shape[1] <= MOST_TRITON_WIDTH
+def triton_takes(q: Tensor, k_new: Tensor | None) -> bool:
+    """Whether the Triton kernel holds as many new entries at once, if there are any."""
+    return k_new is None or q.shape[1] <= MOST_TRITON_WIDTH
 
 
 def _attend(q: Tensor, k_cache: Tensor, v_cache: Tensor, *rest: Any) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pearl_kernels._triton.attention import attend_parts, join_parts
 from pearl_kernels._triton.launch import FUSED
-from pearl_kernels.window_attention import MOST_TRITON_WIDTH
+from pearl_kernels.window_attention import MOST_TRITON_WIDTH, triton_takes
 
 SHORTEST_PART = 128  # entries: the longest tile
 MOST_PARTS = 64  # what each leaves to be joined is written and read, however much of the cache it looked at
@@ -63,8 +63,10 @@ def window_attention(
 ) -> Tensor:
     """`pearl_kernels.window_attention`. The grid is of the capacity: no length is read on the host."""
     (batch, width, heads, dim), (kv_heads, capacity) = q.shape, k_cache.shape[1:3]
-    if width > MOST_TRITON_WIDTH:
-        raise ValueError(f"triton backend: windows must be at most {MOST_TRITON_WIDTH} wide, got width={width}")
+    if not triton_takes(q, k_new):
+        raise ValueError(
+            f"triton backend: k_new must be at most {MOST_TRITON_WIDTH} rows wide, or in the cache, got width={width}"
+        )
     group = heads // kv_heads
     tile = launch_of(width * group, dim, q.dtype)
     part_length = part_length_of(capacity)
@@ -80,7 +82,8 @@ def window_attention(
             *q.stride()[:3], *k_cache.stride()[:3], *v_cache.stride()[:3], *new_strides,
             scale, window, softcap, parts, part_length,
             BLOCK_M=tile.block_m, BLOCK_N=tile.block_n, BLOCK_D=tile.block_d,
-            BLOCK_NEW=triton.next_power_of_2(width), PRECISION="ieee" if q.dtype is torch.float32 else "tf32",
+            BLOCK_NEW=1 if k_new is None else triton.next_power_of_2(width),
+            PRECISION="ieee" if q.dtype is torch.float32 else "tf32",
             num_warps=tile.warps, num_stages=tile.stages, **FUSED,
         )  # fmt: skip
         join_parts[(width * group, kv_heads, batch)](

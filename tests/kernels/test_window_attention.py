@@ -286,8 +286,28 @@ def test_backends_that_do_not_have_it_say_so() -> None:
 
 def test_triton_refuses_more_new_entries_than_it_holds() -> None:
     width = MOST_TRITON_WIDTH + 1
-    message = rf"^triton backend: windows must be at most {MOST_TRITON_WIDTH} wide, got width={width}$"
+    message = rf"^triton backend: k_new must be at most {MOST_TRITON_WIDTH} rows wide, or .*, got width={width}$"
     if not pearl_kernels.backends()["triton"].available:
         pytest.skip("Triton is not interpreted here")
+    case = case_of([3], width=width, capacity=width + 3)
     with pytest.raises(ValueError, match=message):
-        case_of([3], width=width, capacity=width + 3).run("triton")
+        case.run("triton")
+    wanted = case.run("reference")
+    case.k_new = case.v_new = None
+    torch.testing.assert_close(case.run("triton"), wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_what_the_reference_runs_for_another_is_logged_with_the_reason(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    dispatch = sys.modules["pearl_kernels.dispatch"]
+    monkeypatch.setattr(dispatch, "_ORDER", {"cpu": ("flash", "triton", "reference")})
+    dispatch._pick.cache_clear()
+    dispatch._warn_once.cache_clear()
+    width = MOST_TRITON_WIDTH + 1
+    try:
+        case_of([3], width=width, capacity=width + 3).run(None)
+    finally:
+        dispatch._pick.cache_clear()
+    wanted = "cpu tensors run on the reference backend: triton backend: does not take these sizes"
+    assert [record.getMessage() for record in caplog.records] == [wanted]
