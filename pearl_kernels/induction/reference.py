@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 
+@torch.no_grad()
 def induce_(logits: Tensor, tokens: Tensor, lengths: Tensor, strengths: Tensor, d2t: Tensor | None) -> None:
     """Compare all places with the end, token by token, as `pearl_kernels.induce_` says."""
     capacity = tokens.shape[1]

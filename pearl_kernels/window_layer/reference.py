@@ -41,7 +41,7 @@ def window_layer(
     given, x, cos, sin = x.dtype, x.to(dtype), cos.to(dtype), sin.to(dtype)
 
     def heads_of(rows: Tensor) -> Tensor:
-        return rows.reshape(*rows.shape[:-1], -1, weights.head_dim)
+        return rows.reshape(*rows.shape[:-1], rows.shape[-1] // weights.head_dim, weights.head_dim)
 
     rows = _norm(x, attention_norm, weights.eps)
     queries = _rotated(_norm(heads_of(linear(rows, *q)), q_norm, weights.eps), cos, sin)

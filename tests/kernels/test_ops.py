@@ -157,3 +157,10 @@ def test_logits_that_require_grad_are_taken_and_nothing_is_recorded(backend: str
     logits = torch.randn(B, V, requires_grad=True)
     out = pearl_kernels.sample(logits, mixed_params(B), torch.arange(B), backend=backend)
     assert not out.stats.lse.requires_grad
+    if backend != "cuda":  # which has no other
+        text, lengths = torch.ones(B, 4, dtype=torch.int64), torch.full((B,), 4)
+        pearl_kernels.induce_(logits, text, lengths, torch.ones(3), backend=backend)
+    if backend in ("cpu", "reference"):
+        rows, weight = torch.randn(3, 8, requires_grad=True), torch.nn.Parameter(torch.randn(8, 8))
+        assert not pearl_kernels.window_linear(rows, weight, backend=backend).requires_grad
+        assert not pearl_kernels.window_norm(rows, weight[0].detach(), eps=1e-5, backend=backend).requires_grad
