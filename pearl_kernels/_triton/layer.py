@@ -43,7 +43,7 @@ def place_heads(
 
     cos, sin: of the window's tokens; where angles_batch_stride is None, of so many positions, the last for all past it
     """
-    row, head = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    row, head = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64)
     batch, query = row // width, row % width
     half = head_dim // 2
     column = tl.arange(0, HALF)

@@ -83,6 +83,8 @@ def draft_chain(
     window = Window(tokens, weights, cos, sin, k_caches, v_caches, seq_lens, scale)
     capacity = window.check(op)
     (batch, width), device = tokens.shape, tokens.device
+    if width < 1:
+        raise ValueError(f"{op}: tokens must be (batch, width) with a width of at least 1, got {tuple(tokens.shape)}")
     if steps < 1:
         raise ValueError(f"{op}: steps must be at least 1, got {steps}")
     checks.params(op, params, batch, device)

@@ -19,7 +19,7 @@ def draft_chain(window: Window, draws: Draws, found: Found) -> None:
     lengths two.
     """
     params, steps, vocab, purpose, epochs, d2t, text, strengths, lengths = draws
-    epochs, lengths = contiguous(epochs, lengths)
+    epochs, d2t, lengths = contiguous(epochs, d2t, lengths)
     columns = found.ids if d2t is None else torch.empty_like(found.ids)
     ends = torch.empty_like(found.ids)
     one_row = window.cos.new_empty(len(window.tokens), window.weights.head.out_features)

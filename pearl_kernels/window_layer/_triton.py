@@ -57,7 +57,7 @@ def window_layer(
         if caches_only:
             return x
         attended = window_attention(queries, k_cache, v_cache, None, None, starts, scale=scale)
-        _add_product(hidden, attended.view(batch * width, -1), output)
+        _add_product(hidden, attended.view(batch * width, heads * head_dim), output)
         joined = _products(_normed(hidden, mlp_norm, weights.eps), (gate, up))
         gated = x.new_empty(batch * width, weights.inner)
         gate_rows[(batch * width, triton.cdiv(weights.inner, GATE_BLOCK))](
@@ -82,7 +82,7 @@ def _normed(rows: Tensor, weight: Tensor, eps: float, copy: Tensor | None = None
 def _products(rows: Tensor, layers: Sequence[Linear]) -> Tensor:
     """Of the rows with all layers, one beside the other. One product, where the weights follow each other in memory."""
     weight, bias = as_one([each.weight for each in layers]), as_one([each.bias for each in layers])
-    if weight is None or (bias is None and layers[0].bias is not None):
+    if weight is None or (bias is None and any(each.bias is not None for each in layers)):
         return torch.cat([linear(rows, each.weight, each.bias) for each in layers], dim=-1)
     return linear(rows, weight, bias)
 

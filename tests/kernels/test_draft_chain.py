@@ -15,6 +15,7 @@ from pearl_kernels import (
     RowStats,
     SampleOutput,
     SamplingTensors,
+    backends,
     draft_chain,
     induce_,
     sample,
@@ -22,9 +23,13 @@ from pearl_kernels import (
 )
 from tests.kernels.levels import LEVELS, run_at
 from tests.kernels.test_window_decoder import OUTPUTS, WindowCase, case_of, decoder_of, three_layers
-from tests.kernels.test_window_layer import CAPACITY
+from tests.kernels.test_window_layer import CAPACITY, weights_of
+from tests.kernels.test_window_layer import case_of as layer_case_of
 
 LENGTHS, WIDTH, STEPS = [3, 0, 31], 2, 4
+IF_INTERPRETED = pytest.mark.skipif(
+    torch.cuda.is_available() or not backends()["triton"].available, reason="Triton is not interpreted here"
+)
 
 
 @dataclass
@@ -98,15 +103,39 @@ def backend(request) -> str:
     return request.param
 
 
+@pytest.mark.parametrize("backend", ["cpu", "reference", pytest.param("triton", marks=IF_INTERPRETED)])
+def test_a_batch_may_be_empty(backend):
+    weights = [weights_of(), weights_of()]
+    case, layer = replace(chain_of(), weights=decoder_of(*weights)), layer_case_of([3], 2, weights[0])
+    given = (case.tokens, case.k_caches.transpose(0, 1), case.v_caches.transpose(0, 1), case.seq_lens)
+    tokens, k_caches, v_caches, seq_lens = (each[:0] for each in given)
+    arguments = (tokens, case.weights, case.cos, case.sin, k_caches.transpose(0, 1)[:2], v_caches.transpose(0, 1)[:2])
+    logits = window_decoder(*arguments, seq_lens, scale=1.0, keep=1, backend=backend)
+    assert logits.shape == (0, 1, OUTPUTS)
+    drawn, _ = draft_chain(*arguments, seq_lens, SamplingTensors.make(0), scale=1.0, steps=3, backend=backend)
+    assert drawn.tokens.shape == (0, 3)
+    names = ("x", "cos", "sin", "k_cache", "v_cache", "seq_lens")
+    empty = replace(layer, **{name: getattr(layer, name)[:0] for name in names})
+    assert empty.run(backend).shape == (0, *layer.x.shape[1:])
+
+
 D2T = torch.arange(OUTPUTS) + torch.arange(OUTPUTS) // 2  # past the embedding's ids too
+STRIDED_D2T = torch.stack([D2T, torch.zeros_like(D2T)], dim=1)[:, 0]
 
 
 @pytest.mark.parametrize("width", [1, 3])
 @pytest.mark.parametrize("induces", [False, True])
 @pytest.mark.parametrize(
     "options",
-    [{}, {"vocab": 23}, {"d2t": D2T}, {"purpose": Purpose.SAMPLE}, {"epochs": torch.tensor([5, 1 << 40, 2])}],
-    ids=["plain", "fewer ids", "d2t", "coupled", "epochs"],
+    [
+        {},
+        {"vocab": 23},
+        {"d2t": D2T},
+        {"d2t": STRIDED_D2T},
+        {"purpose": Purpose.SAMPLE},
+        {"epochs": torch.tensor([5, 1 << 40, 2])},
+    ],
+    ids=["plain", "fewer ids", "d2t", "strided d2t", "coupled", "epochs"],
 )
 def test_one_call_has_the_bits_of_the_operations_one_by_one(backend, width, induces, options):
     case = chain_of(width=width, **options)
@@ -256,6 +285,7 @@ TEXT, STRENGTHS = torch.zeros(3, CAPACITY, dtype=torch.int64), torch.ones(4)
     ("changes", "message"),
     [
         ({"tokens": torch.zeros(3, 2)}, r"tokens must be \(batch, width\) int64"),
+        ({"tokens": torch.zeros(3, 0).long()}, r"tokens must be .* a width of at least 1, got \(3, 0\)"),
         ({"cos": torch.zeros(8, 8)}, r"cos must be \(positions=8, head_dim=10\) float32"),
         ({"params": SamplingTensors.make(2)}, r"params.temperature must be \(batch=3,\) float32"),
         ({"params": SamplingTensors.make(3, top_p=0.0)}, r"params.top_p must be in \(0, 1\]"),

@@ -15,6 +15,7 @@ from pearl_kernels import DecoderWeights, LayerWeights, Linear, SampleOutput
 from tests.kernels.test_draft_chain import (
     D2T,
     STEPS,
+    STRIDED_D2T,
     assert_rows_may_have_fewer_tokens,
     induction_of,
     new_chain,
@@ -99,8 +100,8 @@ def test_a_head_of_another_type_is_refused(dtype):
 
 @pytest.mark.parametrize(
     ("width", "induces", "options"),
-    [(1, True, {"d2t": D2T}), (3, False, {"epochs": torch.tensor([5, 1 << 40, 2]), "vocab": 23})],
-    ids=["d2t", "epochs and fewer ids"],
+    [(1, True, {"d2t": STRIDED_D2T}), (3, False, {"epochs": torch.tensor([5, 1 << 40, 2]), "vocab": 23})],
+    ids=["strided d2t", "epochs and fewer ids"],
 )
 def test_a_chain_has_the_bits_of_its_operations(width, induces, options, monkeypatch):
     case = replace(chain_of(width=width, induces=induces, **options), steps=3)

@@ -91,6 +91,27 @@ def test_weights_that_are_parts_of_one_give_the_same(extras, monkeypatch):
     torch.testing.assert_close(together.run("triton"), wanted, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("without", [[0], [0, 1], [1], [4], [5]])
+@pytest.mark.parametrize("joins", [False, True])
+def test_some_layers_may_have_biases_and_others_none(without, joins):
+    case = of_type(case_of([4, 0, 31], 3, weights_of(extras=True)), torch.float32, joins=joins)
+    norms, weights, biases, *rest = case.weights.as_lists()
+    biases = [None if place in without else bias for place, bias in enumerate(biases)]
+    case.weights = LayerWeights.of_lists(norms, weights, biases, *rest, case.weights.eps, case.weights.head_dim)
+    exact = case.cloned()
+    torch.testing.assert_close(case.run("triton"), reference(**vars(exact)), rtol=2e-5, atol=2e-5)
+
+
+def test_heads_of_a_cache_may_lie_far_apart():
+    case = case_of([4], 2, weights_of(heads=3, kv_heads=3))
+    exact = case.cloned()
+    memory = torch.empty(2 * (far := 2**30 + 64) + case.k_cache[0, 0].numel())  # of which hardly any is ever touched
+    wide = memory.as_strided(case.k_cache.shape, (far, far, *case.k_cache.stride()[2:]))
+    case.k_cache = wide.copy_(case.k_cache)
+    torch.testing.assert_close(case.run("triton"), exact.run("triton"))
+    torch.testing.assert_close(case.k_cache, exact.k_cache)
+
+
 def test_neighbours_by_chance_are_no_parts_of_one():
     case = of_type(case_of([4], 2, weights_of()), torch.float32, joins=True)
     wanted = case.cloned().run("triton")
