@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 import torch
@@ -115,6 +118,22 @@ def test_helpers_come_with_work_sleep_without_and_end_with_their_caller(threads:
     while started & tasks() and time.monotonic() < end:
         time.sleep(0.01)
     assert not started & tasks()
+
+
+def test_the_runtime_is_torchs_whatever_else_is_loaded(tmp_path: Path) -> None:
+    """Another OpenMP, that some other package brought before."""
+    [own] = Path(torch.__file__).parent.glob("lib/libgomp*.so*")
+    other = tmp_path / "libgomp-other.so.1"
+    other.write_bytes(own.read_bytes().replace(own.name.encode(), own.name.upper().encode()))  # its name for the linker
+    program = f"""
+import ctypes
+ctypes.CDLL({str(other)!r})
+import torch
+from tests.kernels.test_threads import test_threads_of_torch_that_are_let_go_end_and_come_back as test
+torch.set_num_threads(2)
+test(2)
+"""
+    subprocess.run([sys.executable, "-c", program], check=True)
 
 
 def test_threads_of_torch_that_are_let_go_end_and_come_back(threads: int) -> None:
