@@ -59,6 +59,7 @@ bool runs_here(const std::string& level) {
 
 CpuKernels choose() {
   const char* forced = std::getenv("PEARL_SIMD");
+  if (forced && !*forced) forced = nullptr;
   for (const CpuKernels& kernels : compiled_kernels()) {
     if ((!forced || kernels.level == std::string(forced)) && runs_here(kernels.level)) return kernels;
   }

@@ -69,6 +69,8 @@ def _state(name: str) -> Backend:
             _entry(name, op)
     except ImportError as error:
         return Backend(False, f"the native extension did not import: {error}")
+    except RuntimeError as error:  # of a PEARL_SIMD that does not run here
+        return Backend(False, str(error))
     if name == "cpu":
         return Backend(True, f"C++ for CPU tensors, {info['simd_level']}, built with {info['compiler']}")
     if not info["cuda"]:

@@ -86,6 +86,8 @@ def _extension() -> dict[str, str]:
         info = importlib.import_module("pearl_kernels._C").build_info()
     except ImportError as error:
         return {"state": f"missing: {error}"}
+    except RuntimeError as error:  # of a PEARL_SIMD that does not run here
+        return {"state": f"unusable: {error}"}
     found = {str(name).replace("_", " "): _words(value) for name, value in info.items()}
     if not info["cuda"]:
         found["cuda"] = "no: there was no nvcc when it was built, or PEARL_CUDA=0 was set"

@@ -43,6 +43,14 @@ def test_missing_extension_is_said(cli: Cli, monkeypatch: pytest.MonkeyPatch):
     assert cli("doctor", "--json").json()["extension"]["state"].startswith("missing: ")
 
 
+def test_an_extension_that_cannot_be_used_is_said(cli: Cli, monkeypatch: pytest.MonkeyPatch):
+    def build_info() -> None:
+        raise RuntimeError("PEARL_SIMD=best is not compiled in")
+
+    monkeypatch.setattr(sys.modules["pearl_kernels._C"], "build_info", build_info)
+    assert cli("doctor", "--json").json()["extension"] == {"state": "unusable: PEARL_SIMD=best is not compiled in"}
+
+
 @pytest.mark.parametrize(
     ("settings", "wanted"),
     [

@@ -70,6 +70,16 @@ def test_without_the_extension_the_reference_runs_with_one_warning(caplog: pytes
         sample(backend="cpu")
 
 
+def test_a_level_of_the_kernels_that_does_not_run_here_is_the_reason() -> None:
+    backends = "import pearl_kernels; print(pearl_kernels.backends()['cpu'])"
+    for level, wanted in (("best", "PEARL_SIMD=best is not compiled in or does not run"), ("", "available=True")):
+        ran = subprocess.run(
+            [sys.executable, "-c", backends], env={**os.environ, "PEARL_SIMD": level}, capture_output=True, text=True,
+            check=True,
+        )  # fmt: skip
+        assert wanted in ran.stdout
+
+
 def test_cuda_is_not_there_for_devices_that_its_kernels_fail_on(monkeypatch: pytest.MonkeyPatch) -> None:
     class Extension:
         @staticmethod
