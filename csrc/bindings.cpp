@@ -325,11 +325,10 @@ using Drafter = std::tuple<const DecoderWeights*, Window, int64_t, uint32_t, Add
 // window: of the target, of any tokens. The addresses, and both models' weights, are the caller's to keep.
 std::unique_ptr<pearl::Rounds> rounds(int64_t batch, const State& state, const Params& params, int32_t rule,
                                       const DecoderWeights& target, const Window& window,
-                                      const std::optional<Drafter>& draft, bool asks_draft) {
+                                      const std::optional<Drafter>& draft) {
   pearl::RoundArgs args{};
   args.advance = advance_args(batch, 0, state, {}, {}, params, rule, 0, 0, 0);
   args.target = decoder_args(target, window);
-  args.asks_draft = asks_draft;
   if (draft) {
     const auto& [weights, of_draft, vocab, purpose, d2t, text, strengths] = *draft;
     args.draft = chain_args(*weights, of_draft, 0, 0, vocab, params, 0, purpose, d2t, text, strengths, {});

@@ -136,7 +136,6 @@ class Rounds:
         target: DecoderWeights,
         window: _Window,
         draft: tuple[Any, ...] | None,
-        asks_draft: bool,
     ) -> None: ...
     def run(
         self, gamma: int, missed: int, guesses: Sequence[Sequence[int]], threads: int

@@ -16,7 +16,6 @@ struct RoundArgs {
   AdvanceArgs advance;   // but for logits, the draft's rows, width and outputs
   DecoderArgs target;    // but for tokens, lengths, width, keep and head.out
   DraftChainArgs draft;  // likewise, and but for steps, epochs and outputs; without a draft of no meaning
-  bool asks_draft;       // whether the rule wants to know what tokens were drawn from
 };
 
 struct RoundOutcome {

@@ -61,7 +61,6 @@ RoundOutcome Rounds::run(int64_t gamma, int64_t missed, const std::vector<std::v
       if (status_[i * batch_ + b] == kOk) head[i] = tokens_[i * batch_ + b];
     }
     if (!drafts && gamma > 0) std::copy(guesses[b].begin(), guesses[b].end(), head);
-    state.window[b] = static_cast<int32_t>(gamma);
   }
   DecoderArgs target = args_.target;
   window(&target, gamma + 1, gamma, threads);
@@ -70,6 +69,9 @@ RoundOutcome Rounds::run(int64_t gamma, int64_t missed, const std::vector<std::v
   outcome.begun_s = clock.seconds();
   cpu_kernels().window_decoder(target);
   outcome.verified_s = clock.seconds();
+  for (int64_t b = 0; b < batch_; ++b) {
+    if (!state.finished[b]) state.window[b] = static_cast<int32_t>(gamma);
+  }
   advance(gamma, target.head.out, drafts);
   for (int64_t b = 0; b < batch_; ++b) {
     const int64_t* row = state.tokens + b * state.tokens_stride;
@@ -119,7 +121,7 @@ void Rounds::advance(int64_t gamma, const float* logits, bool drafted) {
   AdvanceArgs args = args_.advance;
   args.width = width;
   args.target = {logits, DType::kFloat32, vocab, width * vocab, vocab};
-  if (drafted && args_.asks_draft && gamma > 0) {
+  if (drafted && gamma > 0) {
     const int64_t outputs = args_.draft.decoder.head.outputs;
     row_threshold_.resize(batch_ * width);  // of the last row, a placeholder's, nobody asks
     row_lse_.resize(batch_ * width);

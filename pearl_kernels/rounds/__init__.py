@@ -55,7 +55,7 @@ class Rounds:
     state, params: as in `advance_`
     target:  a Window of any tokens at any place, for its weights, angles and caches
     draft:   a Drafter, or None
-    rule:    as in `advance_`; rules token and block ask for what drafts were drawn from, where any row samples
+    rule:    as in `advance_`
     All tensors are read and written where they are now, as weights that are `held`.
     Raises ValueError naming the argument, what was expected and what came.
     """
@@ -71,11 +71,10 @@ class Rounds:
         checks.state(op, state, batch, state.tokens.shape[-1], device)
         if draft is not None:
             self._capacity = min(self._capacity, draft.check(op, batch, target.weights.head.out_features, device))
-        asks_draft = rule in ("token", "block") and bool((params.temperature > 0).any())
         self._state = state
         self._drafts = draft is not None
         native = import_module("pearl_kernels.rounds._native")
-        self._rounds, self._kept = native.native_rounds(state, params, target, draft, rule, asks_draft)
+        self._rounds, self._kept = native.native_rounds(state, params, target, draft, rule)
 
     def run(self, gamma: int, missed: int = 0, guesses: Sequence[Sequence[int]] = ()) -> RoundOutput:
         """One round.
@@ -89,6 +88,8 @@ class Rounds:
         committed, window = self._state.committed.tolist(), self._state.window.tolist()
         if any(window):
             raise ValueError(f"Rounds: state.window must be 0, got {window}")
+        if min(committed, default=1) < 1:
+            raise ValueError(f"Rounds: state.committed must be at least 1, got {committed}")
         if gamma < 0 or max(committed) + gamma + 1 > min(self._capacity + 1, self._state.tokens.shape[1]):
             raise ValueError(
                 f"Rounds: gamma must be at least 0 and leave room in caches of {self._capacity} positions and "

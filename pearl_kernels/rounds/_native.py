@@ -16,7 +16,7 @@ from pearl_kernels.window_decoder._native import described_weights, described_wi
 
 
 def native_rounds(
-    state: DecodeState, params: SamplingTensors, target: Window, draft: Drafter | None, rule: str, asks_draft: bool
+    state: DecodeState, params: SamplingTensors, target: Window, draft: Drafter | None, rule: str
 ) -> tuple[_C.Rounds, list[Any]]:
     """The rounds, and what has to be kept as long as they are, as they point into it."""
     columns = contiguous(params.temperature, params.top_k, params.top_p, params.min_p, params.seed)
@@ -47,7 +47,6 @@ def native_rounds(
         weights,
         described_window(target),
         described,
-        asks_draft,
     )
     return rounds, kept
 

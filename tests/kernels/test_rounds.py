@@ -49,7 +49,9 @@ class Batch:
     def cloned(self) -> Batch:
         state = DecodeState(**{field.name: getattr(self.state, field.name).clone() for field in fields(self.state)})
         options = {key: value.clone() if key == "text" else value for key, value in self.options.items()}
-        return replace(self, state=state, target=self.target.cloned(), draft=self.draft.cloned(), options=options)
+        params = SamplingTensors(**{name: value.clone() for name, value in vars(self.params).items()})
+        models = {"target": self.target.cloned(), "draft": self.draft.cloned()}
+        return replace(self, state=state, params=params, options=options, **models)
 
     def rounds(self) -> Rounds:
         return Rounds(
@@ -222,6 +224,28 @@ def test_weights_and_caches_are_those_of_the_beginning():
     assert (found.emitted, found.num_accepted) == one_by_one(apart, 2, 1, [])
 
 
+def test_parameters_are_those_of_the_moment():
+    batch = batch_of("token", TEMPERATURES["greedy"])
+    apart, rounds = batch.cloned(), batch.rounds()
+    for temperature in (0.0, 1.0):
+        for each in (batch, apart):
+            each.params.temperature.fill_(temperature)
+        for _ in range(3):
+            found = rounds.run(3, 2)
+            assert (found.emitted, found.num_accepted) == one_by_one(apart, 3, 2, [])
+
+
+def test_a_target_that_fails_leaves_the_state_as_it_was():
+    batch = batch_of("greedy", TEMPERATURES["greedy"])
+    rounds = replace(batch, target=with_huge_head(batch.target)).rounds()
+    committed = batch.state.committed.clone()
+    for _ in range(2):
+        with pytest.raises(MemoryError):
+            rounds.run(2, 1)
+    assert torch.equal(batch.state.committed, committed)
+    assert not batch.state.window.any()
+
+
 @pytest.mark.parametrize("level", LEVELS)
 def test_every_level_this_processor_runs(level):
     program = """
@@ -273,6 +297,9 @@ def test_what_does_not_fit_a_batch_is_named():
         Rounds(batch.state, batch.params, target, Drafter(draft), rule="greedy")
     with pytest.raises(ValueError, match=r"Rounds: rule must be one of"):
         Rounds(batch.state, batch.params, target, None, rule="best")
+    batch.state.committed[1] = 0
+    with pytest.raises(ValueError, match=r"Rounds: state.committed must be at least 1, got \[9, 0, 20\]"):
+        Rounds(batch.state, batch.params, target, None, rule="greedy").run(0)
     batch.state.window[1] = 2
     with pytest.raises(ValueError, match=r"Rounds: state.window must be 0, got \[0, 2, 0\]"):
         Rounds(batch.state, batch.params, target, None, rule="greedy").run(0)
