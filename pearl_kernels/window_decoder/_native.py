@@ -42,6 +42,7 @@ def described_weights(weights: DecoderWeights) -> _C.DecoderWeights:
             described(weights.head),
         )
         if weights.memory:
+            weights.hold()  # they may have moved since
             _KNOWN[weights] = known
     return known
 

@@ -68,12 +68,17 @@ class DecoderWeights:
                 raise ValueError(f"window_decoder: {name} must be on {device}, got {tensor.device}")
 
     def held(self) -> DecoderWeights:
-        """The same where they are now, for many calls: the cpu backend does not ask again where they are.
+        """The same for many calls: after the first one the cpu backend does not ask again where they are.
 
-        It keeps their memory, and reads that, whatever becomes of the caller's tensors; a value written to it is seen.
+        It keeps the memory that they had then, and reads that, whatever becomes of the caller's tensors; a value
+        written to it is seen.
         """
         held = copy(self)
+        held.hold()
+        return held
+
+    def hold(self) -> None:
+        """Keep the memory that the tensors have now."""
         tensors = [self.embedding, self.norm, *(tensor for tensor in self.head[:3] if tensor is not None)]
         tensors += [tensor for layer in self.layers for tensor in layer.tensors]
-        held.memory = [tensor.untyped_storage() for tensor in tensors]
-        return held
+        self.memory = [tensor.untyped_storage() for tensor in tensors]
