@@ -31,6 +31,9 @@ def kernels_alone() -> Iterator[None]:
     the last of them. Within, kernels have helpers of their own, which soon sleep and are not waited for when they come
     late: on cores that are busy with other work a forward is several times as fast. So this is for a sequence of
     kernels and small operations, as a forward over few rows is.
+
+    torch gives the number that any thread set last to threads that have not asked for theirs: one that first asks while
+    another is within this has one, until it sets its own.
     """
     before, lent = torch.get_num_threads(), _lent.threads
     _lent.threads = num_threads()

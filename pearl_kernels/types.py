@@ -24,7 +24,7 @@ class Status(IntFlag):
     """What was wrong with a row. Bits may be combined; OK is zero."""
 
     OK = 0
-    TARGET_INVALID = 1  # a needed row holds NaN or +inf (`sample` sets this bit for its own row)
+    TARGET_INVALID = 1  # a needed row (for `sample` its own) holds NaN or +inf, or does so over the temperature
     DRAFT_INVALID = 2  # the draft row's statistics, or the drafted token's logit, are NaN or +inf
     EMPTY_DISTRIBUTION = 4  # every logit of a needed row is -inf
 

@@ -6,7 +6,7 @@
 
 namespace pearl {
 
-// The numbers are part of the Python side's contract: pearl_kernels/types.py and the _native.py files.
+// The numbers are part of the Python side's contract: pearl_kernels/types.py and _pointers.py.
 enum class DType : int32_t { kFloat32 = 0, kBFloat16 = 1, kFloat16 = 2 };
 enum class Purpose : uint32_t { kSample = 0, kAccept = 1, kResidual = 2, kDraft = 3 };
 enum Status : int32_t { kOk = 0, kTargetInvalid = 1, kDraftInvalid = 2, kEmptyDistribution = 4 };

@@ -232,7 +232,7 @@ void append_and_attend(const AttentionArgs& args) {
     append<Kept>(args, args.k_cache, args.k_new);
     append<Kept>(args, args.v_cache, args.v_new);
   }
-  if (!args.out) return;
+  if (!args.out || args.batch * args.width == 0) return;
   const int64_t queries = args.width * (args.heads / args.kv_heads), key_heads = args.batch * args.kv_heads;
   int64_t positions = 0;
   for (int64_t b = 0; b < args.batch; ++b) positions += start_of(args, b) + args.width;
