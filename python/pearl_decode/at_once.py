@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from concurrent.futures import Future
 
 from pearl_decode.lanes.draft import DraftLane
 from pearl_decode.lanes.target import TargetLane
+from pearl_decode.lanes.worker import Job
+from pearl_decode.models import MOST_ROWS
 from pearl_decode.state import Batch
 from pearl_kernels import Drafter, RoundOutput, Rounds, kernels_alone, runs_rounds
 
@@ -23,13 +24,13 @@ class RoundsAtOnce:
         self._rule = rule
         self._rounds: Rounds | None = None
 
-    def begin(self, gamma: int, guesses: Sequence[Sequence[int]]) -> Future[RoundOutput | None] | None:
+    def begin(self, gamma: int, guesses: Sequence[Sequence[int]]) -> Job[RoundOutput | None] | None:
         """A round, as in `pearl_kernels.Rounds.run`. None, now or as its result, where it has to be done in parts."""
         drafts = gamma > 0 and not guesses
         if drafts and self._draft and self._draft.has_new:
             return None
         missed = max(self._draft.missed) if self._draft and drafts else 0
-        if not self._fits(drafts) or missed > min(self._batch.committed):
+        if not self._fits(drafts) or missed > min(MOST_ROWS, *self._batch.committed):
             return None
         return self._target.lane.run(lambda: self._run(gamma, missed, guesses))
 

@@ -212,6 +212,7 @@ class Engine:
                 yield updates
                 self._turn_over(running)
         finally:
+            self.round.do_chores()
             if self.past is not None:
                 self._settle()
                 self.round.leave(self.past)
@@ -254,7 +255,7 @@ class Engine:
     def _settle(self) -> None:
         """Wait for what lanes still do, as they may where the caller was interrupted."""
         for lane in {lane for pair in self.pairs.values() for lane in pair}:
-            lane.run(lambda: None).result()
+            lane.settle()
 
     def _step(self, running: list[Request]) -> list[Update]:
         """One round. What there is to learn from it is learnt during the next one, beside the target's forward."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, wait
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +12,7 @@ import torch
 from pearl_decode.at_once import RoundsAtOnce
 from pearl_decode.lanes.draft import ChainLogits, DraftLane
 from pearl_decode.lanes.target import TargetLane
+from pearl_decode.lanes.worker import Job
 from pearl_decode.lookup import PromptLookup
 from pearl_decode.past import Past, Read
 from pearl_decode.state import PLACEHOLDER, Batch
@@ -114,16 +114,16 @@ class Round:
         """How much of each row's text prompt lookup goes by, 0 where it has no guess."""
         return [lookup.matched for lookup in self.lookups or ()] or [0] * len(self.batch.committed)
 
-    def do_chores(self, beside: Future[Any] | None = None) -> None:
+    def do_chores(self, beside: Job[Any] | None = None) -> None:
         """Do them, if there are any: now, or beside a lane's work when that has begun."""
         if self.chores is None:
             return
         if beside is not None:
-            wait([beside], SETTLED_S)
+            beside.wait(SETTLED_S)
         chores, self.chores = self.chores, None
         chores()
 
-    def drafted(self, future: Future[torch.Tensor] | Future[None]) -> torch.Tensor | None:
+    def drafted(self, future: Job[torch.Tensor] | Job[None]) -> torch.Tensor | None:
         """Wait for the draft; None if it failed, and from then on."""
         try:
             return future.result()
@@ -139,7 +139,7 @@ class Round:
 
     def commit(
         self,
-        verifying: Future[torch.Tensor],
+        verifying: Job[torch.Tensor],
         next_window: int,
         drafted: Sequence[int],
         chain: ChainLogits | None = None,
@@ -192,6 +192,8 @@ class Round:
         warnings.warn(f"the draft failed, the target goes on alone: {error}", RuntimeWarning, stacklevel=2)
 
     def _free_draft(self) -> None:
+        if self.draft is not None:
+            self.draft.cache.release()
         self.draft = None
         self._at_once = RoundsAtOnce(self.batch, self.target, None, self.rule)
 

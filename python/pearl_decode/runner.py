@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Generator
 from typing import Protocol
+
+import torch
 
 from pearl_decode.costs import Costs
 from pearl_decode.engine import Engine, Plan, Update
@@ -61,6 +64,8 @@ class CpuRunner:
         self.costs = costs
         self._given = lanes
         self._lanes: dict[bool, tuple[CpuLane, CpuLane]] = {}
+        self._process = os.getpid()
+        self._threads = torch.get_num_threads()  # now, as lanes at work lower what torch says to new threads
 
     def engine(
         self,
@@ -81,8 +86,11 @@ class CpuRunner:
     def _pair(self, overlaps: bool) -> tuple[CpuLane, CpuLane]:
         if self._given is not None:
             return self._given
+        if self._process != os.getpid():  # a fork, in which the lanes have no threads
+            self._process, self._lanes = os.getpid(), {}
         if overlaps not in self._lanes:
-            self._lanes[overlaps] = lane_pair(overlaps, by_kernels=self.target.runs_by_kernels)
+            by_kernels = self.target.runs_by_kernels
+            self._lanes[overlaps] = lane_pair(overlaps, by_kernels=by_kernels, threads=self._threads)
         return self._lanes[overlaps]
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import os
+import random
+import signal
 import threading
 from contextlib import contextmanager
 from itertools import zip_longest
@@ -13,6 +16,7 @@ import torch
 from pearl_decode import PearlDecoder, SamplingParams
 from pearl_decode.lanes import CpuLane, PacedLane
 from pearl_decode.lanes.cpu import available_cores, lane_pair
+from pearl_kernels import kernels_alone
 from tests.runtime.scripted import scripted_pair
 
 
@@ -172,6 +176,7 @@ def test_lanes_that_take_turns_share_a_thread_and_others_have_one_each():
 )
 def test_lanes_that_work_at_once_share_the_cores_out(cores, by_kernels, target, draft, monkeypatch):
     monkeypatch.setattr("pearl_decode.lanes.cpu.available_cores", lambda: cores)
+    monkeypatch.setattr(os, "sched_setaffinity", lambda *_: None, raising=False)  # there may be fewer here
     pair = lane_pair(True, by_kernels=by_kernels)
     assert tuple(lane.cores for lane in pair) == (target, draft)
     for lane in pair:
@@ -186,3 +191,106 @@ def test_a_lane_at_rest_has_no_compute_threads_and_works_again():
     assert torch.equal(lane.run(x.exp).result(), wanted)
     lane.close()
     lane.rest()
+
+
+def test_work_that_waits_when_a_lane_is_closed_is_an_error_not_a_wait():
+    lane, begun, go_on = CpuLane("test", [0]), threading.Event(), threading.Event()
+
+    def first() -> str:
+        begun.set()
+        go_on.wait()
+        return "done"
+
+    running, waiting = lane.run(first), lane.run(lambda: None)
+    begun.wait()
+    threading.Timer(0.05, go_on.set).start()
+    lane.close()
+    assert running.result() == "done"
+    with pytest.raises(RuntimeError, match="the lane was closed before this was done"):
+        waiting.result()
+    with pytest.raises(RuntimeError, match="the lane is closed"):
+        lane.run(lambda: None)
+
+
+def test_a_lane_that_is_not_closed_ends_with_who_had_it():
+    lane = CpuLane("test", [0])
+    thread = lane.run(threading.current_thread).result()
+    del lane
+    thread.join(10)
+    assert not thread.is_alive()
+
+
+def test_cores_that_are_not_there_are_named_at_once():
+    with pytest.raises(OSError, match="Invalid argument"):
+        CpuLane("test", [1 << 20])
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="nothing interrupts here")
+def test_who_waits_may_be_interrupted_anywhere():
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    lane, dice = CpuLane("test", [0]), random.Random(0)
+    before = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        for _ in range(1000):
+            with pytest.raises(KeyboardInterrupt):  # noqa: PT012
+                signal.setitimer(signal.ITIMER_REAL, dice.uniform(1e-5, 3e-4))
+                while True:
+                    lane.run(int).result()
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    last = lane.run(lambda: 7)
+    last.wait(30)
+    assert last.done
+    assert last.result() == 7
+    lane.close()
+
+
+class Circle:
+    """Something that only the collector ends."""
+
+    def __init__(self) -> None:
+        self.itself = self
+
+
+def test_rounds_that_nobody_asks_for_may_be_collected_on_a_lane(pair):
+    """Where they end, they would wait for the lane."""
+    lanes = CpuLane("target", [0]), CpuLane("draft", [0])
+    with PearlDecoder(*pair, gamma=2, strategy="sequential", lanes=lanes) as decoder:
+        for lane in lanes:
+            circle = Circle()
+            _, circle.rounds = decoder.start([[0]], SamplingParams(max_tokens=30))
+            next(circle.rounds)
+            del circle
+            collecting = lane.run(gc.collect)
+            collecting.wait(30)
+            assert collecting.done
+        assert len(decoder.generate([[0]], SamplingParams(max_tokens=9))[0].token_ids) == 9
+
+
+def test_a_decoder_that_was_used_before_a_fork_works_after_it(pair):
+    with PearlDecoder(*pair, gamma=2, strategy="sequential") as decoder:
+        params = SamplingParams(max_tokens=9)
+        wanted = decoder.generate([[0]], params)[0].token_ids
+        child = os.fork()
+        if child == 0:
+            signal.alarm(30)
+            try:
+                os._exit(decoder.generate([[0]], params)[0].token_ids != wanted)
+            finally:
+                os._exit(2)
+        assert os.waitpid(child, 0)[1] == 0
+
+
+def test_a_decoder_has_the_threads_of_when_it_was_made(pair, monkeypatch):
+    monkeypatch.setattr("pearl_decode.lanes.cpu.available_cores", lambda: [0] * 3)
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        with PearlDecoder(*pair, gamma=2, strategy="sequential") as decoder, kernels_alone():
+            decoder.generate([[0]], SamplingParams(max_tokens=4))
+            [(lane, _)] = decoder.runner._lanes.values()
+            assert lane.run(torch.get_num_threads).result() == 3
+    finally:
+        torch.set_num_threads(before)

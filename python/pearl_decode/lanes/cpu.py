@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from functools import partial
 from typing import TypeVar
 
 import torch
 
 from pearl_decode.lanes.times import Times
+from pearl_decode.lanes.worker import Job, Worker, on_worker
 from pearl_kernels import release_threads
 
 T = TypeVar("T")
@@ -20,7 +21,8 @@ T = TypeVar("T")
 class CpuLane:
     """Runs work in order, one piece at a time, without holding up the caller.
 
-    cores:     the processors it may use. It computes with as many threads, but no more than torch has where it is made
+    cores:     the processors it may use
+    threads:   the most it computes with, where it has as many cores; None: what torch has where it is made
     thread_of: a lane of the same cores whose thread it runs on too, for two lanes that never work at once: compute
                threads of two would get in each other's way, waiting awake for more work
     times:     of the forwards, by time.perf_counter
@@ -28,26 +30,19 @@ class CpuLane:
 
     AT_ONCE = True  # whether several forwards may be one piece of work, that ends when it is done
 
-    def __init__(self, name: str, cores: Sequence[int], *, thread_of: CpuLane | None = None) -> None:
+    def __init__(
+        self, name: str, cores: Sequence[int], *, threads: int | None = None, thread_of: CpuLane | None = None
+    ) -> None:
         self.name = name
         self.cores = tuple(cores)
-        self._threads = min(len(self.cores), torch.get_num_threads())
         self.times = Times()
-        self._worker: ThreadPoolExecutor = (
-            ThreadPoolExecutor(1, thread_name_prefix=f"pearl-{name}", initializer=self._settle)
-            if thread_of is None
-            else thread_of._worker
+        threads = min(len(self.cores), threads or torch.get_num_threads())
+        self._worker: Worker = (
+            Worker(f"pearl-{name}", partial(_begin, self.cores, threads)) if thread_of is None else thread_of._worker
         )
 
-    def _settle(self) -> None:
-        # Affinity and thread count belong to the calling thread; compute threads it starts inherit the cores.
-        if hasattr(os, "sched_setaffinity"):
-            os.sched_setaffinity(0, self.cores)
-        torch.get_num_threads()  # or torch would set it later, to what any thread was given last
-        torch.set_num_threads(self._threads)
-
-    def run(self, work: Callable[[], T]) -> Future[T]:
-        """Queue work; the future is its event: wait on it, take its result or its exception."""
+    def run(self, work: Callable[[], T]) -> Job[T]:
+        """Queue work; the job is its event: wait for it, take its result or its exception."""
 
         def infer() -> T:
             with torch.inference_mode():
@@ -73,14 +68,29 @@ class CpuLane:
         finally:
             self.note(start, time.perf_counter(), count)
 
+    def settle(self) -> None:
+        """Wait for what was queued, unless this is a lane's own thread."""
+        if not on_worker():
+            self.run(lambda: None).result()
+
     def rest(self) -> None:
         """End its threads of torch's until there is work again, so that they are in the way of no others."""
         with suppress(RuntimeError):  # of a lane that is closed, whose threads have ended
-            self._worker.submit(release_threads).result()
+            resting = self._worker.submit(release_threads)
+            if not on_worker():
+                resting.result()
 
     def close(self) -> None:
         """Finish what runs, drop what waits, end the thread."""
-        self._worker.shutdown(wait=True, cancel_futures=True)
+        self._worker.close()
+
+
+def _begin(cores: Sequence[int], threads: int) -> None:
+    # Affinity and thread count belong to the calling thread; compute threads it starts inherit the cores.
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, cores)
+    torch.get_num_threads()  # or torch would set it later, to what any thread was given last
+    torch.set_num_threads(threads)
 
 
 def available_cores() -> list[int]:
@@ -90,16 +100,17 @@ def available_cores() -> list[int]:
     return list(range(os.cpu_count() or 1))
 
 
-def lane_pair(concurrent: bool, *, by_kernels: bool = False) -> tuple[CpuLane, CpuLane]:
+def lane_pair(concurrent: bool, *, by_kernels: bool = False, threads: int | None = None) -> tuple[CpuLane, CpuLane]:
     """Target and draft lane. Concurrent ones share the cores out: one to the draft, the rest to the target; others have
     all the cores each, and one thread.
 
     by_kernels: whether our kernels run the target. They take what they get of a core, so of two cores it has both, and
                 the draft is in its way for as long as it computes, which is not long. torch's threads would stand still
+    threads:    the most of each lane, as there
     """
     cores = available_cores()
     if concurrent and len(cores) > 1:
         of_target = cores if by_kernels and len(cores) == 2 else cores[:-1]
-        return CpuLane("target", of_target), CpuLane("draft", cores[-1:])
-    target = CpuLane("target", cores)
+        return CpuLane("target", of_target, threads=threads), CpuLane("draft", cores[-1:], threads=threads)
+    target = CpuLane("target", cores, threads=threads)
     return target, CpuLane("draft", cores, thread_of=target)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from concurrent.futures import Future
 from dataclasses import dataclass
 
 import torch
@@ -11,7 +10,8 @@ import torch
 from pearl_decode.cache import WindowCache, starts_on
 from pearl_decode.lanes.cpu import CpuLane
 from pearl_decode.lanes.prefill import go_on, prefill
-from pearl_decode.models import CausalModel
+from pearl_decode.lanes.worker import Job
+from pearl_decode.models import MOST_ROWS, CausalModel
 from pearl_decode.past import Read
 from pearl_decode.state import PLACEHOLDER, Batch
 from pearl_kernels import Purpose, RowStats, SampleOutput, sample
@@ -90,7 +90,7 @@ class DraftLane:
         self.cache = WindowCache(capacity)
         self.cached = [go_on(self.model, self.lane, self.cache, self.batch, read)]
 
-    def prefill(self) -> Future[None]:
+    def prefill(self) -> Job[None]:
         """Read the rows as far as they are committed."""
         start, self.cached = min(self.cached), [committed - 1 for committed in self.batch.committed]
         return self.lane.run(lambda: prefill(self.model, self.lane, self.cache, self.batch, start))
@@ -107,18 +107,18 @@ class DraftLane:
         """Whether nothing was read of some rows, while others were."""
         return any(self.cached) and not all(self.cached)
 
-    def read_new(self) -> Future[None]:
+    def read_new(self) -> Job[None]:
         """Read those rows of which nothing was, as far as they are committed."""
         rows = [row for row, cached in enumerate(self.cached) if not cached]
         for row in rows:
             self.cached[row] = self.batch.committed[row] - 1
         return self.lane.run(lambda: prefill(self.model, self.lane, self.cache, self.batch, 0, rows))
 
-    def write_ahead(self, gamma: int) -> Future[torch.Tensor]:
+    def write_ahead(self, gamma: int) -> Job[torch.Tensor]:
         """Draft gamma tokens (batch, gamma) past the window, the first of them for the present chain."""
         return self._draft(gamma, run_ahead=True)
 
-    def write_chain(self, gamma: int) -> Future[torch.Tensor]:
+    def write_chain(self, gamma: int) -> Job[torch.Tensor]:
         """Draft the whole chain (batch, gamma) that is to be verified next."""
         return self._draft(gamma, run_ahead=False)
 
@@ -142,15 +142,15 @@ class DraftLane:
         self.chain = self.chain.keep(index) if self.chain else None
         self.ahead = self.ahead.keep(index) if self.ahead else None
 
-    def _draft(self, gamma: int, run_ahead: bool) -> Future[torch.Tensor]:
-        heads, windows = self.batch.heads, self.batch.window
+    def _draft(self, gamma: int, run_ahead: bool) -> Job[torch.Tensor]:
+        heads, windows, reading = self.batch.heads, self.batch.window, []
         if self.has_new:
-            self.read_new()
+            reading.append(self.read_new())
         # One token per row as a rule; two after a round that ended in a token the draft never saw; all since it drafted
         # last where rounds went without it.
         width = max(self.missed)
-        if width > min(heads):  # one row missed more than another one has
-            self.prefill()
+        if width > min(MOST_ROWS, *heads):  # more than is read at once, or than another row has
+            reading.append(self.prefill())
             width = max(windows) + 1
         inputs = self.batch.gather([head - width for head in heads], width)
         committed = self.batch.state.committed
@@ -158,6 +158,8 @@ class DraftLane:
 
         def steps() -> torch.Tensor:
             # What comes between forwards would wake threads of torch, to be in the way of those of the kernels.
+            for read in reading:
+                read.result()  # it has ended, but may have failed
             with self.model.kernels_alone():
                 return self._steps(inputs, committed, heads, windows, gamma, run_ahead)
 

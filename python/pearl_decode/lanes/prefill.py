@@ -15,7 +15,7 @@ from pearl_decode.state import Batch
 def go_on(model: CausalModel, lane: CpuLane, cache: WindowCache, batch: Batch, read: Read) -> int:
     """Cache what was read of the batch's only text before. Returns how many tokens that is.
 
-    None unless the model is one call, as it was then: every token's entries are the same however a text is read.
+    That is 0 unless the model is one call, as it was then: every token's entries are the same however a text is read.
     """
     text = batch.state.tokens[0, : batch.committed[0]].tolist()
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from concurrent.futures import Future
 
 import torch
 
 from pearl_decode.cache import WindowCache
 from pearl_decode.lanes.cpu import CpuLane
 from pearl_decode.lanes.prefill import go_on, prefill
+from pearl_decode.lanes.worker import Job
 from pearl_decode.models import CausalModel
 from pearl_decode.past import Read
 from pearl_decode.state import Batch
@@ -30,10 +30,10 @@ class TargetLane:
         self.cache = WindowCache(capacity)
         self.cached = go_on(self.model, self.lane, self.cache, self.batch, read)
 
-    def prefill(self) -> Future[None]:
+    def prefill(self) -> Job[None]:
         return self.lane.run(lambda: prefill(self.model, self.lane, self.cache, self.batch, self.cached))
 
-    def replace(self, rows: list[int]) -> Future[None]:
+    def replace(self, rows: list[int]) -> Job[None]:
         """These rows of the batch are others now: read their prompts."""
 
         def work() -> None:
@@ -43,11 +43,11 @@ class TargetLane:
 
         return self.lane.run(work)
 
-    def window_logits(self, width: int) -> Future[torch.Tensor]:
+    def window_logits(self, width: int) -> Job[torch.Tensor]:
         """Logits (batch, width, vocab): row i is the target's distribution of the token at committed + i."""
         return self.prepared_window(width)()
 
-    def prepared_window(self, width: int) -> Callable[[], Future[torch.Tensor]]:
+    def prepared_window(self, width: int) -> Callable[[], Job[torch.Tensor]]:
         """`window_logits`, to be called when the lane shall begin."""
         starts = [committed - 1 for committed in self.batch.committed]
         inputs = self.batch.gather(starts, width)
