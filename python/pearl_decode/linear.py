@@ -163,7 +163,7 @@ def _join_layers(model: PreTrainedModel) -> None:
     If the model then says anything else, for it changes the rows in between, none are.
     """
     parents = {child: parent for parent in model.modules() for child in parent.children()}
-    ids = torch.arange(2)[None]
+    ids = torch.arange(2)[None] % model.config.get_text_config().vocab_size
     with _calls(model) as calls:
         wanted = model(input_ids=ids, use_cache=False).logits
     runs: list[list[WindowLinear]] = []

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from pearl_decode.linear import uses_window_linear
 from pearl_decode.models import CausalModel
 from pearl_decode.placement import layer_devices
 
@@ -46,7 +47,8 @@ def _bytes_by_layer(model: CausalModel, batch: int, capacity: int) -> list[int]:
     numbers = [_numbers_per_position(layer) for layer in getattr(config, "per_layer_config", ())]
     # The last layers of some models keep nothing: they look at what others keep.
     own = len(numbers) - (getattr(config, "num_kv_shared_layers", None) or 0)
-    size_bytes = batch * capacity * int(model.model.dtype.itemsize)
+    dtype = torch.float32 if uses_window_linear(model.model) else model.model.dtype  # whose rows are wider than weights
+    size_bytes = batch * capacity * int(dtype.itemsize)
     return [count * size_bytes if index < own else 0 for index, count in enumerate(numbers)]
 
 

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, Gemma2Config, LlamaConfig, Qwen2Config
+from transformers import AutoModelForCausalLM, Gemma2Config, LlamaConfig, LlamaForCausalLM, Qwen2Config
 
 from pearl_decode import PearlDecoder, SamplingParams, attention, lanes, window_model
 from pearl_decode.attention import ATTENTION_NAME
@@ -19,6 +19,7 @@ from pearl_decode.in_front import own_class
 from pearl_decode.lanes.cpu import CpuLane, available_cores
 from pearl_decode.layer import WindowDecoderLayer
 from pearl_decode.linear import WindowLinear, use_window_linear, uses_window_linear
+from pearl_decode.memory import cache_bytes
 from pearl_decode.models import CausalModel
 from pearl_decode.norm import WindowNorm, find_norms
 from pearl_decode.storage import pack_weights
@@ -246,6 +247,7 @@ class _Branches(torch.nn.Module):
         super().__init__()
         self.first, self.second = torch.nn.Linear(8, 4), torch.nn.Linear(8, 4)
         self.embedding = torch.nn.Embedding(10, 8)
+        self.config = LlamaConfig(vocab_size=10)
         self.both, self.between = both, between
 
     def forward(self, input_ids, use_cache):
@@ -322,3 +324,15 @@ def test_norms_are_recognised_by_what_they_give(directory):
 @torch.inference_mode()
 def test_modules_that_are_no_such_norm_are_left_alone(other):
     assert find_norms(torch.nn.Sequential(other)) == []
+
+
+def test_a_cache_is_as_large_as_it_is_said_to_be(directory):
+    causal, cache = CausalModel(load_model("target", directory, None)), WindowCache(11)
+    causal.read(torch.zeros(2, 7, dtype=torch.int64), 0, cache)
+    assert cache_bytes(causal, 2, 11) == sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
+
+
+def test_a_vocabulary_of_one_token_does(tmp_path):
+    LlamaForCausalLM(LlamaConfig(**SIZES | {"vocab_size": 1})).to(torch.bfloat16).save_pretrained(tmp_path)
+    with PearlDecoder.from_pretrained(str(tmp_path)) as decoder:
+        assert decoder.generate([[0, 0]], SamplingParams(max_tokens=3))[0].token_ids == [0, 0, 0]
