@@ -23,12 +23,14 @@ LOGGER = logging.getLogger(__name__)
 _KNOWN = ("LlamaDecoderLayer", "MistralDecoderLayer", "Qwen2DecoderLayer", "Qwen3DecoderLayer", "SmolLM3DecoderLayer")
 _NORMS = ("LlamaRMSNorm", "MistralRMSNorm", "Qwen2RMSNorm", "Qwen3RMSNorm", "SmolLM3RMSNorm")  # theirs, unless ours
 _PRODUCTS = (nn.Linear, WindowLinear)
+_HOOKS_OF_ALL = (nn.modules.module._global_forward_hooks, nn.modules.module._global_forward_pre_hooks)
 
 
 class Parts:
     """Modules and parameters as they were when they were looked at."""
 
     def __init__(self) -> None:
+        self._hooks: list[dict[int, Any]] = [*_HOOKS_OF_ALL]
         self._owners: list[dict[str, Any]] = []
         self._names: list[str] = []
         self._values: list[Any] = []
@@ -38,8 +40,19 @@ class Parts:
         """Whether those who had these modules and parameters still have the same."""
         return all(map(is_, map(dict.get, self._owners, self._names), self._values))
 
+    @property
+    def watched(self) -> bool:
+        """Whether there are hooks, which want to see what goes through the modules."""
+        return any(self._hooks)
+
     def child(self, module: nn.Module, name: str) -> Any:
-        return self._held(module._modules, name)
+        child = self._held(module._modules, name)
+        self.watch(child)
+        return child
+
+    def watch(self, module: nn.Module) -> None:
+        """Look at a module's hooks."""
+        self._hooks += [module._forward_hooks, module._forward_pre_hooks]
 
     def parameter(self, module: nn.Module, name: str) -> Any:
         return self._held(module._parameters, name)
@@ -50,6 +63,7 @@ class Parts:
 
     def add(self, others: Parts) -> None:
         """Look at theirs too."""
+        self._hooks += others._hooks
         self._owners += others._owners
         self._names += others._names
         self._values += others._values
@@ -144,7 +158,7 @@ def run_layer(parts: LayerParts, hidden_states: Tensor, named: dict[str, Any]) -
     if hidden_states.dtype is not weights.dtype or torch.is_grad_enabled():
         return None
     norm = weights.norms[0]
-    if not cache.appends_later or not parts.unchanged or not (norm.is_cuda or is_wide(norm)):
+    if not cache.appends_later or not parts.unchanged or parts.watched or not (norm.is_cuda or is_wide(norm)):
         return None
     cos, sin = named["position_embeddings"]
     buffers = cache.buffers(parts.index, hidden_states, weights.kv_heads, weights.head_dim)

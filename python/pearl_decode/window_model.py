@@ -55,11 +55,7 @@ class WindowModel:
             raise ValueError("its layers have different scales")
         for layer in layers:
             parts.add(layer.parts)
-        self._hooks = [
-            hooks
-            for module in (model, base, embedding, *layers, norm, head)
-            for hooks in (module._forward_hooks, module._forward_pre_hooks)
-        ]
+        parts.watch(model)
         self._scale: float = layers[0].parts.scale
         self._weights = DecoderWeights(
             parts.parameter(embedding, "weight"), [layer.parts.weights for layer in layers],
@@ -109,8 +105,8 @@ class WindowModel:
 
     def is_ready(self, cache: WindowCache) -> bool:
         """Whether it can stand for the model over a cache, as that is now."""
-        if torch.is_grad_enabled() or torch.compiler.is_compiling() or any(self._hooks):
-            return False  # hooks want to see what goes through the parts
+        if torch.is_grad_enabled() or torch.compiler.is_compiling() or self._parts.watched:
+            return False
         if cache not in self._held and self._is_unchanged():
             self._held[cache] = self._weights.held()
         return cache in self._held

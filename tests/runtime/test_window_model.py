@@ -6,9 +6,11 @@ import copy
 
 import pytest
 import torch
+from torch.nn.modules.module import register_module_forward_hook
 from transformers import AutoModelForCausalLM, LlamaConfig, SmolLM3Config
 
 from pearl_decode import PearlDecoder, SamplingParams, at_once, window_model
+from pearl_decode.auto import Choice, Chooser
 from pearl_decode.cache import WindowCache
 from pearl_decode.drafts import new_draft
 from pearl_decode.first_layers import first_layers
@@ -108,7 +110,9 @@ def test_a_model_that_does_more_than_its_parts_is_found_out(tmp_path, monkeypatc
 def test_who_watches_the_model_sees_what_goes_through_it(tmp_path, calls):
     model = load(CONFIGS["llama"], tmp_path)
     inner = model.model
-    for watched in (model, inner, inner.embed_tokens, inner.layers[2], inner.norm, model.lm_head):
+    layer = inner.layers[2]
+    parts = [layer, layer.mlp, layer.mlp.down_proj, layer.self_attn, layer.self_attn.q_proj, layer.input_layernorm]
+    for watched in (model, inner, inner.embed_tokens, *parts, inner.norm, model.lm_head):
         seen = []
         hook = watched.register_forward_hook(lambda *_, seen=seen: seen.append(1))
         calls.clear()
@@ -116,6 +120,12 @@ def test_who_watches_the_model_sees_what_goes_through_it(tmp_path, calls):
         hook.remove()
         assert len(seen) == 4
         assert not calls
+    seen = []
+    hook = register_module_forward_hook(lambda module, *_: seen.append(module))
+    windows(model)
+    hook.remove()
+    assert seen.count(layer.mlp.down_proj) == 4
+    assert not calls
     windows(model)
     assert len(calls) == 4
 
@@ -298,6 +308,32 @@ def test_prompts_are_read_in_windows_of_128_rows(rows, length, widths, tmp_path,
         for mine, theirs in zip(cache.layers, alone.layers, strict=True):
             assert torch.equal(mine.keys[0, :, : length - 1], theirs.keys[0, :, : length - 1])
             assert torch.equal(mine.values[0, :, : length - 1], theirs.values[0, :, : length - 1])
+
+
+def test_a_draft_that_is_asked_late_reads_what_it_missed_in_such_windows(tmp_path, monkeypatch):
+    model = load(CONFIGS["llama"], tmp_path)
+    model.config.max_position_embeddings = 512
+    seen, turns = [], iter(["autoregressive", "sequential"])
+
+    def noted(method):
+        def note(self, input_ids, *rest, **named):
+            seen.append(input_ids.shape[1])
+            return method(self, input_ids, *rest, **named)
+
+        return note
+
+    def in_turn(self, *_):
+        return Choice(next(turns, "sequential"), 3)
+
+    monkeypatch.setattr(Chooser, "choose", in_turn)
+    with PearlDecoder(model, first_layers(model, 1), strategy="auto") as decoder:
+        wanted = decoder.generate([[7] * 300], SamplingParams(max_tokens=9), strategy="autoregressive", gamma=1)
+        for name in ("forward", "draft"):
+            monkeypatch.setattr(CausalModel, name, noted(getattr(CausalModel, name)))
+        found = decoder.generate([[7] * 300], SamplingParams(max_tokens=9))
+    assert found[0].token_ids == wanted[0].token_ids != []
+    assert sum(seen) > 600, "both read the prompt"
+    assert max(seen) <= 128
 
 
 def test_every_strategy_gives_the_same_text(tmp_path, calls):
