@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -72,9 +74,12 @@ def generate(
         raise ValueError(f"streamer: expected a batch of 1, got {input_ids.shape[0]}")
     prompts = _prompts(input_ids, model_kwargs.get("attention_mask"), model_kwargs.get("position_ids"))
     params = [_params(generation_config, input_ids.shape[1]) for _ in prompts]
-    with PearlDecoder(
-        model, draft_model, gamma=gamma, strategy=strategy, rule=rule, reproducible=rule is None, compile=compile
-    ) as decoder:
+    with (
+        _modes_kept(model, draft_model),
+        PearlDecoder(
+            model, draft_model, gamma=gamma, strategy=strategy, rule=rule, reproducible=rule is None, compile=compile
+        ) as decoder,
+    ):
         requests, rounds = decoder.start(prompts, params)
         for updates in rounds:
             for update in updates:
@@ -87,6 +92,18 @@ def generate(
             raise RuntimeError(f"row {row}: {request.error}")
     sequences: Any = _with_answers(input_ids, [request.token_ids for request in requests], generation_config)
     return GenerateDecoderOnlyOutput(sequences=sequences) if generation_config.return_dict_in_generate else sequences
+
+
+@contextmanager
+def _modes_kept(*models: Any) -> Iterator[None]:
+    """A decoder puts its models in evaluation mode; after this they are in the modes that their modules were in."""
+    given = [model for model in models if isinstance(model, torch.nn.Module)]
+    training = [module for model in given for module in model.modules() if module.training]
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
 
 
 def _refuse_modes(config: GenerationConfig, model_kwargs: dict[str, Any]) -> None:

@@ -18,6 +18,7 @@ from transformers import (
 )
 
 import pearl_decode
+from tests.runtime.tiny import build
 
 
 class Recorder:
@@ -224,3 +225,14 @@ def test_streamer_takes_a_batch_of_one_only(llama, near_llama, prompts):
             **_inputs(prompts[:2]), max_new_tokens=5, pad_token_id=0, streamer=Recorder(),
             custom_generate=pearl_decode.generate, draft_model=near_llama,
         )  # fmt: skip
+
+
+def test_models_stay_in_the_mode_that_they_were_in(prompts):
+    target, draft = build("llama"), build("llama", seed=2)
+    for model in (target, draft):
+        model.train()
+        model.model.norm.eval()
+    ids = torch.tensor([prompts[0]])
+    target.generate(ids, custom_generate=pearl_decode.generate, draft_model=draft, max_new_tokens=3)
+    for model in (target, draft):
+        assert [module for module in model.modules() if not module.training] == [model.model.norm]
