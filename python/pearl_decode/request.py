@@ -72,7 +72,7 @@ class Request:
     def result(self) -> GenerationResult:
         """The answer, or the part of it there is."""
         reason = self.finish_reason or "cancelled"
-        return GenerationResult(self.text, self.token_ids, reason, self.error, self.seed, self.stats)
+        return GenerationResult(self.text, list(self.token_ids), reason, self.error, self.seed, self.stats)
 
     def _finish(self, finished: Finished, status: Status) -> str:
         if finished is Finished.ERROR:

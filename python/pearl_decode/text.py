@@ -58,10 +58,10 @@ class StopStrings:
         if not self._stop:
             return piece
         self._held += piece
-        hits = [at for at in (self._held.find(stop) for stop in self._stop) if at >= 0]
+        hits = [(at + len(stop), at) for stop in self._stop if (at := self._held.find(stop)) >= 0]
         if hits:
             self.found = True
-            ready, self._held = self._held[: min(hits)], ""
+            ready, self._held = self._held[: min(hits)[1]], ""  # of the one that is complete first
             return ready
         keep = max(self._overlap(stop) for stop in self._stop)
         cut = len(self._held) - keep

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
+from itertools import count
 
 import numpy as np
 import pytest
 import torch
 
 import pearl_decode
-from pearl_decode import PearlDecoder, SamplingParams
+from pearl_decode import PearlDecoder, SamplingParams, engine
+from pearl_decode.auto import Chooser
+from pearl_decode.lanes.draft import DraftLane
 from tests.runtime.device import DynamicDecoder
 from tests.runtime.scripted import ScriptedModel, one_hot, scripted_pair, sequence_model
 from tests.runtime.test_device_ends import Letters
@@ -296,3 +299,45 @@ def test_bad_plans_name_the_field():
             decoder.generate([[0], [1]], [SamplingParams()])
         with pytest.raises(ValueError, match="a decoder without a tokenizer takes token ids"):
             decoder.generate("hello")
+
+
+def test_a_draft_that_cannot_read_prompts_when_it_is_first_asked_is_left(llama, monkeypatch):
+    """As it reads those late where rounds began without it."""
+    turns = count()
+
+    def choose(self, *_):
+        strategy = "autoregressive" if next(turns) < 3 else "sequential"
+        self._present = next(index for index, choice in enumerate(self.choices) if choice.strategy == strategy)
+        return self.present
+
+    def fail(*_):
+        raise MemoryError("no memory for prompts")
+
+    monkeypatch.setattr(Chooser, "choose", choose)
+    with PearlDecoder(llama, llama, gamma=4) as decoder:
+        monkeypatch.setattr(decoder.draft, "read", fail)
+        with pytest.warns(RuntimeWarning, match="the draft failed, the target goes on alone.*no memory for prompts"):
+            results = decoder.generate([LINE[:9], LINE[:17]], SamplingParams(max_tokens=20))
+    assert all(len(result.token_ids) == 20 and result.error is None for result in results)
+
+
+def test_a_draft_that_is_left_leaves_no_cache(llama, monkeypatch):
+    caches = []
+
+    class Noted(DraftLane):
+        def __init__(self, *args, **named):
+            super().__init__(*args, **named)
+            caches.append(self.cache)
+
+    monkeypatch.setattr(engine, "DraftLane", Noted)
+    with PearlDecoder(llama, llama, gamma=2, strategy="sequential") as decoder:
+        _, rounds = decoder.start([PROMPT], SamplingParams(max_tokens=30))
+        next(rounds)
+        [cache] = caches
+        assert cache.layers[0].keys is not None
+        monkeypatch.setattr(decoder.draft, "forward", None)
+        with pytest.warns(RuntimeWarning, match="the draft failed"):
+            next(rounds)
+        next(rounds)
+        assert not cache.layers
+        rounds.close()

@@ -93,3 +93,24 @@ def test_stream_closed_early_keeps_its_part(tokenizer):
         assert result.text == first
         assert result.finish_reason == "cancelled"
         assert decoder.generate("?", SamplingParams(max_tokens=7)).text == SAMPLE[:5]
+
+
+def test_of_several_stop_strings_the_one_that_is_complete_first_cuts():
+    whole, letters = StopStrings(("abc", "b")), StopStrings(("abc", "b"))
+    assert whole.push("xabc") == "".join(map(letters.push, "xab")) == "xa"
+    assert whole.found
+    assert letters.found
+
+
+def test_a_part_that_was_taken_stays_as_it_is_and_all_its_rounds_are_counted(tokenizer):
+    with _decoder(tokenizer, SAMPLE * 4) as decoder:
+        request, rounds = decoder.start([[3]], SamplingParams(max_tokens=100), strategy="auto", gamma="auto")
+        for _ in range(3):
+            next(rounds)
+        part = request[0].result()
+        taken = list(part.token_ids)
+        next(rounds)
+        rounds.close()
+    assert part.token_ids == taken
+    stats = request[0].result().stats
+    assert sum(stats.choices.values()) == stats.rounds == 4
