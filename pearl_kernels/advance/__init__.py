@@ -38,8 +38,8 @@ def advance_(
     - all accepted: committed += window + 1; window = next_window
     - else: tokens[committed + num_accepted] = next_token; committed += num_accepted + 1; window = 0
     and then committed is cut just after the first end-of-sequence token of the newly committed ones (finished
-    = STOP) or at max_len (finished = LENGTH; STOP where both hold).
-    The first token past committed may be one that was cut off.
+    = STOP) or at max_len (finished = LENGTH; STOP where both hold). The first token past committed may be one that
+    was cut off.
 
     state:         DecodeState of `batch` rows, updated in place; rows that are finished are left as they are.
                    For the others 0 <= committed, window + 1 <= width, and committed + window + 1 <= the
