@@ -57,7 +57,8 @@ class PromptLookup:
 def look_up(tokens: Tensor, committed: Tensor, count: int) -> Tensor:
     """`PromptLookup.continuation` of every row of a batch, on its device: nothing is read on the host.
 
-    tokens:    (batch, length) int64, of which the first committed (batch,) int64 of a row are its text
+    tokens:    (batch, length) int64, of which the first committed (batch,) int64 of a row are its text. What is given
+               for a row that is committed further than that has no meaning
     Returns (batch, count) int64, PLACEHOLDER throughout a row whose end is new.
     """
     length = tokens.shape[1]
@@ -65,7 +66,7 @@ def look_up(tokens: Tensor, committed: Tensor, count: int) -> Tensor:
     same = torch.ones_like(tokens, dtype=torch.bool)  # whether the tokens up to a place are the last ones, so far
     surest = torch.zeros_like(tokens)
     for back in range(min(max(NGRAMS), length)):
-        last = tokens.gather(1, (committed[:, None] - 1 - back).clamp(min=0))
+        last = tokens.gather(1, (committed[:, None] - 1 - back).clamp(0, length - 1))
         same[:, back:] &= tokens[:, : length - back] == last
         same[:, :back] = False  # there are none before a text
         if back + 1 in NGRAMS:

@@ -9,11 +9,13 @@ import torch
 
 from pearl_decode import SamplingParams
 from pearl_decode.auto import Timing
+from pearl_decode.device.engine import DeviceOptions
 from pearl_decode.device.flight import Flight
 from pearl_decode.lookup import NGRAMS, PromptLookup, look_up
 from pearl_decode.state import PLACEHOLDER
 from tests.runtime.device import DeviceDecoder, DynamicDecoder
-from tests.runtime.scripted import sequence_model
+from tests.runtime.scripted import ScriptedModel, one_hot, sequence_model
+from tests.runtime.test_device_ends import Letters
 
 
 def test_lookup_goes_by_as_much_of_the_text_as_came_before():
@@ -81,6 +83,22 @@ def test_without_a_draft_a_device_repeats_what_the_text_says_again(gamma):
     assert result.stats.draft_forwards == 0
     assert result.stats.judged_tokens - result.stats.accepted_tokens <= 1
     assert result.stats.accepted_tokens > 20
+
+
+@pytest.mark.parametrize("lateness", [0, 1])
+def test_a_row_that_a_stop_string_ended_may_run_past_what_is_looked_at(lateness):
+    """It repeats itself five tokens a round, and the other row none."""
+
+    def script(positions, ids):
+        return one_hot(torch.where(ids < 5, (ids + 1) % 5, 6 + positions), 140)
+
+    params = [SamplingParams(max_tokens=400, stop=("eab",)), SamplingParams(max_tokens=100)]
+    options = DeviceOptions(lateness=lateness, bucket=16)
+    plan = {"strategy": "lookup", "gamma": 4, "rule": "greedy", "options": options}
+    with DeviceDecoder(ScriptedModel(140, script), None, Letters(), **plan) as decoder:
+        stopped, whole = decoder.generate(["abcdeabcde", "g"], params)
+    assert (stopped.text, stopped.finish_reason) == ("abcd", "stop")
+    assert whole.token_ids == [6 + position for position in range(100)]
 
 
 @pytest.fixture

@@ -236,7 +236,8 @@ class DeviceEngine:
         matched, before = self._matched(), numbers(self.lanes)
         choice = self._choose(rounds, matched, len(flights))
         shape = self._shapes[choice]
-        # No row is further, whatever the rounds on their way gave.
+        # No row that runs is further, whatever the rounds on their way gave. One that a stop string ended may be, of
+        # which nothing is read any more.
         head = max(self._lengths()) + sum(flight.shape.most_emitted for flight in flights)
         if shape.drafted:
             if self._behind:
