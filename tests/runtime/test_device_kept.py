@@ -17,6 +17,7 @@ from tests.runtime.device import DeviceDecoder, DynamicDecoder, TapeLane
 from tests.runtime.scripted import sequence_model
 from tests.runtime.test_device_ends import failing
 from tests.runtime.test_ends import LINE, PROMPT, VOCAB
+from tests.runtime.tiny import build
 
 PARAMS = SamplingParams(temperature=0.8, max_tokens=12, seed=1)
 
@@ -41,6 +42,31 @@ def captures(decoder) -> list[int]:
 
 def ids(results) -> list[list[int]]:
     return [result.token_ids for result in results]
+
+
+def test_weights_are_read_where_they_are_when_a_batch_begins(near_llama, prompts):
+    """And a batch that ran while the target's weights were replaced leaves nothing to those that begin after that."""
+    model, plan = build("llama"), {"gamma": 3, "rule": "coupled"}
+    with DeviceDecoder(model, near_llama, **plan, device_lanes=(TapeLane(), TapeLane())) as decoder:
+        decoder.generate(prompts[:1], PARAMS)
+        _, running = decoder.start(prompts[:1], PARAMS)
+        next(running)
+        model.load_state_dict({name: 1.5 * value for name, value in model.state_dict().items()}, assign=True)
+        got = [ids(decoder.generate(prompts[:1], PARAMS))]
+        running.close()
+        got += [ids(decoder.generate(prompts[:1], PARAMS))]
+    with DynamicDecoder(model, near_llama, **plan, strategy="pearl") as dynamic:
+        assert got == [ids(dynamic.generate(prompts[:1], PARAMS))] * 2
+
+
+def test_a_draft_whose_weights_moved_is_captured_again(llama, prompts):
+    draft = build("llama")
+    with DeviceDecoder(llama, draft, gamma=3, rule="coupled", device_lanes=(TapeLane(), TapeLane())) as decoder:
+        decoder.generate(prompts[:1], PARAMS)
+        before = captures(decoder)
+        draft.lm_head.weight.data = draft.lm_head.weight.clone()
+        decoder.generate(prompts[:1], PARAMS)
+        assert captures(decoder) == [2 * count for count in before]
 
 
 @pytest.fixture

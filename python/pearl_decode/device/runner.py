@@ -66,6 +66,7 @@ class DeviceRunner:
         self.lanes = lanes_of(target, draft)
         self.costs = costs or Costs()
         self.kept = Kept()
+        self._addresses: list[int] = []  # of the weights that kept rounds read
         on_gpu = target.device.type == "cuda"
         compiled = False
         self._switched: list[CausalModel] = []  # to our attention
@@ -99,9 +100,18 @@ class DeviceRunner:
         waiting: Waiting | None = None,
     ) -> DeviceEngine:
         """Prompts are read as a whole, whatever the past."""
+        self._forget_moved_weights()
         return DeviceEngine(
             requests, self.target, self.draft, self.lanes, plan, self.options, self.kept, self.costs, waiting
         )
+
+    def _forget_moved_weights(self) -> None:
+        """Keep nothing that reads weights where they are no more; what batches that run read is given to nobody."""
+        models = [each.model for each in (self.target, self.draft) if each is not None]
+        addresses = [part.data_ptr() for model in models for part in (*model.parameters(), *model.buffers())]
+        if addresses != self._addresses:
+            self.kept.clear()
+            self.kept, self._addresses = Kept(), addresses
 
     def close(self) -> None:
         """Let go of what was kept, when nothing of it runs any more, and leave the models as they were."""
