@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from operator import is_
 from typing import Any
@@ -149,7 +150,8 @@ class WindowDecoderLayer(nn.Module):
 def run_layer(parts: LayerParts, hidden_states: Tensor, named: dict[str, Any]) -> Tensor | None:
     """What a layer that is called with these arguments gives; None where it has to be run as it is written.
 
-    That is so unless a window, of float32 rows on a CPU, is read over a `WindowCache` that left entries to attention.
+    That is so unless a window, of float32 rows where it is on a CPU, is read over a `WindowCache` that left entries to
+    attention.
     """
     lengths, cache = named.get("attention_mask"), named.get("cache", named.get("past_key_values"))
     if not isinstance(cache, WindowCache) or not isinstance(lengths, Tensor) or lengths.dtype is not torch.int64:
@@ -191,9 +193,11 @@ def switch_layers_back(found: Found) -> None:
 def join_weights(found: Found, sharers: Iterable[nn.Parameter] = ()) -> None:
     """Keep weights that are given the same rows as parts of one. Values, parameters and modules stay as they are.
 
-    sharers: parameters of other models, which go on sharing the memory of those they share it with
+    sharers: parameters of other models, or of this one, which go on sharing the memory of those they share it with
     """
-    moved: dict[int, Tensor] = {}
+    sharing: defaultdict[int, list[nn.Parameter]] = defaultdict(list)
+    for parameter in sharers:
+        sharing[parameter.data_ptr()].append(parameter)
     for linears in (each for _, parts in found for each in parts.joinable):
         for name in ("weight", "bias"):
             own = [parameter for linear in linears if (parameter := linear._parameters[name]) is not None]
@@ -201,12 +205,11 @@ def join_weights(found: Found, sharers: Iterable[nn.Parameter] = ()) -> None:
                 continue
             joined = torch.cat([parameter.data for parameter in own])
             for parameter, part in zip(own, torch.split(joined, list(map(len, own))), strict=True):
-                moved[parameter.data_ptr()] = part
+                # Taken out, as its old memory may be where the next joined weights are.
+                for other in sharing.pop(parameter.data_ptr(), ()):
+                    if other.shape == parameter.shape:
+                        other.data = part.data
                 parameter.data = part
-    for parameter in sharers:
-        part = moved.get(parameter.data_ptr(), parameter)
-        if part.shape == parameter.shape:
-            parameter.data = part.data
 
 
 @torch.inference_mode()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 from contextlib import nullcontext
+from itertools import count
 
 import pytest
 import torch
@@ -289,6 +290,25 @@ def test_a_draft_of_the_targets_layers_goes_on_sharing_their_memory():
     assert len(addresses(draft).items() & addresses(model).items()) == len(shared)
     assert shared - addresses(draft).items(), "weights were joined, and so moved"
     assert all(torch.equal(value, before[name]) for name, value in draft.state_dict().items())
+
+
+def test_weights_of_a_model_that_is_its_own_draft_keep_their_values(monkeypatch):
+    """The second layer's joined weights lie where one of the first layer's was before it was moved."""
+    model = attending("llama")
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    found, weight = agreeing_layers(model), model.model.layers[0].self_attn.q_proj.weight
+    freed = torch.empty(2 * weight.numel())  # as q is half of q, k and v
+    weight.data = freed[: weight.numel()].view_as(weight).copy_(weight)
+    cat, calls = torch.cat, count()
+
+    def reusing(parts):
+        joined = cat(parts)
+        return freed.view_as(joined).copy_(joined) if next(calls) == 2 else joined
+
+    monkeypatch.setattr(torch, "cat", reusing)
+    join_weights(found, model.parameters())
+    assert [name for name, value in model.named_parameters() if not torch.equal(value, before[name])] == []
+    assert model.model.layers[1].self_attn.q_proj.weight.data_ptr() == freed.data_ptr()
 
 
 def test_joined_weights_are_the_same_parameters_in_one_piece():
