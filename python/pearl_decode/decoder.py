@@ -89,6 +89,7 @@ class PearlDecoder:
         self.tokenizer = tokenizer
         self.reproducible = reproducible
         check_devices(self.target, self.draft)
+        self.plan = self._checked(Plan(strategy, gamma, rule or ("coupled" if reproducible else DEFAULT_RULE)))
         self.costs = Costs()
         self.runner: Runner = CpuRunner(self.target, self.draft, self.costs, lanes)
         static = lanes is None and has_static_rounds(self.target)
@@ -99,7 +100,6 @@ class PearlDecoder:
             )
         if static:
             self.runner = DeviceRunner(self.target, self.draft, compile=compile, costs=self.costs)
-        self.plan = self._checked(Plan(strategy, gamma, rule or ("coupled" if reproducible else DEFAULT_RULE)))
         self.max_batch = max_batch
 
     @classmethod

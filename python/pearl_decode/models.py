@@ -133,7 +133,7 @@ class CausalModel:
     def runs_at_once(self, cache: WindowCache) -> bool:
         """Whether it is one call now, over a cache: `draft`, `window` and `empty_logits` are for such a model."""
         whole = self._whole
-        return whole is not None and whole.is_ready(cache)
+        return whole is not None and self._compiled is None and whole.is_ready(cache)
 
     def window(self, cache: WindowCache, batch: int) -> Window:
         """A window of so many rows, of any tokens at any place, over a cache."""

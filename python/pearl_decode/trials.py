@@ -53,20 +53,19 @@ def try_window_attention(model: PreTrainedModel, within: float | None = None) ->
     if within is None:
         within = max(1e-3, 25 * torch.finfo(model.dtype).eps)
     before = model.config._attn_implementation
+    refusal: str | None = f"with {ATTENTION_NAME!r} its logits would be others"
     try:
         wanted = _ragged_logits(model)
         use_window_attention(model)
-        got = _ragged_logits(model)
+        if (_ragged_logits(model) - wanted).norm() <= within * wanted.norm():
+            refusal = None
     except torch.OutOfMemoryError:
-        model.set_attn_implementation(before)
         raise
     except Exception as error:  # of compilers too, which have errors of their own
         refusal = f"{type(error).__name__}: {error}"
-    else:
-        if (got - wanted).norm() <= within * wanted.norm():
-            return None
-        refusal = f"with {ATTENTION_NAME!r} its logits would be others"
-    model.set_attn_implementation(before)
+    finally:
+        if refusal is not None:
+            model.set_attn_implementation(before)
     return refusal
 
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import nn
 
-from pearl_decode import SamplingParams, window_model
+from pearl_decode import PearlDecoder, SamplingParams, trials, window_model
 from pearl_decode import layer as layers
 from pearl_decode import norm as norms
 from pearl_decode.attention import use_window_attention
@@ -194,6 +194,17 @@ def test_layers_of_other_models_run_as_they_are_written_and_their_norms_do_not()
     assert texts(model) == wanted
 
 
+@pytest.fixture
+def as_on_a_gpu(monkeypatch):
+    """Runners that are made take their models to be on a GPU. Returns what they compile."""
+    compiled = []
+    monkeypatch.setattr(CausalModel, "device", torch.device("cuda"))
+    monkeypatch.setattr(runner, "lanes_of", lambda *_: (InlineLane("cpu"), InlineLane("cpu")))
+    monkeypatch.setattr(runner, "backends", lambda: {"triton": Backend(True, "as on a GPU")})
+    monkeypatch.setattr(CausalModel, "compile", lambda self, **options: compiled.append(self))
+    return compiled
+
+
 @pytest.mark.parametrize(
     ("name", "asked", "compiled"),
     [
@@ -201,24 +212,85 @@ def test_layers_of_other_models_run_as_they_are_written_and_their_norms_do_not()
         ("llama", False, False), ("gemma3", False, False),
     ],
 )  # fmt: skip
-def test_only_models_of_other_layers_are_compiled_unless_that_is_asked(name, asked, compiled, monkeypatch):
+def test_only_models_of_other_layers_are_compiled_unless_that_is_asked(name, asked, compiled, as_on_a_gpu):
     model = CausalModel(build(name))
-    lanes = InlineLane("cpu"), InlineLane("cpu")
-    monkeypatch.setattr(CausalModel, "device", torch.device("cuda"))
-    monkeypatch.setattr(runner, "lanes_of", lambda *_: lanes)
-    monkeypatch.setattr(runner, "backends", lambda: {"triton": Backend(True, "as on a GPU")})
-    monkeypatch.setattr(runner, "_read_lengths", lambda role, model: not use_window_attention(model.model))
-    calls = []
-    monkeypatch.setattr(CausalModel, "compile", lambda self, **options: calls.append(options))
     rounds = runner.DeviceRunner(model, None, compile=asked)
-    assert len(calls) == compiled
+    assert len(as_on_a_gpu) == compiled
     assert rounds.options.widths == (COMPILED_WIDTHS if compiled else WIDTHS)
-    switched = [module for module in model.model.modules() if isinstance(module, (WindowDecoderLayer, WindowNorm))]
-    assert len(switched) == {"llama": 4 + 9, "gemma3": 25}[name]
-    assert hasattr(model.model, WHOLE) is (name == "llama" and not compiled)
+    assert len(switched(model.model)) == {"llama": 4 + 9, "gemma3": 25}[name]
+    model._compiled = model.model if compiled else None
+    with torch.inference_mode():
+        assert model.runs_at_once(WindowCache(8)) is (name == "llama" and not compiled)
     rounds.close()
-    assert not hasattr(model.model, WHOLE)
-    assert not [module for module in model.model.modules() if isinstance(module, (WindowDecoderLayer, WindowNorm))]
+    assert is_as_written(model.model)
+
+
+def switched(model) -> list[nn.Module]:
+    return [module for module in model.modules() if isinstance(module, (WindowDecoderLayer, WindowNorm))]
+
+
+def is_as_written(model) -> bool:
+    return not hasattr(model, WHOLE) and not switched(model) and model.config._attn_implementation == "sdpa"
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma3"])
+def test_a_model_is_as_it_was_when_its_last_decoder_is_closed(name, as_on_a_gpu):
+    """Which may be the draft of one, or of itself. What is compiled does not depend on who else uses it."""
+    model, other = build(name), build("llama")
+    pairs = [(model, None), (model, model), (other, model)]
+    rounds = [runner.DeviceRunner(*(each and CausalModel(each) for each in pair)) for pair in pairs]
+    ours, compiled = len(switched(model)), name == "gemma3"
+    assert len(as_on_a_gpu) == 4 * compiled
+    for index, each in enumerate(rounds):
+        assert (len(switched(model)), model.config._attn_implementation) == (ours, "pearl_window")
+        assert hasattr(model, WHOLE) is not compiled
+        assert is_as_written(other) is (index > 2)
+        each.close()
+    assert is_as_written(model)
+    assert is_as_written(other)
+
+
+def test_a_model_that_attends_as_ours_does_goes_on_doing_so(as_on_a_gpu):
+    model = attending("llama")
+    rounds = runner.DeviceRunner(CausalModel(model), None)
+    assert hasattr(model, WHOLE)
+    rounds.close()
+    assert not switched(model)
+    assert model.config._attn_implementation == "pearl_window"
+    assert not as_on_a_gpu
+
+
+@pytest.mark.usefixtures("as_on_a_gpu")
+def test_a_decoder_that_was_not_made_leaves_the_model_as_it_was(monkeypatch):
+    model = build("llama")
+    with pytest.raises(ValueError, match="strategy must be one of"):
+        PearlDecoder(model, strategy="perl")
+    assert is_as_written(model)
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    for module, name in ((trials, "_ragged_logits"), (runner, "find_norms"), (runner, "run_as_one")):
+        with monkeypatch.context() as patch:
+            patch.setattr(module, name, interrupt)
+            with pytest.raises(KeyboardInterrupt):
+                runner.DeviceRunner(CausalModel(model), None)
+        assert is_as_written(model)
+
+
+def test_an_interrupted_trial_leaves_the_attention_as_it_was(monkeypatch):
+    """The second of two forwards is the one with ours."""
+    calls, logits = count(), trials._ragged_logits
+
+    def interrupted(model):
+        if next(calls):
+            raise KeyboardInterrupt
+        return logits(model)
+
+    monkeypatch.setattr(trials, "_ragged_logits", interrupted)
+    model = build("llama")
+    with pytest.raises(KeyboardInterrupt):
+        trials.try_window_attention(model)
     assert model.config._attn_implementation == "sdpa"
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable
+from dataclasses import dataclass, field
 from weakref import WeakKeyDictionary
 
 import torch
@@ -41,6 +42,24 @@ _WHOLES: WeakKeyDictionary[PreTrainedModel, WindowModel | None] = WeakKeyDiction
 NO_GRAPHS = {"triton.cudagraphs": False}
 
 
+@dataclass(eq=False)
+class Switched:
+    """What of a model runs as ours, as long as a decoder uses it.
+
+    attention: what it attended with before
+    users:     how many decoders there are
+    """
+
+    attention: str
+    users: int = 0
+    norms: FoundNorms = field(default_factory=list)
+    layers: Found = field(default_factory=list)
+    is_whole: bool = False
+
+
+_SWITCHED: WeakKeyDictionary[PreTrainedModel, Switched] = WeakKeyDictionary()
+
+
 class DeviceRunner:
     """Makes the engine of each batch of one pair of models.
 
@@ -67,29 +86,19 @@ class DeviceRunner:
         self.costs = costs or Costs()
         self.kept = Kept()
         self._addresses: list[int] = []  # of the weights that kept rounds read
-        on_gpu = target.device.type == "cuda"
+        self._switched: list[PreTrainedModel] = []
         compiled = False
-        self._switched: list[CausalModel] = []  # to our attention
-        self._norms: FoundNorms = []  # switched to ours
-        self._layers: Found = []
-        self._wholes: list[PreTrainedModel] = []  # that run as one call
-        for role, model, other in (("target", target, draft), ("draft", draft, target)):
-            if model is None:
-                continue
-            layers: Found = []
-            spread = is_spread(model.model)
-            if on_gpu and _read_lengths(role, model):
-                self._switched.append(model)
-                if not spread and backends()["triton"].available:
-                    self._norms += _use_norms(model.model)
-                    layers = _use_layers(role, model.model, () if other is None else other.model.parameters())
-            self._layers += layers
-            all_ours = bool(layers) and len(layers) == model.config.get_text_config().num_hidden_layers
-            if (on_gpu and not spread and not all_ours) if compile is None else compile:
-                model.compile(options=NO_GRAPHS)
-                compiled = True
-            elif all_ours and _run_as_one(role, model.model):
-                self._wholes.append(model.model)
+        try:
+            for role, model, other in (("target", target, draft), ("draft", draft, target)):
+                if model is None:
+                    continue
+                as_written = target.device.type == "cuda" and not self._switch(role, model, other)
+                if (as_written and not is_spread(model.model)) if compile is None else compile:
+                    model.compile(options=NO_GRAPHS)
+                    compiled = True
+        except BaseException:
+            self.close()
+            raise
         self.options = options or DeviceOptions(widths=COMPILED_WIDTHS if compiled else WIDTHS)
 
     def engine(
@@ -116,16 +125,18 @@ class DeviceRunner:
     def close(self) -> None:
         """Let go of what was kept, when nothing of it runs any more, and leave the models as they were."""
         self.kept.clear()
-        for model in self._wholes:
-            vars(model).pop(WHOLE, None)
-        self._wholes.clear()
-        switch_layers_back(self._layers)
-        switch_norms_back(self._norms)
-        self._layers.clear()
-        self._norms.clear()
-        for switched in self._switched:
-            switched.model.set_attn_implementation("sdpa")
+        for model in self._switched:
+            _switch_back(model)
         self._switched.clear()
+
+    def _switch(self, role: str, model: CausalModel, other: CausalModel | None) -> bool:
+        """Let a model run what is ours for this decoder too. Returns whether all its layers do."""
+        switched = _SWITCHED.setdefault(model.model, Switched(model.config._attn_implementation))
+        switched.users += 1
+        self._switched.append(model.model)
+        if switched.users == 1:
+            _switch(role, model, () if other is None else other.model.parameters(), switched)
+        return _has_all_layers(model, switched)
 
 
 def lanes_of(target: CausalModel, draft: CausalModel | None) -> tuple[DeviceLane, DeviceLane]:
@@ -144,13 +155,43 @@ def lanes_of(target: CausalModel, draft: CausalModel | None) -> tuple[DeviceLane
     return lane, CudaLane(draft_device, HIGH if shared else NORMAL, can_capture=not spread)
 
 
+def _switch(role: str, model: CausalModel, others: Iterable[nn.Parameter], switched: Switched) -> None:
+    """Let a model run what is ours, as far as trials give the same. others: as in `_use_layers`"""
+    if not _read_lengths(role, model) or is_spread(model.model) or not backends()["triton"].available:
+        return
+    switched.norms = _use_norms(model.model)
+    switched.layers = _use_layers(role, model.model, others)
+    if _has_all_layers(model, switched):
+        switched.is_whole = _run_as_one(role, model.model)
+
+
+def _has_all_layers(model: CausalModel, switched: Switched) -> bool:
+    count: int = model.config.get_text_config().num_hidden_layers
+    return len(switched.layers) == count
+
+
+def _switch_back(model: PreTrainedModel) -> None:
+    """One decoder less uses a model, which is as it was when none does any more."""
+    switched = _SWITCHED[model]
+    switched.users -= 1
+    if switched.users:
+        return
+    del _SWITCHED[model]
+    if switched.is_whole:
+        delattr(model, WHOLE)
+    switch_layers_back(switched.layers)
+    switch_norms_back(switched.norms)
+    if model.config._attn_implementation != switched.attention:
+        model.set_attn_implementation(switched.attention)
+
+
 def _read_lengths(role: str, model: CausalModel) -> bool:
     """Let attention read no more of a cache than each row has, if it was left to transformers' own choice.
 
-    Returns whether it was, and now does.
+    Returns whether it does, now or already.
     """
     if model.config._attn_implementation != "sdpa":
-        return False
+        return model.reads_lengths
     if model.model not in _REFUSALS:
         try:
             _REFUSALS[model.model] = try_window_attention(model.model)
