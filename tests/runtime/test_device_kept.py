@@ -160,6 +160,24 @@ def test_a_draft_that_fails_gives_its_cache_back_at_once(decoder, near_llama, ll
     assert decoder.runner.kept.rounds == []
 
 
+def test_what_there_was_no_memory_to_capture_is_captured_in_the_next_batch(llama, prompts, wanted, caplog):
+    class Short(TapeLane):
+        """Without memory for its first graph."""
+
+        def capture(self, work):
+            replay = super().capture(work)
+            if self.captures == 1:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return replay
+
+    lane = Short()
+    with DeviceDecoder(llama, rule="coupled", device_lanes=(lane, lane), options=DeviceOptions(bucket=64)) as decoder:
+        for captures in (1, 2, 2):
+            assert ids(decoder.generate(prompts[:1], PARAMS)) == wanted[0][:1]
+            assert lane.captures == captures
+    assert caplog.text.count("queued call by call, as it cannot be captured") == 1
+
+
 def test_a_target_out_of_memory_finds_more_the_next_time():
     target = failing(sequence_model(LINE, VOCAB), 30, torch.OutOfMemoryError("CUDA out of memory"))
     params = SamplingParams(max_tokens=20)

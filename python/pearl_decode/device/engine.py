@@ -159,7 +159,7 @@ class DeviceEngine:
                     self._turn_over(rounds)
         finally:
             rounds.close()
-            if self.draft is None or rounds.drafting:
+            if (self.draft is None or rounds.drafting) and not rounds.batch.lacks_graphs:
                 self.kept.give(key, rounds)
             else:
                 rounds.release()

@@ -33,6 +33,7 @@ class StaticBatch:
     draft:         None where there is none, or from when on it failed
     lanes:         target and draft lane
     d2t:           the draft's, on the target's device
+    lacks_graphs:  whether there was too little memory for one, which may be there the next time
     """
 
     state: DecodeState
@@ -43,6 +44,7 @@ class StaticBatch:
     lanes: tuple[DeviceLane, DeviceLane]
     rule: str
     d2t: Tensor | None = None
+    lacks_graphs: bool = False
 
     @property
     def apart(self) -> bool:
@@ -290,6 +292,7 @@ class StaticRound:
             return lane.capture(work)
         except Exception as error:
             LOGGER.warning("%s: queued call by call, as it cannot be captured: %r", name, error)
+            self.batch.lacks_graphs |= isinstance(error, torch.OutOfMemoryError)
             return work
 
 
