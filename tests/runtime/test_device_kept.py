@@ -116,6 +116,25 @@ def test_batches_of_sizes_that_take_turns_are_captured_once_each(decoder, prompt
     assert captured(1), "of the size that was not used for longest"
 
 
+def test_rounds_of_longer_batches_serve_shorter_ones(llama, prompts, wanted):
+    """The shortest of those that are long enough."""
+    lane = TapeLane()
+    with DeviceDecoder(llama, rule="coupled", device_lanes=(lane, lane), options=DeviceOptions(bucket=8)) as decoder:
+        for index in (2, 0, 1):
+            assert ids(decoder.generate([prompts[index]], PARAMS)) == [wanted[0][index]]
+        assert capacities(decoder) == [40]
+        decoder.generate([prompts[2]], SamplingParams(max_tokens=30))
+        before = lane.captures
+        assert capacities(decoder) == [40, 56]
+        assert ids(decoder.generate([prompts[0]], PARAMS)) == [wanted[0][0]]
+        assert capacities(decoder) == [56, 40]
+        assert lane.captures == before > 0
+
+
+def capacities(decoder) -> list[int]:
+    return [rounds.capacity for rounds in decoder.runner.kept.rounds]
+
+
 def test_kept_rounds_are_let_go_before_a_batch_is_refused(decoder, llama, prompts, wanted, made, monkeypatch):
     decoder.generate(prompts[:1], PARAMS)
     decoder.generate(prompts[:2], PARAMS)

@@ -102,9 +102,11 @@ class DeviceEngine:
         all_requests = [*requests, *self.waiting]
         sampled = plan.rule != "greedy" and any(request.params.temperature > 0 for request in all_requests)
         self._keeps_logits = sampled and plan.rule in ("token", "block")
-        self._ends = max(len(request.eos_ids) for request in all_requests)
+        self._ends = max(1, *(len(request.eos_ids) for request in all_requests))
         self._spare = 1 + max(shape.reach for shape in self._shapes.values())
         self._capacity = self._rounded(max(request.longest for request in requests) + self._spare)
+        # What else is fixed about its rounds.
+        self._kind = len(requests), self._ends, plan.rule, self._keeps_logits
         self.begin = 0, 0  # the lanes' numbers when decoding began
         self.ends: list[int] = []  # of the rounds queued: the target lane's number when each was
         self._read = [0] * len(requests)  # positions of each row that the draft has read
@@ -138,7 +140,7 @@ class DeviceEngine:
 
     def _rounds(self) -> Generator[list[Update], None, None]:
         begin = time.perf_counter()
-        key, rounds = self._start()
+        rounds = self._start()
         try:
             self._prefill(rounds)
             start = time.perf_counter()
@@ -160,16 +162,16 @@ class DeviceEngine:
         finally:
             rounds.close()
             if (self.draft is None or rounds.drafting) and not rounds.batch.lacks_graphs:
-                self.kept.give(key, rounds)
+                self.kept.give(self._kind, rounds)
             else:
                 rounds.release()
 
-    def _start(self) -> tuple[object, StaticRounds]:
+    def _start(self) -> StaticRounds:
         """Rounds with the prompts laid down: those of a batch before, if they fit."""
+        self._capacity = self.kept.capacity(self._kind, self._capacity)
         batch = self.lanes[0].make(self._lay_down)
         sizes = len(self.requests), self._capacity
-        key = (*sizes, batch.state.eos_ids.shape[1], self.plan.rule, self._keeps_logits)
-        rounds = self.kept.take(key)
+        rounds = self.kept.take(self._kind, self._capacity)
         if rounds is not None:
             rounds.load(batch.state, batch.params)
         else:
@@ -177,7 +179,7 @@ class DeviceEngine:
             check_room(self.target, *sizes)
             rounds = self._build(batch)
         self._check_draft(rounds)
-        return key, rounds
+        return rounds
 
     def _check_draft(self, rounds: StaticRounds) -> None:
         """A draft that will need a cache, and has none yet, must have room for it."""

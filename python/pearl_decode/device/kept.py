@@ -10,7 +10,7 @@ MOST_KEPT = 3
 
 
 class Kept:
-    """Rounds of the last batches, each for another batch of the same sizes. They take turns where sizes do.
+    """Rounds of the last batches, each for another batch of its kind that is no longer. They take turns where kinds do.
 
     most: how many; those that were not used for longest go first
     """
@@ -24,15 +24,22 @@ class Kept:
         """All that are kept, the last used last."""
         return [rounds for _, rounds in self._kept]
 
-    def take(self, key: object) -> StaticRounds | None:
-        """Kept rounds of this kind, which are the caller's alone from here on."""
+    def capacity(self, kind: object, least: int) -> int:
+        """Positions of the shortest rounds of this kind that have so many at least; `least` where none have."""
+        enough = [r.capacity for known, r in self._kept if known == kind and r.capacity >= least]
+        return min(enough, default=least)
+
+    def take(self, kind: object, capacity: int) -> StaticRounds | None:
+        """Kept rounds of this kind and of just this capacity, which are the caller's alone from here on."""
         for index in reversed(range(len(self._kept))):
-            if self._kept[index][0] == key:
-                return self._kept.pop(index)[1]
+            known, rounds = self._kept[index]
+            if (known, rounds.capacity) == (kind, capacity):
+                del self._kept[index]
+                return rounds
         return None
 
-    def give(self, key: object, rounds: StaticRounds) -> None:
-        self._kept.append((key, rounds))
+    def give(self, kind: object, rounds: StaticRounds) -> None:
+        self._kept.append((kind, rounds))
         self.shrink(lambda: len(self._kept) <= self.most)
 
     def shrink(self, enough: Callable[[], bool]) -> None:

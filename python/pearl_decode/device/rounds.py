@@ -37,6 +37,11 @@ class StaticRounds:
     def drafting(self) -> bool:
         return self.batch.draft is not None
 
+    @property
+    def capacity(self) -> int:
+        """Positions that each row can hold."""
+        return self.batch.cache.capacity
+
     def load(self, state: DecodeState, params: SamplingTensors) -> None:
         """Begin again with other sequences, in the same memory."""
 
