@@ -240,21 +240,29 @@ class WindowCache(Cache):
     def take_over(self, part: WindowCache, rows: Sequence[int], batch: int, length: int | None = None) -> None:
         """Hold the first `length` positions of `part`, or all, as these rows of `batch`. `part` is empty after it."""
         length = part.capacity if length is None else length
-        if part._stack and not self._stack:
-            layers, _, kv_heads, _, head_dim = part._stack[0].shape
-            self.stacked(layers, batch, kv_heads, head_dim, part._stack[0])
-        for index, theirs in enumerate(part._window_layers):
-            own = self._layer(index)
-            if not own.is_initialized:
-                own.lazy_initialization(*(held[:1].expand(batch, -1, -1, -1) for held in (theirs.keys, theirs.values)))
+        for own, theirs in self._beside(part, batch):
             for ours, its in _runs(rows):
-                own.keys[ours, :, :length] = theirs.keys[its, :, :length]
-                own.values[ours, :, :length] = theirs.values[its, :, :length]
+                own[..., ours, :, :length, :] = theirs[..., its, :, :length, :]
         if part._tokens is not None:
             text = self.text(part._tokens.new_empty(batch))
             for ours, its in _runs(rows):
                 text[ours, :length] = part._tokens[its, :length]
         part.release()
+
+    def _beside(self, part: WindowCache, batch: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Own keys and values, of `batch` rows and made at first, with those of `part`: of all layers at once where its
+        are.
+        """
+        if part._stack:
+            layers, _, kv_heads, _, head_dim = part._stack[0].shape
+            yield from zip(self.stacked(layers, batch, kv_heads, head_dim, part._stack[0]), part._stack, strict=True)
+            return
+        for index, theirs in enumerate(part._window_layers):
+            own = self._layer(index)
+            if not own.is_initialized:
+                own.lazy_initialization(*(held[:1].expand(batch, -1, -1, -1) for held in (theirs.keys, theirs.values)))
+            yield own.keys, theirs.keys
+            yield own.values, theirs.values
 
     def go_on_from(self, past: WindowCache, length: int) -> None:
         """Hold the first `length` positions of a cache of one row, in its memory where that is large enough. `past` is

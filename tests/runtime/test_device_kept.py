@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 import math
 import weakref
@@ -10,6 +11,7 @@ import pytest
 import torch
 
 from pearl_decode import SamplingParams, memory
+from pearl_decode.attention import use_window_attention
 from pearl_decode.cache import WindowCache
 from pearl_decode.device.engine import DeviceOptions
 from pearl_decode.device.kept import MOST_KEPT
@@ -99,6 +101,23 @@ def test_rounds_of_the_batch_before_are_used_again(decoder, prompts, wanted):
                 layer.values.fill_(math.nan)
     assert ids(decoder.generate(prompts[::-1], PARAMS)) == wanted[1]
     assert captures(decoder) == before
+
+
+def test_what_attention_does_not_look_at_is_not_cleared(near_llama, prompts, wanted, monkeypatch):
+    """Neither for the next batch, nor for a request that takes a row; it may be NaN."""
+    models = build("llama"), copy.deepcopy(near_llama)
+    for model in models:
+        use_window_attention(model)
+    monkeypatch.setattr(WindowCache, "clear", lambda *_: pytest.fail("cleared"))
+    with DeviceDecoder(*models, gamma=3, rule="coupled", max_batch=2) as decoder:
+        decoder.generate(prompts[:2], PARAMS)
+        [rounds] = decoder.runner.kept.rounds
+        with torch.inference_mode():
+            for cache in (rounds.batch.cache, rounds.batch.draft.cache):
+                for layer in cache.layers:
+                    layer.keys.fill_(math.nan)
+                    layer.values.fill_(math.nan)
+        assert ids(decoder.generate(prompts, PARAMS)) == wanted[0]
 
 
 def test_batches_of_sizes_that_take_turns_are_captured_once_each(decoder, prompts, wanted):

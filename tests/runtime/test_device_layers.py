@@ -32,7 +32,7 @@ from pearl_decode.trials import agreeing_layers
 from pearl_decode.window_model import WHOLE, WindowModel
 from pearl_kernels import SamplingTensors
 from pearl_kernels.dispatch import Backend
-from tests.runtime.device import DeviceDecoder, no_host_reads
+from tests.runtime.device import DeviceDecoder, Tape, no_host_reads
 from tests.runtime.test_layer import count_calls
 from tests.runtime.tiny import VOCAB, build
 
@@ -124,6 +124,23 @@ def test_a_long_prompt_is_read_into_the_memory_that_the_rounds_use(as_one):
     causal.forward_at(ids[:, :2], torch.tensor([80]), cache, 100, keep=2)
     assert [layer.keys.data_ptr() for layer in cache.layers] == before
     assert len(as_one.calls["window_decoder"]) == 2 + 1, "two of the trial, and the window"
+
+
+@torch.inference_mode()
+def test_a_row_is_given_on_in_two_copies(as_one):
+    """Of a whole model's keys and of its values, however many layers it has."""
+    model, ids = attending("llama"), torch.arange(60).view(3, 20)
+    as_one(model)
+    causal, cache, part = CausalModel(model), WindowCache(40), WindowCache(20)
+    causal.read(ids, 0, cache)
+    causal.read(ids[:1] + 60, 0, part)
+    wanted, before = [tensor[:, 0].clone() for tensor in part._stack], [tensor.clone() for tensor in cache._stack]
+    with Tape() as tape:
+        cache.take_over(part, [1], 3)
+    assert [func for func, *_ in tape.calls].count(torch.ops.aten.copy_.default) == 2
+    for own, theirs, old in zip(cache._stack, wanted, before, strict=True):
+        assert torch.equal(own[:, 1, :, :20], theirs)
+        assert torch.equal(own[:, ::2, :, :20], old[:, ::2, :, :20])
 
 
 def drafting(d2t: bool):

@@ -48,7 +48,8 @@ class StaticRounds:
         def work() -> None:
             copy_fields(self.batch.state, state)
             copy_fields(self.batch.params, params)
-            self.batch.cache.clear()
+            if not self.batch.target.reads_lengths:
+                self.batch.cache.clear()
 
         self.batch.lanes[0].run(work)
         self._present = None
@@ -70,7 +71,8 @@ class StaticRounds:
 
         def work() -> None:
             assert self.batch.draft is not None
-            self.batch.draft.cache.clear()
+            if not self.batch.draft.model.reads_lengths:
+                self.batch.draft.cache.clear()
             if self.batch.apart:
                 copy_fields(self.batch.draft.params, self.batch.params)
 
@@ -87,7 +89,8 @@ class StaticRounds:
         width = max(others.committed) - 1
 
         def read(model: CausalModel, cache: WindowCache) -> None:
-            cache.clear(rows)
+            if not model.reads_lengths:
+                cache.clear(rows)
             if width > 0 and (drafting or model is batch.target):
                 part = WindowCache(width)
                 model.read(others.state.tokens.to(model.device, non_blocking=True)[:, :width], 0, part)
