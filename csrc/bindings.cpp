@@ -364,6 +364,11 @@ void expect_success(const char* error) {
   if (error) throw std::runtime_error(std::string("cuda backend: ") + error);
 }
 
+const char* cuda_problem(int device) {
+  const char* const problem = pearl::load_sample_cuda(device);
+  return problem ? problem : pearl::load_chains_cuda(device);
+}
+
 pearl::VerifyArgs chains_of(const pearl::AdvanceArgs& state) {
   pearl::VerifyArgs args{};
   args.target = state.target;
@@ -457,8 +462,8 @@ PYBIND11_MODULE(_C, m) {
       .def(py::init(&rounds))
       .def("run", &run_round, WithoutGil());
 #ifdef PEARL_WITH_CUDA
-  m.def("cuda_problem", &pearl::cuda_problem, WithoutGil(), arg("device"),
-        "What keeps the kernels from running on a device, or None.");
+  m.def("cuda_problem", &cuda_problem, WithoutGil(), arg("device"),
+        "What keeps the kernels from running on a device, or None: then all of them are loaded.");
   m.def("cuda_memory", &cuda_memory, "What the kernels' blocks talk through, for tests to look at and to poison.");
   def_cuda_op(m, "sample_cuda", &sample_args,
               [](const auto& args, const auto& queue) { return pearl::sample_cuda(args, queue); });

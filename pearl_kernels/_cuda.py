@@ -15,8 +15,6 @@ MOST_WIDTH = 64  # kMostCudaWidth of csrc/verify/chain_cuda.h
 # csrc/common/cuda/queue.h has it
 Queue = tuple[int, int, int, int]
 
-_OUT_OF_MEMORY = "out of memory"  # what the CUDA runtime says
-
 
 def queue(logits: Tensor, width: int) -> Queue:
     """The current stream of the logits' device. width: rows that each of the batch has, at most MOST_WIDTH
@@ -33,17 +31,17 @@ def queue(logits: Tensor, width: int) -> Queue:
 def launch(operation: Callable[..., None], *arguments: Any) -> None:
     """Queue an operation of the extension.
 
-    The memory that its blocks talk through is not torch's: where there is none left, torch gives back what it holds
-    without using it, but not in a capture, and the operation is queued again. Raises torch.OutOfMemoryError.
+    The memory that its blocks talk through is not torch's: where there is none left, which is a MemoryError before
+    anything is queued, torch gives back what it holds without using it, but not in a capture, and the operation is
+    queued then. Raises torch.OutOfMemoryError, or RuntimeError where a kernel cannot be queued: those before it were,
+    so that what they write is of no use.
     """
     for again in (True, False):
         try:
             operation(*arguments)
-        except RuntimeError as error:
-            if _OUT_OF_MEMORY not in str(error):
-                raise
+        except MemoryError as error:
             if not again or torch.cuda.is_current_stream_capturing():
-                raise torch.OutOfMemoryError(str(error)) from error
+                raise torch.OutOfMemoryError("cuda backend: out of memory") from error
         else:
             return
         torch.cuda.empty_cache()

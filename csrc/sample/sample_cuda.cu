@@ -49,14 +49,8 @@ const char* sample_cuda(const SampleArgs& args, const CudaQueue& queue) {
   });
 }
 
-const char* cuda_problem(int device) {
-  const cuda::DeviceScope scope(device);
-  cudaError_t error = scope.error();
-  cudaFuncAttributes attributes;
-  if (error == cudaSuccess) {
-    error = cudaFuncGetAttributes(&attributes, reinterpret_cast<const void*>(cuda::sample_kernel));
-  }
-  return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
+const char* load_sample_cuda(int device) {
+  return cuda::load({reinterpret_cast<const void*>(cuda::sample_kernel)}, device);
 }
 
 }  // namespace pearl

@@ -6,11 +6,10 @@
 namespace pearl {
 
 // As `sample` in sample.h; all pointers are to memory of the queue's device. Queues the work and returns at once: null,
-// or what the CUDA runtime says went wrong.
+// or what the CUDA runtime says went wrong. Throws std::bad_alloc where the device lacks memory and nothing was queued.
 const char* sample_cuda(const SampleArgs& args, const CudaQueue& queue);
 
-// What keeps this binary's kernels from running on a device: null, or what the CUDA runtime says, as of a device or a
-// driver that is older than they are.
-const char* cuda_problem(int device);
+// Once for each device, before `sample_cuda`: see `load` in common/cuda/launch.cuh.
+const char* load_sample_cuda(int device);
 
 }  // namespace pearl

@@ -289,4 +289,11 @@ const char* judge_chains_cuda(const ChainJob& chains, const CudaQueue& queue) {
                               [&](const cuda::Workspace& workspace) { return cuda::run(chains, queue, workspace); });
 }
 
+const char* load_chains_cuda(int device) {
+  using namespace cuda;
+  return load({reinterpret_cast<const void*>(rows_kernel), reinterpret_cast<const void*>(in_turn_kernel),
+               reinterpret_cast<const void*>(masses_kernel), reinterpret_cast<const void*>(residual_kernel)},
+              device);
+}
+
 }  // namespace pearl

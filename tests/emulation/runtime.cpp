@@ -2,6 +2,7 @@
 
 #include <map>
 #include <mutex>
+#include <set>
 #include <vector>
 
 // The runtime. Work is done when it is queued, so kernels that overlap on a GPU run one after the other here; on a stream
@@ -35,11 +36,17 @@ std::mutex mutex;
 std::map<cudaStream_t, cudaGraph_t> capturing;
 unsigned long long captures = 0;
 thread_local cudaStreamCaptureMode mode_of_thread = cudaStreamCaptureModeGlobal;
-thread_local std::string problem;  // the last error, in words
+thread_local std::string problem;                            // the last error, in words
+std::set<const void*> loaded, queued;                        // kernels
+thread_local int launches_left = -1, allocations_left = -1;  // until memory lacks for one; negative: it never does
 
 cudaError_t fail(cudaError_t error, std::string text) {
   problem = std::move(text);
   return error;
+}
+
+cudaError_t unless_last(int& left) {
+  return left < 0 || left-- > 0 ? cudaSuccess : fail(cudaErrorMemoryAllocation, "out of memory");
 }
 
 cudaGraph_t graph_captured_on(cudaStream_t stream) {
@@ -64,12 +71,17 @@ cudaError_t submit(cudaStream_t stream, Node node) {
 
 }  // namespace
 
-cudaError_t emulation::launch(const cudaLaunchConfig_t& config, std::function<void()> thread) {
+cudaError_t emulation::launch(const cudaLaunchConfig_t& config, const void* kernel, std::function<void()> thread) {
   const dim3 grid = config.gridDim, block = config.blockDim;
   const bool in_one_dimension = grid.y == 1 && grid.z == 1 && block.y == 1 && block.z == 1;
   const bool in_whole_warps = block.x > 0 && block.x <= 1024 && block.x % warpSize == 0;
   if (!in_one_dimension || !in_whole_warps || grid.x == 0 || config.dynamicSmemBytes != 0) {
     return fail(cudaErrorInvalidConfiguration, "invalid configuration argument");
+  }
+  if (const cudaError_t error = unless_last(launches_left); error != cudaSuccess) return error;
+  {
+    const std::lock_guard lock(mutex);
+    queued.insert(kernel);
   }
   const bool early = config.numAttrs > 0 && config.attrs->val.programmaticStreamSerializationAllowed != 0;
   return submit(config.stream, {early ? Kind::kEarlyKernel : Kind::kKernel, [=, thread = std::move(thread)] {
@@ -85,11 +97,16 @@ cudaError_t cudaGetDevice(int* device) {
   return cudaSuccess;
 }
 cudaError_t cudaSetDevice(int) { return cudaSuccess; }
-cudaError_t cudaFuncGetAttributes(cudaFuncAttributes*, const void*) { return cudaSuccess; }
+cudaError_t cudaFuncGetAttributes(cudaFuncAttributes*, const void* kernel) {
+  const std::lock_guard lock(mutex);
+  loaded.insert(kernel);
+  return cudaSuccess;
+}
 
 // It holds garbage at first.
 cudaError_t cudaMalloc(void** address, size_t bytes) {
   if (const cudaError_t error = unless_capturing(); error != cudaSuccess) return error;
+  if (const cudaError_t error = unless_last(allocations_left); error != cudaSuccess) return error;
   *address = std::aligned_alloc(256, (bytes + 255) / 256 * 256);
   if (*address == nullptr) return fail(cudaErrorMemoryAllocation, "out of memory");
   std::memset(*address, 0xa5, bytes);
@@ -146,8 +163,20 @@ cudaError_t cudaGraphRetainUserObject(cudaGraph_t graph, cudaUserObject_t object
   return cudaSuccess;
 }
 
-// For tests, which call them by name: what torch does on a GPU.
+// For tests, which call them by name: what torch does on a GPU, and what may go wrong there.
 extern "C" {
+
+// Lets memory lack for one launch, and for one allocation, of this thread: after so many that succeed.
+void emulation_lack_memory(int launches, int allocations) {
+  launches_left = launches;
+  allocations_left = allocations;
+}
+
+// Kernels that were queued at some time, and never loaded before or after.
+int emulation_count_not_loaded() {
+  const std::lock_guard lock(mutex);
+  return std::count_if(queued.begin(), queued.end(), [](const void* kernel) { return !loaded.contains(kernel); });
+}
 
 void emulation_begin_capture(cudaStream_t stream) {
   const std::lock_guard lock(mutex);

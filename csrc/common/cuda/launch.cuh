@@ -3,6 +3,7 @@
 #include <cuda_runtime.h>
 
 #include <cstdint>
+#include <initializer_list>
 
 #include "common/cuda/queue.h"
 
@@ -52,6 +53,19 @@ enum class Follows {
   kAnything,
   kOwnKernel
 };  // what is queued right before: `take_over` began that, or it may be any work
+
+// Loads kernels for a device. CUDA does so when one is first queued, and may then lack memory for it when those before it
+// are at work already. Null, or what the CUDA runtime says went wrong, as of a device or a driver that is older than the
+// kernels are.
+inline const char* load(std::initializer_list<const void*> kernels, int device) {
+  const DeviceScope scope(device);
+  cudaError_t error = scope.error();
+  cudaFuncAttributes attributes;
+  for (const void* kernel : kernels) {
+    if (error == cudaSuccess) error = cudaFuncGetAttributes(&attributes, kernel);
+  }
+  return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
+}
 
 // Queues a kernel whose only argument is `args`. Nothing is waited for.
 template <typename Args>

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <map>
 #include <memory>
+#include <new>
 #include <tuple>
 
 namespace pearl::cuda {
@@ -172,6 +173,7 @@ MemoryHold::MemoryHold(const CudaQueue& queue, int64_t counters_bytes, int64_t s
     }
     memory_ = slot->memory;
   }
+  if (error == cudaErrorMemoryAllocation) throw std::bad_alloc();
   if (error != cudaSuccess) error_ = cudaGetErrorString(error);
 }
 

@@ -24,7 +24,7 @@ struct Memory {
 // destroyed. Two executable graphs of one capture must not run at the same time.
 class MemoryHold {
  public:
-  // The current device is the queue's.
+  // The current device is the queue's. Throws std::bad_alloc where it has no memory left.
   MemoryHold(const CudaQueue& queue, int64_t counters_bytes, int64_t scratch_bytes);
 
   // Null, or what the CUDA runtime says went wrong; `memory` is then of no use.

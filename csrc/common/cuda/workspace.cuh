@@ -66,7 +66,7 @@ struct Workspace {
 };
 
 // Lets run(workspace) queue an operation on (batch, width, vocab) logits of one or two sides. Null, or what the CUDA runtime
-// says went wrong.
+// says went wrong. Throws std::bad_alloc where there is no memory left for the workspace: then nothing was queued.
 template <typename Run>
 const char* with_workspace(const CudaQueue& queue, int64_t sides, int64_t batch, int64_t width, int64_t vocab,
                            const Run& run) {

@@ -44,7 +44,7 @@ void maybe_yield();
 
 // Runs what a thread does for each thread of the grid: what went wrong, or an empty text.
 std::string run(unsigned blocks, unsigned threads, const std::function<void()>& thread);
-cudaError_t launch(const cudaLaunchConfig_t& config, std::function<void()> thread);
+cudaError_t launch(const cudaLaunchConfig_t& config, const void* kernel, std::function<void()> thread);
 
 template <typename T>
 T shuffle(unsigned mask, T value, unsigned source, const char* op, Site site) {
@@ -72,7 +72,7 @@ T atomic_update(T* address, const Update& update) {
 template <typename... Parameters, typename... Arguments>
 cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(Parameters...),
                                Arguments&&... arguments) {
-  return emulation::launch(*config,
+  return emulation::launch(*config, reinterpret_cast<const void*>(kernel),
                            [kernel, copies = std::tuple<Parameters...>(std::forward<Arguments>(arguments)...)] {
                              std::apply(kernel, copies);
                            });
