@@ -16,6 +16,11 @@ MOST_WIDTH = 64  # kMostCudaWidth of csrc/verify/chain_cuda.h
 Queue = tuple[int, int, int, int]
 
 
+def unfit(width: int) -> tuple[str, ...]:
+    """What `choose` is not to pick for chains of this length."""
+    return ("cuda",) if width > MOST_WIDTH else ()
+
+
 def queue(logits: Tensor, width: int) -> Queue:
     """The current stream of the logits' device. width: rows that each of the batch has, at most MOST_WIDTH
 

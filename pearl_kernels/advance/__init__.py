@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from pearl_kernels import checks
+from pearl_kernels._cuda import unfit
 from pearl_kernels.dispatch import choose, contiguous, define, operation
 from pearl_kernels.types import AdvanceOutput, DecodeState, RowStats, SamplingTensors
 
@@ -104,7 +105,7 @@ def _advance(
     state = (tokens, committed, window, *contiguous(max_len, eos_ids), finished, status)
     params = contiguous(temperature, top_k, top_p, min_p, seed)
     draft = contiguous(draft_threshold, draft_lse, d2t)
-    run = choose("advance", target_logits.device, backend)
+    run = choose("advance", target_logits.device, backend, unfit(target_logits.shape[1]))
     run(*state, target_logits, *params, draft_logits, *draft, rule, next_window, num_emitted, num_accepted)
     return num_emitted, num_accepted
 

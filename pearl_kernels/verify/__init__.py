@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from pearl_kernels import checks
+from pearl_kernels._cuda import unfit
 from pearl_kernels.dispatch import choose, contiguous, define, operation
 from pearl_kernels.types import RowStats, SamplingTensors, VerifyOutput
 
@@ -123,7 +124,7 @@ def _verify_out(
 ) -> None:
     rows = contiguous(draft_tokens, chain_len, temperature, top_k, top_p, min_p, seed, positions)
     draft = contiguous(draft_threshold, draft_lse, d2t)
-    run = choose("verify", target_logits.device, backend)
+    run = choose("verify", target_logits.device, backend, unfit(target_logits.shape[1]))
     run(target_logits, *rows, draft_logits, *draft, rule, num_accepted, next_token, status)
 
 

@@ -124,7 +124,9 @@ def sequences(rule: str, *, one_hot: bool = False, rows: int = 240, seed: int = 
     return Sequences(state, case.with_(positions=committed.clone()))
 
 
-def advance(state: DecodeState, case: VerifyCase, backend: str, next_window: int = 0) -> pearl_kernels.AdvanceOutput:
+def advance(
+    state: DecodeState, case: VerifyCase, backend: str | None, next_window: int = 0
+) -> pearl_kernels.AdvanceOutput:
     return pearl_kernels.advance_(
         state, case.target_logits, case.params, draft_logits=case.draft_logits, draft_stats=case.draft_stats,
         rule=case.rule, d2t=case.d2t, next_window=next_window, backend=backend,

@@ -76,7 +76,7 @@ class VerifyCase:
     rule: str = "token"
     d2t: Tensor | None = None
 
-    def run(self, backend: str) -> VerifyOutput:
+    def run(self, backend: str | None) -> VerifyOutput:
         return pearl_kernels.verify(
             self.target_logits, self.draft_tokens, self.chain_len, self.params, self.positions,
             draft_logits=self.draft_logits, draft_stats=self.draft_stats, rule=self.rule, d2t=self.d2t,
