@@ -29,8 +29,8 @@ __device__ __forceinline__ Swept sweep_row(const Row& row, const RowTask& task, 
 __device__ __forceinline__ int32_t status_of(float highest, const RowTask& task) {
   if (highest == INFINITY) return kTargetInvalid;
   if (highest == -INFINITY) return kEmptyDistribution;
-  const bool overflows = fabsf(highest * task.filter.inverse_temperature) == INFINITY;
-  return !task.greedy && overflows ? kTargetInvalid : kOk;
+  const bool has_number = fabsf(highest * task.filter.inverse_temperature) < INFINITY;  // NaN is none either
+  return task.greedy || has_number ? kOk : kTargetInvalid;
 }
 
 // Puts what is in the slices of the row's block number `block` into `scratch`. All threads of the block call it.
