@@ -13,8 +13,8 @@ static_assert(kWarps <= kWarp, "one warp merges what the others found");
 __device__ __forceinline__ int lane_index() { return static_cast<int>(threadIdx.x) % kWarp; }
 __device__ __forceinline__ int warp_index() { return static_cast<int>(threadIdx.x) / kWarp; }
 
-// What the processor has instructions for. exp2f and log2f also scale what is below 2^-126, with a branch that takes
-// more registers and time than the rest; here that is 0, and as good.
+// What the processor has an instruction for. exp2f also scales what is below 2^-126, with a branch that takes more
+// registers and time than the rest; here that is 0, and as good.
 __device__ __forceinline__ float exp2_of(float x) {
 #ifdef __CUDA_ARCH__
   float y;
@@ -22,16 +22,6 @@ __device__ __forceinline__ float exp2_of(float x) {
   return y;
 #else
   return exp2f(x);
-#endif
-}
-
-__device__ __forceinline__ float log2_of(float x) {
-#ifdef __CUDA_ARCH__
-  float y;
-  asm("lg2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-  return y;
-#else
-  return log2f(x);
 #endif
 }
 

@@ -151,7 +151,6 @@ inline int __popc(unsigned x) { return std::popcount(x); }
 inline int __ffs(int x) { return ffs(x); }
 inline unsigned __float_as_uint(float value) { return std::bit_cast<unsigned>(value); }
 inline float __uint_as_float(unsigned bits) { return std::bit_cast<float>(bits); }
-#define __log2f(x) log2f(x)  // a function of the C library has the name
 
 // Of a number and NaN, the number.
 template <typename T>
