@@ -137,7 +137,7 @@ if command -v compute-sanitizer >/dev/null; then
   # Python's and torch's own probing of the driver counts as errors otherwise; torch's kernels need no watching.
   watched=(--report-api-errors no)
   compute-sanitizer --help 2>&1 | grep -- --kernel-name >/dev/null && watched+=(--kernel-name kns=pearl)
-  for tool in memcheck racecheck; do
+  for tool in memcheck racecheck synccheck; do
     PYTORCH_NO_CUDA_MEMORY_CACHING=1 beside "$tool" 200 \
       compute-sanitizer --tool "$tool" "${watched[@]}" --error-exitcode 1 "$python" bench/sanitize.py
   done

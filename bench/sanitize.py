@@ -23,8 +23,8 @@ from tests.gpu.elsewhere import moved
 from tests.kernels.cases import SampleCase, VerifyCase, mixed_params, peaked_logits, verify_case
 
 RULES = ("greedy", "token", "block", "coupled")
-# A row shorter than a vector, one of odd length, one slice and a bit, and several slices.
-VOCABULARIES = (3, 203, 2100, 9001)
+# A row shorter than a vector, one of odd length, a part of a slice, a slice and a bit, and more than are fetched ahead.
+VOCABULARIES = (3, 203, 2100, 9001, 40003)
 
 
 def cases() -> list[SampleCase | VerifyCase]:
