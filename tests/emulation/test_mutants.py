@@ -115,8 +115,8 @@ MUTANTS = {
     ),
     "counters not left at zero": CudaMutant(
         "common/cuda/block.cuh",
-        "is_last = atomicInc(counter, count - 1) == count - 1;",
-        "is_last = atomicAdd(counter, 1u) == count - 1;",
+        "atomicInc(counter, most)",
+        "atomicAdd(counter, 1u)",
         commits,
     ),
     "tile of the threshold skipped": CudaMutant(

@@ -66,17 +66,29 @@ __device__ __forceinline__ uint64_t block_max(uint64_t value) {
   return most;
 }
 
-// True in the last of `count` blocks to come here, which then sees what all of them wrote before. The counter is left
-// at zero for the next time. All threads of the block call it.
+// Counts one more, and from `most` on to zero; what there was before. Whoever does so sees what those before it wrote:
+// one ordered atomic, where fences around a plain one would each wait for the whole device.
+__device__ __forceinline__ uint32_t count_in_order(uint32_t* counter, uint32_t most) {
+#ifdef __CUDA_ARCH__
+  uint32_t before;
+  asm volatile("atom.acq_rel.gpu.global.inc.u32 %0, [%1], %2;" : "=r"(before) : "l"(counter), "r"(most) : "memory");
+  return before;
+#else
+  __threadfence();
+  const uint32_t before = atomicInc(counter, most);
+  __threadfence();
+  return before;
+#endif
+}
+
+// True in the last of `count` blocks to come here, which then sees what all of them wrote before: a barrier puts what a
+// block's threads wrote before the atomic of one, and another what they read later behind it. The counter is left at zero
+// for the next time. All threads of the block call it.
 __device__ __forceinline__ bool arrive(uint32_t* counter, uint32_t count) {
   __shared__ bool is_last;
   __syncthreads();
   if (count == 1) return true;
-  if (threadIdx.x == 0) {
-    __threadfence();
-    is_last = atomicInc(counter, count - 1) == count - 1;
-    __threadfence();
-  }
+  if (threadIdx.x == 0) is_last = count_in_order(counter, count - 1) == count - 1;
   __syncthreads();
   return is_last;
 }
