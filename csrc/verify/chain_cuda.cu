@@ -184,8 +184,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksHeld) masses_kernel(Job job) 
   for (int32_t j = 1 + warp_index(); j < decision.length; j += kWarps) {
     const TilePart* const parts = job.workspace.row_scratch(b * args.width + j).parts;
     double mass = 0;
-#pragma unroll 4
-    for (uint32_t t = lane_index(); t < tiles; t += kWarp) mass += __ldcg(&parts[t].mass);
+    for_lane(tiles, [&](uint32_t t) { return __ldcg(&parts[t].mass); }, [&](float found) { mass += found; });
     mass = warp_sum(mass);
     if (lane_index() == 0) masses[j] = fmax(0.0, mass + (args.draft.d2t ? kept[j].weight : 0.0));
   }

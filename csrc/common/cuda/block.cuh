@@ -42,6 +42,24 @@ __device__ __forceinline__ uint64_t warp_max(uint64_t value) {
   return value;
 }
 
+// Calls visit(load(i)) for all i below `count` that are this lane's of the warp, in order. Loads from as far as the
+// second-level cache are asked for several at a time.
+template <typename Load, typename Visit>
+__device__ __forceinline__ void for_lane(uint32_t count, const Load& load, const Visit& visit) {
+  constexpr int kAtOnce = 4;
+  for (uint32_t first = lane_index(); first < count; first += kAtOnce * kWarp) {
+    decltype(load(first)) found[kAtOnce];
+#pragma unroll
+    for (int k = 0; k < kAtOnce; ++k) {
+      if (first + k * kWarp < count) found[k] = load(first + k * kWarp);
+    }
+#pragma unroll
+    for (int k = 0; k < kAtOnce; ++k) {
+      if (first + k * kWarp < count) visit(found[k]);
+    }
+  }
+}
+
 // All threads of the block call it, and all get the result.
 template <typename T>
 __device__ __forceinline__ T block_sum(T value) {

@@ -51,25 +51,25 @@ __device__ __forceinline__ void look_at_slices(const Row& row, const RowTask& ta
 // whole warp; all lanes get the result.
 __device__ __forceinline__ RowResult merge_parts(const Row& row, const RowTask& task, const RowScratch& scratch,
                                                  uint32_t blocks) {
-  constexpr int kAtOnce = 4;  // loads, each from as far as the second-level cache
   WarpBest best{0, 0};
-#pragma unroll kAtOnce
-  for (uint32_t i = lane_index(); i < blocks * kWarps; i += kWarp) {
-    best.peak = max(best.peak, __ldcg(&scratch.bests[i].peak));
-    best.winner = max(best.winner, __ldcg(&scratch.bests[i].winner));
-  }
+  for_lane(
+      blocks * kWarps,
+      [&](uint32_t i) { return WarpBest{__ldcg(&scratch.bests[i].peak), __ldcg(&scratch.bests[i].winner)}; },
+      [&](const WarpBest& found) {
+        best.peak = max(best.peak, found.peak);
+        best.winner = max(best.winner, found.winner);
+      });
   best.peak = warp_max(best.peak);
   best.winner = warp_max(best.winner);
   const float highest = packed_value(best.peak), inverse_temperature = task.filter.inverse_temperature;
   double mass = 0;
   if (!task.greedy) {
     const float scale = inverse_temperature * kLog2E;
-    const uint32_t tiles = (row.size + kTile - 1) / kTile;
-#pragma unroll kAtOnce
-    for (uint32_t t = lane_index(); t < tiles; t += kWarp) {
-      const float own = __ldcg(&scratch.parts[t].mass), peak = __ldcg(&scratch.parts[t].highest);
-      if (own > 0) mass += static_cast<double>(own) * exp2_of((peak - highest) * scale);
-    }
+    for_lane((row.size + kTile - 1) / kTile,
+             [&](uint32_t t) { return TilePart{__ldcg(&scratch.parts[t].highest), __ldcg(&scratch.parts[t].mass)}; },
+             [&](const TilePart& part) {
+               if (part.mass > 0) mass += static_cast<double>(part.mass) * exp2_of((part.highest - highest) * scale);
+             });
     mass = warp_sum(mass);
   }
   const float lse = static_cast<float>(static_cast<double>(highest) * inverse_temperature + log(mass));
