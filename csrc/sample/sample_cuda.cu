@@ -26,6 +26,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksHeld) sample_kernel(Task job)
   const uint32_t block = blockIdx.x % split.blocks;
   const int64_t b = blockIdx.x / split.blocks;
   const Row row = row_of(args.logits, b, 0);
+  prefetch_first(row, split, block);
   const Filter filter = filter_of(args.params, b);
   const NoiseKey noise =
       make_noise_key(args.params.seed[b], args.positions[b], args.purpose, args.epochs ? args.epochs[b] : 0);

@@ -43,6 +43,8 @@ __global__ void __launch_bounds__(kThreads, kBlocksHeld) rows_kernel(Job job) {
   const bool of_draft = at >= rows;
   const int64_t b = (of_draft ? at - rows : at) / args.width;
   const int32_t i = at % args.width;
+  const Row own_row = of_draft ? job.draft_row(b, i) : job.target_row(b, i);
+  prefetch_first(own_row, split, block);  // in vain past the end of a chain
   const Chain chain = job.chain(b);
   if (!chain.active || chain.length == 0) {
     if (i == 0 && block == 0 && !of_draft) close_empty(job, b, chain);
@@ -54,7 +56,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksHeld) rows_kernel(Job job) {
   Judged* const kept = static_cast<Judged*>(job.workspace.judged) + b * args.width;
   if (i < chain.length && !(of_draft && by_equality)) {
     if (threadIdx.x == 0) {
-      row = of_draft ? job.draft_row(b, i) : job.target_row(b, i);
+      row = own_row;
       task = task_of(job, b, chain, i, of_draft);
     }
     __syncthreads();

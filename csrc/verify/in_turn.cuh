@@ -58,6 +58,8 @@ __global__ void __launch_bounds__(kThreads, kBlocksHeld) in_turn_kernel(Job job)
   __shared__ Judged judged[kMostCudaWidth];
   __shared__ Decision decision;
   const int64_t b = blockIdx.x;
+  const uint32_t slices = job.workspace.slices;
+  prefetch_first(job.target_row(b, 0), {slices, slices, 1}, 0);
   __shared__ Chain chain;
   if (threadIdx.x == 0) chain = job.chain(b);
   __syncthreads();

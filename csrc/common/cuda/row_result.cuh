@@ -33,6 +33,11 @@ __device__ __forceinline__ int32_t status_of(float highest, const RowTask& task)
   return task.greedy || has_number ? kOk : kTargetInvalid;
 }
 
+// Asks for what `look_at_slices` begins with, while all that says what to look for has yet to come. By the whole block.
+__device__ __forceinline__ void prefetch_first(const Row& row, const Split& split, uint32_t block) {
+  prefetch_tile(row, split.first(block) * kSlice + warp_index() * kTile);
+}
+
 // Puts what is in the slices of the row's block number `block` into `scratch`. All threads of the block call it.
 __device__ __forceinline__ void look_at_slices(const Row& row, const RowTask& task, const Split& split, uint32_t block,
                                                const RowScratch& scratch) {
