@@ -12,6 +12,7 @@ import torch
 from pearl_decode import SamplingParams
 from pearl_decode.cache import WindowCache
 from pearl_decode.device.engine import DeviceOptions
+from pearl_decode.device.rounds import StaticRounds
 from pearl_decode.device.runner import lanes_of
 from pearl_decode.lanes.queue import InlineLane
 from pearl_decode.models import CausalModel
@@ -76,6 +77,19 @@ def test_stop_string_ends_its_row_alone_however_late_it_is_seen(strategy, latene
         assert (whole.text, whole.finish_reason) == ("cdefghijklmnopqrstuv", "length")
         with decoder.stream("ab", params[0]) as stream:
             assert "".join(stream) == "cdefgh"
+
+
+@pytest.mark.parametrize("lateness", [0, 1, 2])
+def test_no_round_is_queued_that_no_row_can_need(lateness, monkeypatch):
+    """Whoever has a row: the third request takes the one of the first."""
+    played, play = [], StaticRounds.play
+    monkeypatch.setattr(StaticRounds, "play", lambda self, *args: played.append(1) or play(self, *args))
+    options = DeviceOptions(lateness=lateness, bucket=64)
+    with DeviceDecoder(sequence_model(LINE, VOCAB), max_batch=2, options=options) as decoder:
+        params = [SamplingParams(max_tokens=count) for count in (4, 9, 20)]
+        results = decoder.generate([PROMPT] * 3, params)
+    assert [result.token_ids for result in results] == [LINE[3 : 3 + count] for count in (4, 9, 20)]
+    assert len(played) == 4 + lateness + 20, "the rounds on their way when a row is given on are another's"
 
 
 def test_rows_that_have_ended_stand_still():

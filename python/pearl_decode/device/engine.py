@@ -152,13 +152,15 @@ class DeviceEngine:
             ring = Ring(len(self.requests) * (FACTS + widest), self.options.lateness + 1, self.lanes[0])
             flights: deque[Flight] = deque()
             while self._running():
-                flights.append(self._play(rounds, flights, ring))
-                if len(ring) > self.options.lateness:
-                    flight = flights.popleft()
-                    updates = self._hand_out(rounds, ring.read(), flight)
-                    self._count_time(updates, time.perf_counter(), flight)
-                    yield updates
-                    self._turn_over(rounds)
+                if self._want_more(flights):
+                    flights.append(self._play(rounds, flights, ring))
+                    if len(ring) <= self.options.lateness:
+                        continue
+                flight = flights.popleft()
+                updates = self._hand_out(rounds, ring.read(), flight)
+                self._count_time(updates, time.perf_counter(), flight)
+                yield updates
+                self._turn_over(rounds)
         finally:
             rounds.close()
             if (self.draft is None or rounds.drafting) and not rounds.batch.lacks_graphs:
@@ -259,6 +261,15 @@ class DeviceEngine:
         ring.push(round.report)
         self.ends.append(self.lanes[0].queued)
         return flight
+
+    def _want_more(self, flights: Sequence[Flight]) -> bool:
+        """Whether a row may need more rounds than those on their way, each of which gives it a token at least."""
+        return any(
+            len(request.token_ids) + sum(flight.requests[row] is request for flight in flights)
+            < request.params.max_tokens
+            for row, request in enumerate(self.requests)
+            if request.finish_reason is None
+        )
 
     def _matched(self) -> list[int]:
         """How much of each row's text prompt lookup goes by, as far as it was read; 0 where it has no guess."""
