@@ -17,6 +17,7 @@ SOURCES = sorted(CSRC.rglob("*.cu"))
 CHIPS = ("sm_80", "sm_90a")
 
 _FUNCTION = re.compile(r"Function properties for (\S+)")
+_USED = re.compile(r"Used (\d+) registers, .*?(\d+) bytes smem")
 _MEMORY = re.compile(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads")
 
 
@@ -98,6 +99,32 @@ def test_kernels_keep_everything_in_registers(
     assert not spilling, f"{source.name} for {chip}:\n" + "\n".join(spilling)
 
 
+def used(report: str) -> dict[str, tuple[int, int]]:
+    """Registers of a thread and bytes of shared memory, of every kernel in a report of `ptxas -v`."""
+    found: dict[str, tuple[int, int]] = {}
+    name = ""
+    for line in report.splitlines():
+        if match := _FUNCTION.search(line):
+            name = match[1]
+        elif match := _USED.search(line):
+            found[name] = int(match[1]), int(match[2])
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("chip", CHIPS)
+@pytest.mark.parametrize("name", ["rows_kernel", "in_turn_kernel"])
+def test_kernels_of_rule_greedy_hold_nothing_that_other_rules_need(
+    name: str, chip: str, kernels: dict[tuple[str, str], Compiled]
+) -> None:
+    """A multiprocessor then holds more of their blocks: kGreedyBlocksHeld of csrc/common/cuda/launch.cuh."""
+    found = used(kernels["chain_cuda.cu", chip].report)
+    (greedy,) = (each for kernel, each in found.items() if f"{name}ILb1E" in kernel)
+    (other,) = (each for kernel, each in found.items() if f"{name}ILb0E" in kernel)
+    assert greedy[0] <= 64 < other[0]
+    assert greedy[1] <= 8 << 10 < other[1]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("chip", "overlaps"), [("sm_80", False), ("sm_90a", True)])
 def test_kernels_wait_for_the_one_before_where_they_may_begin_early(
@@ -120,9 +147,10 @@ ptxas info    : 0 bytes gmem
 ptxas info    : Compiling entry function '_Z1fv' for 'sm_80'
 ptxas info    : Function properties for _Z1fv
     16 bytes stack frame, 8 bytes spill stores, 12 bytes spill loads
-ptxas info    : Used 255 registers, used 1 barriers, 16 bytes cumulative stack size
+ptxas info    : Used 255 registers, used 1 barriers, 16 bytes cumulative stack size, 1024 bytes smem
 ptxas info    : Compiling entry function '_Z1gi' for 'sm_80'
 ptxas info    : Function properties for _Z1gi
     0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads
 """
+    assert used(text) == {"_Z1fv": (255, 1024)}
     assert resources(text) == {"_Z1fv": Resources(16, 8, 12), "_Z1gi": Resources(0, 0, 0)}

@@ -44,10 +44,11 @@ __global__ void __launch_bounds__(kThreads, kBlocksHeld) sample_kernel(Task job)
 
 const char* sample_cuda(const SampleArgs& args, const CudaQueue& queue) {
   if (args.batch == 0) return nullptr;
-  return cuda::with_workspace(queue, 1, args.batch, 1, args.logits.vocab, [&](const cuda::Workspace& workspace) {
+  const auto run = [&](const cuda::Workspace& workspace) {
     const int64_t blocks = args.batch * workspace.of_rows.blocks;
     return cuda::launch(cuda::sample_kernel, blocks, queue, cuda::Follows::kAnything, cuda::Task{args, workspace});
-  });
+  };
+  return cuda::with_workspace(queue, cuda::kBlocksHeld, 1, args.batch, 1, args.logits.vocab, run);
 }
 
 const char* load_sample_cuda(int device) {

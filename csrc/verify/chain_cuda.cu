@@ -31,8 +31,10 @@ __device__ __forceinline__ void keep_result(const Job& job, int64_t b, int32_t i
 
 // The last block of all that have to do with a request judges its chain. Rows that no filter changes are finished by it,
 // side by side; a filter takes a block of its own for each row, the last of those that looked at it.
-__global__ void __launch_bounds__(kThreads, kBlocksHeld) rows_kernel(Job job) {
+template <bool kGreedy>
+__global__ void __launch_bounds__(kThreads, kGreedy ? kGreedyBlocksHeld : kBlocksHeld) rows_kernel(Job job) {
   take_over();
+  job.assume_greedy<kGreedy>();
   __shared__ Judged judged[kMostCudaWidth];
   __shared__ Row row;  // for all that is done with a row, more than registers hold
   __shared__ RowTask task;
@@ -61,7 +63,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksHeld) rows_kernel(Job job) {
     }
     __syncthreads();
     const RowScratch scratch = job.workspace.row_scratch(at);
-    look_at_slices(row, task, split, block, scratch);
+    look_at_slices(row, kGreedy ? kArgmax : task, split, block, scratch);
     if (filters) {
       if (!arrive(job.workspace.row_counters + at, blocks)) return;
       const RowResult result = finish_row(row, task, scratch, blocks);
@@ -269,10 +271,12 @@ cudaError_t run(const ChainJob& chains, const CudaQueue& queue, const Workspace&
     if (error == cudaSuccess) error = launch(kernel, blocks, queue, follows, job);
     follows = Follows::kOwnKernel;
   };
+  const bool greedy = args.rule == Rule::kGreedy;
   if (goes_in_turn(args, queue.multiprocessors)) {
-    queue_kernel(in_turn_kernel, args.batch);
+    queue_kernel(greedy ? in_turn_kernel<true> : in_turn_kernel<false>, args.batch);
   } else {
-    queue_kernel(rows_kernel, looks_at_drafts(args) ? 2 * row_blocks : row_blocks);
+    const int64_t blocks = looks_at_drafts(args) ? 2 * row_blocks : row_blocks;
+    queue_kernel(greedy ? rows_kernel<true> : rows_kernel<false>, blocks);
   }
   if (has_residual && args.rule == Rule::kBlock) queue_kernel(masses_kernel, row_blocks);
   if (has_residual) queue_kernel(residual_kernel, args.batch * workspace.of_requests.blocks);
@@ -286,15 +290,18 @@ const char* judge_chains_cuda(const ChainJob& chains, const CudaQueue& queue) {
   const VerifyArgs& args = chains.args;
   if (args.batch == 0) return nullptr;
   const int64_t sides = cuda::looks_at_drafts(args) ? 2 : 1;
-  return cuda::with_workspace(queue, sides, args.batch, args.width, args.target.vocab,
+  const int blocks_held = args.rule == Rule::kGreedy ? cuda::kGreedyBlocksHeld : cuda::kBlocksHeld;
+  return cuda::with_workspace(queue, blocks_held, sides, args.batch, args.width, args.target.vocab,
                               [&](const cuda::Workspace& workspace) { return cuda::run(chains, queue, workspace); });
 }
 
 const char* load_chains_cuda(int device) {
   using namespace cuda;
-  return load({reinterpret_cast<const void*>(rows_kernel), reinterpret_cast<const void*>(in_turn_kernel),
-               reinterpret_cast<const void*>(masses_kernel), reinterpret_cast<const void*>(residual_kernel)},
-              device);
+  return load(
+      {reinterpret_cast<const void*>(rows_kernel<true>), reinterpret_cast<const void*>(rows_kernel<false>),
+       reinterpret_cast<const void*>(in_turn_kernel<true>), reinterpret_cast<const void*>(in_turn_kernel<false>),
+       reinterpret_cast<const void*>(masses_kernel), reinterpret_cast<const void*>(residual_kernel)},
+      device);
 }
 
 }  // namespace pearl

@@ -45,7 +45,7 @@ __device__ __forceinline__ void follow(const Job& job, int64_t b, const Chain& c
                                        int32_t count, Decision decision) {
   Decision* const decisions = static_cast<Decision*>(job.workspace.decisions);
   Judged* const kept = static_cast<Judged*>(job.workspace.judged) + b * job.chains.args.width;
-  if (decision.next == Next::kRedraw) {
+  if (job.chains.args.rule != Rule::kGreedy && decision.next == Next::kRedraw) {
     __shared__ Decision left;  // it would take registers beside a draw
     if (threadIdx.x == 0) left = decision;
     const int32_t i = decision.num_accepted;

@@ -24,6 +24,7 @@ __device__ __forceinline__ RowResult look_at_row(const Row& row, const RowTask& 
 }
 
 // Looks at target row i, and at the draft's where its statistics are wanted and did not come with it.
+template <bool kGreedy>
 __device__ __forceinline__ void look_at_token(const Job& job, int64_t b, const Chain& chain, int32_t i,
                                               bool by_equality, Judged& judged) {
   __shared__ Row row;  // for all that is done with a row, more than registers hold
@@ -41,12 +42,12 @@ __device__ __forceinline__ void look_at_token(const Job& job, int64_t b, const C
       task = of_draft ? RowTask{filter_of(args.params, b), false, false, {}, kNoId} : job.task(b, chain, i);
     }
     __syncthreads();
-    const RowResult result = look_at_row(row, task, job.workspace.slices, scratch);
+    const RowResult result = look_at_row(row, kGreedy ? kArgmax : task, job.workspace.slices, scratch);
     if (threadIdx.x != 0) continue;
     if (of_draft) {
       keep_draft_stats(job, b, i, result);
     } else {
-      judged = judged_row(task, result);
+      judged = judged_row(kGreedy ? kArgmax : task, result);
     }
   }
   __syncthreads();
@@ -54,8 +55,10 @@ __device__ __forceinline__ void look_at_token(const Job& job, int64_t b, const C
   __syncthreads();
 }
 
-__global__ void __launch_bounds__(kThreads, kBlocksHeld) in_turn_kernel(Job job) {
+template <bool kGreedy>
+__global__ void __launch_bounds__(kThreads, kGreedy ? kGreedyBlocksHeld : kBlocksHeld) in_turn_kernel(Job job) {
   take_over();
+  job.assume_greedy<kGreedy>();
   __shared__ Judged judged[kMostCudaWidth];
   __shared__ Decision decision;
   const int64_t b = blockIdx.x;
@@ -68,7 +71,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksHeld) in_turn_kernel(Job job)
   const bool by_equality = job.by_equality(filter_of(job.chains.args.params, b));
   int32_t i = 0;
   do {
-    look_at_token(job, b, chain, i, by_equality, judged[i]);
+    look_at_token<kGreedy>(job, b, chain, i, by_equality, judged[i]);
     if (threadIdx.x == 0) decision = decide_next(job, b, chain, i, judged[i], by_equality);
     __syncthreads();
     ++i;

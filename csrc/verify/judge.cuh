@@ -21,6 +21,12 @@ struct Job {
   ChainJob chains;
   Workspace workspace;
 
+  // Tells the compiler that a kernel is for rule greedy alone: what other rules take is then not in it.
+  template <bool kGreedy>
+  __device__ __forceinline__ void assume_greedy() {
+    if (kGreedy) chains.args.rule = Rule::kGreedy;
+  }
+
   __device__ Chain chain(int64_t b) const {
     const VerifyArgs& args = chains.args;
     const int64_t width = args.width;

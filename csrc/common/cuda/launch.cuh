@@ -15,6 +15,7 @@ namespace pearl::cuda {
 
 constexpr int kThreads = PEARL_CUDA_THREADS;  // of every block of every kernel
 constexpr int kBlocksHeld = 2;                // by a multiprocessor at once, of the kernels that walk whole rows
+constexpr int kGreedyBlocksHeld = 4;          // of those that want nothing but the best of each
 
 // The device that launches go to, put back at the end of the scope.
 class DeviceScope {

@@ -36,6 +36,9 @@ struct RowTask {
   __device__ bool filters(uint32_t vocab) const { return !greedy && !filter.keeps_all(vocab); }
 };
 
+// Of rule greedy: the best logit of a row, and no more.
+__device__ constexpr RowTask kArgmax{{}, true, false, {}, kNoId};
+
 // What is in a tile of a row.
 struct TilePart {
   float highest;  // +inf if there is one that no model should give: NaN or +inf

@@ -8,9 +8,8 @@
 namespace pearl::cuda {
 
 // So that the device holds the blocks of all rows at once, where rows are not more than that: a block takes longer to begin
-// and to end than to look at a slice.
-inline Split split_of(uint32_t slices, int64_t rows, int multiprocessors) {
-  const int64_t held = int64_t{kBlocksHeld} * multiprocessors;
+// and to end than to look at a slice. held: blocks, by the whole device
+inline Split split_of(uint32_t slices, int64_t rows, int64_t held) {
   const int64_t most = std::min<int64_t>(slices, std::max(int64_t{1}, held / std::max(int64_t{1}, rows)));
   const uint32_t slices_per_block = static_cast<uint32_t>((slices + most - 1) / most);
   return {slices, slices_per_block, (slices + slices_per_block - 1) / slices_per_block};
@@ -34,10 +33,10 @@ struct Workspace {
   static constexpr int64_t kJudgedBytes = 64, kDecisionBytes = 48;
 
   // With no memory, to know how much there has to be.
-  Workspace(const Memory& memory, int64_t sides, int64_t batch, int64_t width, int64_t vocab, int multiprocessors)
+  Workspace(const Memory& memory, int64_t sides, int64_t batch, int64_t width, int64_t vocab, int64_t held)
       : slices(static_cast<uint32_t>((vocab + kSlice - 1) / kSlice)),
-        of_rows(split_of(slices, sides * batch * width, multiprocessors)),
-        of_requests(split_of(slices, batch, multiprocessors)) {
+        of_rows(split_of(slices, sides * batch * width, held)),
+        of_requests(split_of(slices, batch, held)) {
     const int64_t tokens = batch * width, rows = sides * tokens;
     char* next = static_cast<char*>(memory.scratch);
     const auto take = [&](int64_t bytes) {
@@ -67,16 +66,18 @@ struct Workspace {
 
 // Lets run(workspace) queue an operation on (batch, width, vocab) logits of one or two sides. Null, or what the CUDA runtime
 // says went wrong. Throws std::bad_alloc where there is no memory left for the workspace: then nothing was queued.
+//
+// blocks_held: of its kernels, by a multiprocessor
 template <typename Run>
-const char* with_workspace(const CudaQueue& queue, int64_t sides, int64_t batch, int64_t width, int64_t vocab,
-                           const Run& run) {
+const char* with_workspace(const CudaQueue& queue, int blocks_held, int64_t sides, int64_t batch, int64_t width,
+                           int64_t vocab, const Run& run) {
   const DeviceScope scope(queue.device);
   if (scope.error() != cudaSuccess) return cudaGetErrorString(scope.error());
-  const int multiprocessors = queue.multiprocessors;
-  const Workspace needed({}, sides, batch, width, vocab, multiprocessors);
+  const int64_t held = int64_t{blocks_held} * queue.multiprocessors;
+  const Workspace needed({}, sides, batch, width, vocab, held);
   const MemoryHold hold(queue, needed.counters_bytes, needed.scratch_bytes);
   if (hold.error()) return hold.error();
-  const cudaError_t error = run(Workspace(hold.memory(), sides, batch, width, vocab, multiprocessors));
+  const cudaError_t error = run(Workspace(hold.memory(), sides, batch, width, vocab, held));
   return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
 }
 
