@@ -227,3 +227,10 @@ def test_a_target_out_of_memory_finds_more_the_next_time():
         assert decoder.runner.kept.rounds == []
         [again] = decoder.generate([PROMPT], params)
     assert again.token_ids == LINE[3:23]
+
+
+def test_texts_that_are_greedy_under_any_rule_are_judged_by_rule_greedy(llama, near_llama, prompts):
+    with DeviceDecoder(llama, near_llama, gamma=3, rule="block") as decoder:
+        for temperatures, rule in (((0.0, 0.0), "greedy"), ((0.0, 0.8), "block")):
+            decoder.generate(prompts[:2], [SamplingParams(temperature=t, max_tokens=4) for t in temperatures])
+            assert decoder.runner.kept.rounds[-1].batch.rule == rule

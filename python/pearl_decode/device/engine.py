@@ -100,13 +100,13 @@ class DeviceEngine:
         self.chooser = Chooser(choices, costs or Costs(), len(requests), whole_windows=True)
         self._shapes = {choice: shape_of(choice.strategy, choice.gamma) for choice in choices}
         all_requests = [*requests, *self.waiting]
-        sampled = plan.rule != "greedy" and any(request.params.temperature > 0 for request in all_requests)
-        self._keeps_logits = sampled and plan.rule in ("token", "block")
+        sampled = any(request.params.temperature > 0 for request in all_requests)
+        self._rule = plan.rule if sampled else "greedy"  # as every rule is then, by kernels for nothing else
         self._ends = max(1, *(len(request.eos_ids) for request in all_requests))
         self._spare = 1 + max(shape.reach for shape in self._shapes.values())
         self._capacity = self._rounded(max(request.longest for request in requests) + self._spare)
         # What else is fixed about its rounds.
-        self._kind = len(requests), self._ends, plan.rule, self._keeps_logits
+        self._kind = len(requests), self._ends, self._rule
         self.begin = 0, 0  # the lanes' numbers when decoding began
         self.ends: list[int] = []  # of the rounds queued: the target lane's number when each was
         self._read = [0] * len(requests)  # positions of each row that the draft has read
@@ -200,7 +200,7 @@ class DeviceEngine:
 
     def _build(self, batch: Batch) -> StaticRounds:
         cache = WindowCache(self._capacity)
-        shared = StaticBatch(batch.state, batch.params, self.target, cache, None, self.lanes, self.plan.rule)
+        shared = StaticBatch(batch.state, batch.params, self.target, cache, None, self.lanes, self._rule)
         rounds = StaticRounds(shared)
         if self.draft is not None:
             model = self.draft
@@ -218,8 +218,8 @@ class DeviceEngine:
             params,
             self._capacity,
             self.target.vocab_size,
-            coupled=self.plan.rule == "coupled",
-            keeps_logits=self._keeps_logits,
+            coupled=self._rule == "coupled",
+            keeps_logits=self._rule in ("token", "block"),
         )
 
     def _lay_down(self) -> Batch:
