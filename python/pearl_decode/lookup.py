@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from pearl_decode.state import PLACEHOLDER
 
@@ -61,21 +62,20 @@ def look_up(tokens: Tensor, committed: Tensor, count: int) -> Tensor:
                for a row that is committed further than that has no meaning
     Returns (batch, count) int64, PLACEHOLDER throughout a row whose end is new.
     """
-    length = tokens.shape[1]
-    places = torch.arange(length, device=tokens.device)
-    same = torch.ones_like(tokens, dtype=torch.bool)  # whether the tokens up to a place are the last ones, so far
-    surest = torch.zeros_like(tokens)
-    for back in range(min(max(NGRAMS), length)):
-        last = tokens.gather(1, (committed[:, None] - 1 - back).clamp(0, length - 1))
-        same[:, back:] &= tokens[:, : length - back] == last
-        same[:, :back] = False  # there are none before a text
-        if back + 1 in NGRAMS:
-            surest += same
+    length, longest = tokens.shape[1], max(NGRAMS)
+    numbers = torch.arange(max(length, count, longest), device=tokens.device)
+    places = numbers[:length]
+    last = tokens.gather(1, (committed[:, None] - longest + numbers[:longest]).clamp(0, length - 1))
+    # The tokens up to each place, with what is no token before a text.
+    ends = pad(tokens, (longest - 1, 0), value=PLACEHOLDER - 1).unfold(1, longest, 1)  # (batch, length, longest)
+    # Column n - 1: whether the last n of them are the last n of the text.
+    same = (ends == last[:, None]).flip(-1).cumprod(-1, dtype=torch.int8)
+    surest = sum((same[..., n - 1] for n in NGRAMS), torch.zeros_like(tokens))
     # The longest one, and among those the last; not the end itself.
     score = (surest * length + places).masked_fill((surest == 0) | (places >= committed[:, None] - 1), -1)
     best, place = score.max(1)
     start = place + 1
     period = (committed - start).clamp(min=1)
-    sources = start[:, None] + torch.arange(count, device=tokens.device) % period[:, None]
+    sources = start[:, None] + numbers[:count] % period[:, None]
     guesses = tokens.gather(1, sources.clamp(max=length - 1))
     return guesses.masked_fill(best[:, None] < 0, PLACEHOLDER)
