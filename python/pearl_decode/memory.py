@@ -65,8 +65,9 @@ def _numbers_per_position(layer: Any) -> int:
 def free_bytes(device: torch.device) -> int | None:
     """What a device has for more tensors; None where nobody keeps count.
 
-    On a GPU also what torch holds without using it. On a CPU what the machine can give without swapping, or the rest of
-    the limit of the container where that is less.
+    On a GPU also what torch holds without using it, so that it may be less: what lies free between the tensors of
+    captured graphs is counted too, though no others can have it. On a CPU what the machine can give without swapping,
+    or the rest of the limit of the container where that is less.
     """
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
