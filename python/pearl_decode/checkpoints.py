@@ -31,15 +31,26 @@ def load_model(
     dtype:      None: what the checkpoint says; but on a CPU only the weights, and the model computes in float32
     device:     None: the GPU if there is one
     device_map: as transformers', instead of the device
-    Raises ValueError naming the role for a path that does not exist or a model that cannot be loaded.
+    Raises ValueError naming the role for a path that does not exist, a model that cannot be loaded, or a checkpoint
+    that lacks weights of its model or has them in other shapes: transformers would draw those at random.
     """
     if not isinstance(spec, (str, os.PathLike)):
         return spec
     source = resolve(role, spec)
+    loader: Any = AutoModelForCausalLM  # whose types leave the loading info out
     try:
-        model: Any = AutoModelForCausalLM.from_pretrained(source, dtype=dtype or "auto", device_map=device_map)
-    except (ImportError, OSError, ValueError) as error:
+        model, found = loader.from_pretrained(
+            source,
+            dtype=dtype or "auto",
+            device_map=device_map,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # its own error does not say which
+        )
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # of a damaged file or a mistyped config: of any class, and not all are ValueErrors
         raise ValueError(f"{role}: cannot load a causal model from {str(spec)!r}: {error}") from error
+    _check_complete(f"{role}: {str(spec)!r}", found)
     if device_map is None:
         model = model.to(device or default_device())
     if model.device.type == "cpu" and dtype in (None, torch.float32):
@@ -49,11 +60,20 @@ def load_model(
     return loaded
 
 
+def _check_complete(name: str, found: dict[str, Any]) -> None:
+    """found: what transformers says of the weights it read."""
+    if missing := sorted(found["missing_keys"]):
+        raise ValueError(f"{name} lacks {len(missing)} of the model's weights, {missing[0]!r} first")
+    if mismatched := sorted(found["mismatched_keys"]):
+        weight, got, expected = mismatched[0]
+        raise ValueError(f"{name}: {weight!r} must be {tuple(expected)} by the config, got {tuple(got)}")
+
+
 def load_tokenizer(role: str, spec: str | os.PathLike[str]) -> Any:
     """The tokenizer that belongs to a model's id, path or built-in name."""
     try:
         return AutoTokenizer.from_pretrained(resolve(role, spec))
-    except (OSError, ValueError) as error:
+    except Exception as error:  # tokenizers raises nothing more special
         raise ValueError(f"{role}: cannot load a tokenizer from {str(spec)!r}: {error}") from error
 
 

@@ -9,9 +9,11 @@ import signal
 import subprocess
 import sys
 import threading
+from unittest.mock import Mock
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
 from tests.cli.conftest import Cli, make_model, make_tokenizer, save
 
@@ -95,6 +97,14 @@ def test_draft_that_does_not_load_exits_1(generate: Cli, draft: str):
     outcome = generate("a prompt", "--draft", draft)
     assert outcome.status == 1
     assert "draft: " in one_line(outcome.err)
+
+
+@pytest.mark.parametrize("failure", [torch.OutOfMemoryError("CUDA out of memory"), KeyError("head_dim")])
+def test_model_that_fails_to_load_is_one_line(generate: Cli, monkeypatch: pytest.MonkeyPatch, failure: Exception):
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", Mock(side_effect=failure))
+    outcome = generate("a prompt")
+    assert outcome.status == 1
+    assert str(failure) in one_line(outcome.err)
 
 
 def test_folder_without_a_model_exits_1(generate: Cli, tmp_path):

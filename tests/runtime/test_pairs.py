@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
@@ -128,11 +131,48 @@ def test_draft_saved_without_a_tokenizer_is_taken_with_a_warning(target_dir, tmp
     ]
 
 
-def test_broken_tokenizer_is_an_error(target_dir, tmp_path):
+@pytest.mark.parametrize("content", ["{", '{"added_tokens": [], "model": 3}'])
+def test_broken_tokenizer_is_an_error(tmp_path, content):
     LlamaForCausalLM(LlamaConfig(**SIZES)).save_pretrained(tmp_path)
-    (tmp_path / "tokenizer.json").write_text("{")
+    (tmp_path / "tokenizer.json").write_text(content)
     with pytest.raises(ValueError, match="target: cannot load a tokenizer from"):
         PearlDecoder.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda weights: weights.pop("model.layers.1.mlp.up_proj.weight"), "lacks 1 of the model's weights, 'model.la"),
+        (
+            lambda weights: weights.update({"lm_head.weight": torch.zeros(9, 4)}),
+            r"must be \(128, \d+\) .* got \(9, 4\)",
+        ),
+    ],
+)
+def test_weights_that_are_missing_or_of_other_shapes_are_named_and_not_made_up(tmp_path, change, message):
+    _save(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    change(weights)
+    save_file(weights, tmp_path / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ValueError, match=f"target: '{tmp_path}'.*{message}"):
+        PearlDecoder.from_pretrained(tmp_path)
+
+
+def _truncate(directory):
+    path = directory / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:2000])
+
+
+def _mistype(directory):
+    path = directory / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"num_attention_heads": "four"}))
+
+
+@pytest.mark.parametrize("damage", [_truncate, _mistype])
+def test_a_damaged_checkpoint_is_named(target_dir, tmp_path, damage):
+    damage(_save(tmp_path))
+    with pytest.raises(ValueError, match=f"draft: cannot load a causal model from '{tmp_path}': "):
+        PearlDecoder.from_pretrained(target_dir, tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -167,9 +207,9 @@ def test_models_are_loaded_where_they_are_wanted(target_dir, monkeypatch):
 
     def noted(source, **options):
         asked.append(options.pop("device_map"))
-        model = load(source, **options)
+        model, found = load(source, **options)
         monkeypatch.setattr(type(model), "to", lambda self, device: (asked.append(str(device)), self)[1])
-        return model
+        return model, found
 
     monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", noted)
     for options, wanted in (

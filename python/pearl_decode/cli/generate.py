@@ -100,7 +100,7 @@ def load(args: argparse.Namespace) -> PearlDecoder:
                 strategy=args.strategy,
                 rule=args.rule,
             )
-        except (ValueError, OSError) as error:
+        except (ValueError, OSError, torch.OutOfMemoryError) as error:
             raise CliError(error) from error
     if decoder.tokenizer is None:
         raise CliError(f"target: expected a tokenizer beside the model, there is none in {target!r}")
