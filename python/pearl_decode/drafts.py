@@ -70,15 +70,17 @@ def load_draft(directory: str | os.PathLike[str], target: PreTrainedModel) -> Pr
             f"target is {target.config.name_or_path or type(target).__name__!r} (config {found[:12]}); "
             "make it one with `pearl-decode distill`"
         )
+    path = directory / WEIGHTS_FILE
     try:
-        stored = safetensors.torch.load_file(directory / WEIGHTS_FILE)
-    except (OSError, safetensors.SafetensorError) as error:
-        raise ValueError(f"draft: cannot read {directory / WEIGHTS_FILE}: {error}") from error
-    d2t, induction = (stored.pop(name, None) for name in ("d2t", "induction"))
-    draft: Any = new_draft(target, config.layers, None if d2t is None else d2t.long())
+        stored = safetensors.torch.load_file(path)
+        d2t, induction = (stored.pop(name, None) for name in ("d2t", "induction"))
+        draft: Any = new_draft(target, config.layers, None if d2t is None else d2t.long())
+    except (OSError, safetensors.SafetensorError, IndexError) as error:  # the last: ids that the target lacks
+        raise ValueError(f"draft: cannot read {path}: {error}") from error
     weights = own_parameters(draft)
-    if weights.keys() != stored.keys():
-        raise ValueError(f"draft: {directory / WEIGHTS_FILE} must hold {sorted(weights)}, got {sorted(stored)}")
+    expected, got = ({(name, tuple(w.shape)) for name, w in tensors.items()} for tensors in (weights, stored))
+    if expected != got:
+        raise ValueError(f"draft: {path} must hold {sorted(expected - got)}, got {sorted(got - expected)}")
     with torch.no_grad():
         for name, weight in weights.items():
             weight.copy_(stored[name])
@@ -108,6 +110,8 @@ def read_config(directory: Path) -> DraftConfig:
         values = json.loads(path.read_text(encoding="utf-8"))
         if values["format"] != FORMAT:
             raise ValueError(f"format {values['format']}, expected {FORMAT}")
+        if not all(isinstance(layer, int) for layer in values["layers"]):
+            raise ValueError(f"layers must be integers, got {values['layers']}")
         return DraftConfig(**values)
     except (OSError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"draft: cannot read {path}: {error}") from error

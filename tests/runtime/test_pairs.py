@@ -11,9 +11,10 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from pearl_decode import PearlDecoder, SamplingParams
+from pearl_decode.drafts import DraftConfig, config_hash, load_draft, new_draft, save_draft
 from pearl_decode.models import CausalModel
 from tests.runtime.scripted import ScriptedModel, sequence_model
-from tests.runtime.tiny import SIZES, build
+from tests.runtime.tiny import SIZES, VOCAB, build
 
 WORDS = [f"w{i}" for i in range(100)] + ["<end>", "<begin>"]
 
@@ -173,6 +174,29 @@ def test_a_damaged_checkpoint_is_named(target_dir, tmp_path, damage):
     damage(_save(tmp_path))
     with pytest.raises(ValueError, match=f"draft: cannot load a causal model from '{tmp_path}': "):
         PearlDecoder.from_pretrained(target_dir, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("layers", "tensors", "message"),
+    [
+        (3, {}, r"cannot read .*draft.json: 'int' object is not iterable"),
+        ([0, "1"], {}, r"cannot read .*draft.json: layers must be integers, got \[0, '1'\]"),
+        ([0, 9], {}, r"layers must be in \[0, 4\), got \[0, 9\]"),
+        ([0, 1], {"d2t": torch.tensor([3, 999])}, r"cannot read .*draft.safetensors: index 999 is out of bounds"),
+        (
+            [0, 1],
+            {"model.norm.weight": torch.ones(1)},
+            r"must hold \[\('model.norm.weight', \(48,\)\)\], got \[\('model.norm.weight', \(1,\)\)\]",
+        ),
+    ],
+)
+def test_a_damaged_draft_is_named(llama, tmp_path, layers, tensors, message):
+    draft = new_draft(llama, [0, 1], torch.tensor([3, 5, 7]))
+    save_draft(tmp_path, draft, DraftConfig("llama", config_hash(llama), layers, 3, VOCAB))
+    path = tmp_path / "draft.safetensors"
+    save_file(load_file(path) | tensors, path)
+    with pytest.raises(ValueError, match=f"draft: .*{message}"):
+        load_draft(tmp_path, llama)
 
 
 @pytest.mark.parametrize(
