@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from jinja2 import TemplateError
+
 REPLACEMENT = "\ufffd"  # what an unfinished UTF-8 sequence decodes to
 
 
@@ -80,9 +82,23 @@ class StopStrings:
 
 
 def encode_prompt(tokenizer: Any, text: str) -> list[int]:
-    """The ids of a prompt: as one user message where the tokenizer has a chat template, as it is where not."""
+    """The ids of a prompt: as one user message where the tokenizer has a chat template, as it is where not.
+
+    Raises ValueError as `templated` does.
+    """
     if tokenizer.chat_template:
-        messages = [{"role": "user", "content": text}]
-        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        text = templated(tokenizer, [{"role": "user", "content": text}])
     ids: list[int] = tokenizer(text, add_special_tokens=not tokenizer.chat_template)["input_ids"]
     return ids
+
+
+def templated(tokenizer: Any, messages: list[dict[str, str]]) -> str:
+    """The text of a conversation that the model answers next.
+
+    Raises ValueError for messages that the chat template refuses: some take no system message.
+    """
+    try:
+        text: str = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    except TemplateError as error:
+        raise ValueError(f"the tokenizer's chat template refuses the messages: {error}") from error
+    return text

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import signal
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ import pytest
 from pearl_decode import PearlDecoder, SamplingParams
 from pearl_decode.cli.chat import Chat
 from pearl_decode.cli.console import CliError
-from tests.cli.conftest import Cli, make_model, make_tokenizer
+from tests.cli.conftest import CHAT_TEMPLATE, Cli, make_model, make_tokenizer, save
 
 
 @pytest.fixture(scope="module")
@@ -108,6 +109,14 @@ def test_an_error_is_one_line_and_the_conversation_goes_on(chat: Any):
     outcome = chat("x" * 600, "hi")
     assert outcome.status == 0
     assert outcome.err.startswith("pearl-decode: error: the message and an answer must fit the context of 512 tokens")
+    assert outcome.out == chat("hi").out
+
+
+def test_a_message_that_the_chat_template_refuses_is_one_line_and_the_conversation_goes_on(chat: Any, tmp_path: Path):
+    template = "{% if 'bad' in messages[-1]['content'] %}{{ raise_exception('not that') }}{% endif %}" + CHAT_TEMPLATE
+    picky = save(tmp_path / "picky", make_model(), make_tokenizer(template))
+    outcome = chat("bad", "hi", argv=("--target", picky))
+    assert "pearl-decode: error: the tokenizer's chat template refuses the messages: not that\n" in outcome.err
     assert outcome.out == chat("hi").out
 
 

@@ -99,6 +99,19 @@ def test_draft_that_does_not_load_exits_1(generate: Cli, draft: str):
     assert "draft: " in one_line(outcome.err)
 
 
+REFUSING = "{{ raise_exception('no ' + messages[0]['role'] + ' messages') }}"
+
+
+@pytest.mark.parametrize("command", [("generate",), ("generate", "--json"), ("generate", "--compare"), ("bench",)])
+def test_prompt_that_the_chat_template_refuses_is_one_line(cli: Cli, tmp_path, command: tuple[str, ...]):
+    refusing = save(tmp_path / "refusing", make_model(), make_tokenizer(REFUSING))
+    outcome = cli(
+        *command, "--target", refusing, "--draft", "first-layers:1", *(["hi"] if "bench" not in command else [])
+    )
+    assert outcome.status == 1
+    assert one_line(outcome.err).endswith("refuses the messages: no user messages; --raw leaves the template out")
+
+
 @pytest.mark.parametrize("failure", [torch.OutOfMemoryError("CUDA out of memory"), KeyError("head_dim")])
 def test_model_that_fails_to_load_is_one_line(generate: Cli, monkeypatch: pytest.MonkeyPatch, failure: Exception):
     monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", Mock(side_effect=failure))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from pearl_decode.cli.console import CliError
 from pearl_decode.decoder import PearlDecoder
 from pearl_decode.result import GenerationResult
 from pearl_decode.text import encode_prompt
@@ -13,7 +14,10 @@ def encode(decoder: PearlDecoder, prompt: str, raw: bool) -> str | list[int]:
     """The prompt as one user message where the tokenizer has a chat template, as it is where not or if raw."""
     if raw or decoder.tokenizer is None:
         return prompt
-    return encode_prompt(decoder.tokenizer, prompt)
+    try:
+        return encode_prompt(decoder.tokenizer, prompt)
+    except ValueError as error:
+        raise CliError(f"{error}; --raw leaves the template out") from error
 
 
 def record(result: GenerationResult) -> dict[str, Any]:

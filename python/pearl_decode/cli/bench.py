@@ -134,13 +134,13 @@ def _settle(args: argparse.Namespace) -> list[str]:
 def _jobs(decoder: PearlDecoder, args: argparse.Namespace, prompts: Sequence[Any]) -> list[Job]:
     """Prompts of the same task, --batch of them at a time."""
     from pearl_decode.bench.measure import Job
-    from pearl_decode.text import encode_prompt
+    from pearl_decode.cli.answers import encode
 
     tokenizer: Any = decoder.tokenizer
     jobs = []
     for task in dict.fromkeys(prompt.task for prompt in prompts):
         texts = [prompt.prompt for prompt in prompts if prompt.task == task]
-        ids = [tokenizer(text)["input_ids"] if args.raw else encode_prompt(tokenizer, text) for text in texts]
+        ids: Any = [tokenizer(text)["input_ids"] if args.raw else encode(decoder, text, raw=False) for text in texts]
         jobs += [Job(task, ids[start : start + args.batch]) for start in range(0, len(ids), args.batch)]
     return jobs
 

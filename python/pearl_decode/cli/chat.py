@@ -155,11 +155,13 @@ class Chat:
         return ids
 
     def _encode(self, messages: list[dict[str, str]]) -> list[int]:
+        from pearl_decode.text import templated
+
         tokenizer: Any = self.decoder.tokenizer
         if not tokenizer.chat_template:
             text = "\n".join(message["content"] for message in messages) + "\n"
         else:
-            text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+            text = templated(tokenizer, messages)
         check_text(text)
         ids: list[int] = tokenizer(text, add_special_tokens=not tokenizer.chat_template)["input_ids"]
         return ids
