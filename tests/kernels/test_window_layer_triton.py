@@ -103,9 +103,9 @@ def test_some_layers_may_have_biases_and_others_none(without, joins):
 
 
 def test_heads_of_a_cache_may_lie_far_apart():
-    case = case_of([4], 2, weights_of(heads=3, kv_heads=3))
-    exact = case.cloned()
-    memory = torch.empty(2 * (far := 2**30 + 64) + case.k_cache[0, 0].numel())  # of which hardly any is ever touched
+    case = of_type(case_of([4], 2, weights_of(heads=3, kv_heads=3)), torch.float16)
+    exact, far = case.cloned(), 2**30 + 64
+    memory = case.k_cache.new_empty(2 * far + case.k_cache[0, 0].numel())  # of which hardly any is ever touched
     wide = memory.as_strided(case.k_cache.shape, (far, far, *case.k_cache.stride()[2:]))
     case.k_cache = wide.copy_(case.k_cache)
     torch.testing.assert_close(case.run("triton"), exact.run("triton"))
