@@ -196,9 +196,11 @@ class DearLane(TapeLane):
         return super().capture(work)
 
 
-@pytest.mark.parametrize(("lane", "few"), [(TapeLane, False), (DearLane, True)])
-def test_rounds_that_take_long_to_make_ready_are_tried_the_seldomer(lane, few):
-    """Of a target of 5 ms, a second of captures is two hundred tokens."""
+@pytest.mark.parametrize(("lane", "tried"), [(TapeLane, (3, 4, 5)), (DearLane, (1, 2, 3))])
+def test_rounds_that_take_long_to_make_ready_are_tried_the_seldomer(lane, tried):
+    """Of a target of 5 ms, a second of captures is two hundred tokens. As a rule 4 and 2 are made; on a busy machine
+    times are others.
+    """
     line = list(range(200))
     target = _sleeping(sequence_model(line, 256), 0.005)
     draft = _sleeping(sequence_model(line, 256), 0.0005)
@@ -207,7 +209,7 @@ def test_rounds_that_take_long_to_make_ready_are_tried_the_seldomer(lane, few):
             [result] = decoder.generate([[0]], SamplingParams(max_tokens=60))
             assert result.token_ids == line[1:61]
         made = len(decoder.runner.kept.rounds[-1].rounds)
-    assert (made <= 3) is few, made
+    assert made in tried
 
 
 def test_what_was_captured_for_one_strategy_is_there_for_the_next(llama, near_llama, prompts):
