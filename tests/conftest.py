@@ -19,6 +19,7 @@ from pearl_decode.builtin import BuiltinModelError, ensure_builtin
 
 # Processes that share the tests share the cores: more threads would only wait for each other.
 torch.set_num_threads(max(1, torch.get_num_threads() // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))))
+os.environ["OMP_NUM_THREADS"] = "1"  # of the processes that tests start
 
 REPOSITORY = Path(__file__).parent.parent
 

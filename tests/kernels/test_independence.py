@@ -32,7 +32,7 @@ def tensors_of(case: VerifyCase | SampleCase) -> dict[str, Tensor]:
 @pytest.mark.parametrize("rule", RULES)
 def test_inputs_are_not_changed(rule: str, backend: str) -> None:
     for kind in ({}, {"one_hot": True}, {"mapped": True, "stats": False}):
-        case = verify_case(64, 4, 50, rule=rule, **kind)  # type: ignore[arg-type]
+        case = verify_case(16, 4, 50, rule=rule, **kind)  # type: ignore[arg-type]
         before = {name: value.clone() for name, value in tensors_of(case).items()}
         case.run(backend)
         for name, value in tensors_of(case).items():
@@ -90,7 +90,7 @@ def test_batch_slot_and_size_do_not_matter(rule: str, backend: str) -> None:
 
 @pytest.mark.parametrize("rule", RULES)
 def test_padding_to_a_wider_chain_does_not_matter(rule: str, backend: str) -> None:
-    case = verify_case(200, 3, 50, rule=rule, seed=4)
+    case = verify_case(64, 3, 50, rule=rule, seed=4)
 
     def pad(value: Tensor, fill: float) -> Tensor:
         return torch.cat([value, torch.full_like(value[:, :2], fill)], dim=1)
@@ -118,11 +118,10 @@ def test_results_do_not_depend_on_the_calls_before(backend: str) -> None:
     first = [case.run(backend) for case in cases]
     poison = verify_case(4, 5, 50000, rule="block", seed=5)
     poison.target_logits.fill_(torch.nan)
-    for order in ((3, 1, 0, 2), (0, 2, 3, 1)):
-        for k in order:
-            poison.run(backend)
-            for a, b in zip(cases[k].run(backend), first[k], strict=True):
-                assert torch.equal(a, b)
+    for k in (3, 1, 0, 2):
+        poison.run(backend)
+        for a, b in zip(cases[k].run(backend), first[k], strict=True):
+            assert torch.equal(a, b)
 
 
 def test_outputs_are_written_whole(backend: str) -> None:

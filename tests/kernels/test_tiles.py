@@ -22,7 +22,7 @@ def run_checks(folder: Path, options: list[str]) -> str:
     """What the program prints of its results."""
     program = str(folder / "tiles")
     sources = [str(FOLDER / "tiles.cpp"), *(str(SOURCES / f"{part}.cpp") for part in PARTS)]
-    command = ["c++", *OPTIONS, *options, f"-I{SOURCES}", "-DPEARL_SIMD=level", *sources, "-ldl", "-pthread"]
+    command = ["c++", *OPTIONS, "-O1", *options, f"-I{SOURCES}", "-DPEARL_SIMD=level", *sources, "-ldl", "-pthread"]
     subprocess.run([*command, "-o", program], check=True)
     run = subprocess.run([program], check=False, capture_output=True, text=True)
     assert run.returncode == 0, run.stdout + run.stderr

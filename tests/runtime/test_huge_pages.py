@@ -86,6 +86,7 @@ def test_a_system_that_refuses_gives_pages_as_it_has_them(monkeypatch):
 @pytest.fixture
 def nothing_spare(monkeypatch):
     """As in a process that has used nothing yet. The chunks that become spare."""
+    gc.collect()  # or chunks of other tests might become spare only now
     monkeypatch.setattr(huge_pages, "_spare", [])
     return huge_pages._spare
 
