@@ -78,7 +78,10 @@ def is_large(case: str, logits: int, device: str) -> bool:
 
 
 def time_us(contenders: Sequence[Contender], repeats: int, warmup: int = 3) -> dict[str, list[float]]:
-    """Microseconds of each call. The contenders take turns, so that a slow moment of the machine is shared out."""
+    """Microseconds of each call. The contenders take turns, so that a slow moment of the machine is shared out, and each
+    is at another one of the inputs, so that none finds in a cache what the one before has just read.
+    """
+    places = {contender.name: place / len(contenders) for place, contender in enumerate(contenders)}
     times: dict[str, list[float]] = {contender.name: [] for contender in contenders}
     spent_s = dict.fromkeys(times, 0.0)
     for turn in range(-warmup, repeats):
@@ -87,7 +90,8 @@ def time_us(contenders: Sequence[Contender], repeats: int, warmup: int = 3) -> d
             own = times[contender.name]
             if spent_s[contender.name] > MOST_S and (turn < 0 or len(own) >= FEWEST_REPEATS):
                 continue
-            call = contender.calls[turn % len(contender.calls)]
+            calls = contender.calls
+            call = calls[(turn + int(places[contender.name] * len(calls))) % len(calls)]
             start = time.perf_counter_ns()
             call()
             elapsed = time.perf_counter_ns() - start
