@@ -78,8 +78,8 @@ def is_large(case: str, logits: int, device: str) -> bool:
 
 
 def time_us(contenders: Sequence[Contender], repeats: int, warmup: int = 3) -> dict[str, list[float]]:
-    """Microseconds of each call. The contenders take turns, so that a slow moment of the machine is shared out, and each
-    is at another one of the inputs, so that none finds in a cache what the one before has just read.
+    """Microseconds of each call. The contenders take turns, so that a slow moment of the machine is shared out, each at
+    another one of the inputs, so that none finds in a cache what the one before has just read.
     """
     places = {contender.name: place / len(contenders) for place, contender in enumerate(contenders)}
     times: dict[str, list[float]] = {contender.name: [] for contender in contenders}

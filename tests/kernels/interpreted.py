@@ -20,8 +20,8 @@ KEPT_ONLY = {
     "test_residual_is_independent_of_the_drafts_noise": "plain",
 }
 LAWS_OF_CUDA = ("test_first_two_tokens_have_the_targets_joint_law",)
-# All of them need calls for 100,000 rows again and again. These kernels are the reference's equal token for token in all
-# other tests, and the laws follow.
+# All of them need calls for 100,000 rows again and again. These kernels are the reference's equal token for token in
+# all other tests, and the laws follow.
 LEFT_OUT = (
     "test_first_token_has_the_targets_law",
     "test_accepted_length_has_the_rules_law",
