@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 import weakref
 from dataclasses import astuple
 from functools import partial
@@ -95,6 +96,61 @@ def test_what_cannot_be_gone_on_from_is_refused(target, tokenizer, prompts_file,
     with pytest.raises(ValueError, match=message):
         distill(prompts=prompts_file, out=tmp_path / "draft", tokenizer=tokenizer, **options)
     assert not (tmp_path / "draft").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"draft_vocab": 1}, r"draft_vocab must be an integer > 1, got 1"),
+        ({"layers": [0, 3]}, r"layers must be in \[0, 3\) for this target, got \[0, 3\]"),
+        ({"learning_rate": math.nan}, r"learning_rate must be a finite number > 0, got nan"),
+        ({"learning_rate": math.inf}, r"learning_rate must be a finite number > 0, got inf"),
+    ],
+)
+def test_what_can_never_work_is_refused_before_a_run_begins(
+    target, tokenizer, prompts_file, tmp_path, options, message
+):
+    with pytest.raises(ValueError, match=message):
+        distill(target, prompts_file, tmp_path / "draft", tokenizer=tokenizer, **SMALL | options)
+    assert not (tmp_path / "draft").exists()
+
+
+def test_a_head_that_does_more_than_a_product_is_refused_before_a_run_begins(prompts_file, tokenizer, tmp_path):
+    target = make_model()
+    head = target.get_output_embeddings()
+    head.register_forward_hook(lambda module, inputs, logits: logits / 8)
+    with pytest.raises(ValueError, match=r"target: the logits of LlamaForCausalLM are not its head times"):
+        distill(target, prompts_file, tmp_path / "draft", tokenizer=tokenizer, **SMALL)
+    assert not (tmp_path / "draft").exists()
+
+
+def test_one_prompt_is_refused_before_a_run_begins(target, tokenizer, tmp_path):
+    path = tmp_path / "prompts.jsonl"
+    path.write_text('{"prompt": "a"}\n')
+    with pytest.raises(ValueError, match=r"prompts: at least 2 are needed, one of them to measure on, got 1"):
+        distill(target, path, tmp_path / "draft", tokenizer=tokenizer, **SMALL)
+    assert not (tmp_path / "draft").exists()
+
+
+def test_what_only_training_uses_may_change_before_it_begins(target, tokenizer, prompts_file, tmp_path, monkeypatch):
+    def interrupted(*args):
+        raise KeyboardInterrupt
+
+    out = tmp_path / "draft"
+    with monkeypatch.context() as patch:
+        patch.setattr("pearl_decode.distill.Trainer", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            distill(target, prompts_file, out, tokenizer=tokenizer, **SMALL)
+    others = {"draft_vocab": 150, "learning_rate": 2e-3, "batch_tokens": 128, "loss": "kl"}
+    resume = partial(distill, target, prompts_file, out, tokenizer=tokenizer, resume=True)
+    with pytest.raises(ValueError, match=r"has answer_tokens=12, got 13"):
+        resume(**SMALL | others | {"answer_tokens": 13})
+    resume(**SMALL | others)
+    training = json.loads((out / "draft.json").read_text())["training"]
+    assert training | others == training
+    assert len(load_file(out / "draft.safetensors")["d2t"]) == 150
+    with pytest.raises(ValueError, match=r"has draft_vocab=150, got 200"):
+        resume(**SMALL | others | {"draft_vocab": 200})
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, None])
@@ -273,8 +329,6 @@ def test_vocabulary_is_what_the_target_finds_likely_and_the_ends(target):
     assert lessons.likely_ids(20, [dearest], told.append).tolist() == sorted([*likeliest, dearest])
     assert told[-1] == 1.0
     assert lessons.likely_ids(lessons.vocab, []) is None
-    with pytest.raises(ValueError, match="draft_vocab must be an integer > 2, got 2"):
-        lessons.likely_ids(2, [0, 1])
 
 
 def test_text_and_prompts_are_learnt_besides_the_answers(target, tokenizer, prompts_file, made, tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 import os
 import time
 from collections.abc import Sequence
@@ -18,9 +19,9 @@ from pearl_decode.attention import planless_sdpa
 from pearl_decode.checkpoints import default_device, load_model, load_tokenizer
 from pearl_decode.distill.answers import Answer, plan_jobs, write_answers
 from pearl_decode.distill.card import model_card
-from pearl_decode.distill.lessons import Lessons
+from pearl_decode.distill.lessons import Lessons, check_head
 from pearl_decode.distill.losses import LOSSES
-from pearl_decode.distill.own import KEYS, write_prompts
+from pearl_decode.distill.own import KEYS, LONGEST, write_prompts
 from pearl_decode.distill.prompts import Prompt, read_prompts, read_text
 from pearl_decode.distill.report import Report, Silent
 from pearl_decode.distill.samples import Sample, prompt_samples, split
@@ -37,11 +38,13 @@ PASSES = 10  # over the answers, where the number of tokens is not given
 HELD_OUT, MOST_HELD_OUT = 0.05, 64  # share of the prompts, and number of them
 WRITING, ANSWERING = 0.1, 0.4  # of the hours, at most: for prompts, and for answers
 LONGEST_PROMPT = 512
+# What a run must have the same once there are answers; all else only once training has begun.
+ANSWERED = ("target", "own_prompts", "answers", "answer_tokens", "batch_answers", "seed")
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What a run is made of; a resumed run must have the same.
+    """What a run is made of; a resumed run must have the same, before training has begun only what answers depend on.
 
     layers:        the target's decoder layers the draft began as
     draft_vocab:   ids it can draw
@@ -72,8 +75,8 @@ class Settings:
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise ValueError(f"{name} must be an integer >= 1, got {value!r}")
-        if self.learning_rate <= 0:
-            raise ValueError(f"learning_rate must be > 0, got {self.learning_rate!r}")
+        if not 0 < self.learning_rate < math.inf:
+            raise ValueError(f"learning_rate must be a finite number > 0, got {self.learning_rate!r}")
         if self.loss not in LOSSES:
             raise ValueError(f"loss must be one of {sorted(LOSSES)}, got {self.loss!r}")
 
@@ -116,7 +119,7 @@ def distill(
     initial_draft: a draft of this target to go on from, with its layers, and its ids unless draft_vocab is given
     tokens:  tokens to learn from, over all passes; None is ten passes, with 0 only the draft's `induction` is fitted
     hours:   of the whole call, at most
-    resume:  go on with what `out` holds; without it, `out` must not hold a run
+    resume:  go on with what `out` holds, see `Settings`; without it, `out` must not hold a run
     learn_prompts: learn from the words of the prompts as well, which costs no decoding
     text:    plain text files to learn from besides the answers
     batch_answers, batch_tokens: None is what suits the device
@@ -143,6 +146,8 @@ def distill(
     taken = [prompt.key for prompt in given if prompt.key.startswith(KEYS)]
     if taken and own_prompts is not None:
         raise ValueError(f"prompts: an id that begins with {KEYS!r} is of a prompt the target wrote, got {taken[0]!r}")
+    if own_prompts is None and len(given) < 2:
+        raise ValueError(f"prompts: at least 2 are needed, one of them to measure on, got {len(given)}")
     pieces = [Sample(ids, 1) for ids in read_text(text, tokenizer, 2 * answer_tokens)]
     if dtype is None and default_device().type == "cpu":
         dtype = torch.bfloat16 if _multiplies_bfloat16() else torch.float32
@@ -150,6 +155,7 @@ def distill(
     if model.device.type == "cpu" and model.dtype not in (torch.bfloat16, torch.float32):
         raise ValueError(f"target: on a CPU it must be bfloat16 or float32 to distill from, got {model.dtype}")
     model.requires_grad_(False)
+    check_head(model)
     on_gpu = model.device.type == "cuda"
     start = Start.make(model, layers, draft_vocab, initial_draft)
     settings = Settings(
@@ -166,12 +172,15 @@ def distill(
         learn_prompts=learn_prompts,
         seed=seed,
     )
+    ends = CausalModel(model, "target").eos_ids()
+    if start.new_ids and settings.draft_vocab <= len(ends):
+        raise ValueError(f"draft_vocab must be an integer > {len(ends)}, got {settings.draft_vocab}")
     work = Path(out) / WORK
+    checkpoint = work / "checkpoint.pt"
+    begun = resume and checkpoint.exists()
     try:
-        _open_run(work, settings, config_hash(model), resume)
+        _open_run(work, settings, config_hash(model), resume, begun)
         limit_s = None if hours is None else 3600 * hours
-        checkpoint = work / "checkpoint.pt"
-        begun = resume and checkpoint.exists()
         # Once training has begun, its data stays as it is, or the place in it would mean another.
         end = begin if begun else None if limit_s is None else begin + limit_s
         asked, replies = _answers(model, tokenizer, given, settings, work, end, report)
@@ -181,8 +190,7 @@ def distill(
         samples += pieces + (prompt_samples(asked, aside) if settings.learn_prompts else [])
         learnt = sum(sample.learnt for sample in samples)
         train, held_out = (Lessons(model, part, settings.batch_tokens) for part in (samples, aside))
-        train.check()
-        draft = start.draft_with(model, _ids(train, start, work, report))
+        draft = start.draft_with(model, _ids(train, start, ends, work / "ids.json", begun, report))
         to_learn = PASSES * learnt if tokens is None else tokens
         recipe = Recipe(to_learn, learning_rate, loss, seed, compile=to_learn >= MANY_TOKENS)
         trainer = Trainer(model, draft, train, held_out, recipe)
@@ -251,6 +259,11 @@ def _answers(
                 deadline=deadline(WRITING),
                 report=update,
             )
+        if len(asked) < 2:
+            raise ValueError(
+                f"own_prompts: at least 2 prompts are needed, one of them to measure on, got {len(asked)}: what the "
+                f"target wrote has no end within {LONGEST} tokens, no text, or is the same; give a file of prompts"
+            )
     jobs = plan_jobs(asked, settings.answers, settings.seed)
     with report.answering(len(jobs)) as update:
         return asked, write_answers(
@@ -265,35 +278,37 @@ def _answers(
         )
 
 
-def _ids(train: Lessons, start: Start, work: Path, report: Report) -> torch.Tensor | None:
-    """The ids to draw, if they are to be chosen: once for a run, which goes on with the same."""
+def _ids(
+    train: Lessons, start: Start, ends: Sequence[int], path: Path, begun: bool, report: Report
+) -> torch.Tensor | None:
+    """The ids to draw, if they are to be chosen: training that has begun goes on with the same."""
     if not start.new_ids:
         return None
-    path = work / "ids.json"
-    if path.exists():
+    if begun:
         chosen = json.loads(path.read_text(encoding="utf-8"))
         return None if chosen is None else torch.tensor(chosen)
-    ends = CausalModel(train.target, "target").eos_ids()
     with report.choosing() as update:
         ids = train.likely_ids(start.draft_vocab, ends, update)
     write_whole(path, json.dumps(None if ids is None else ids.tolist()).encode())
     return ids
 
 
-def _open_run(work: Path, settings: Settings, target_hash: str, resume: bool) -> None:
-    """Begin a run, or see that the one that is there is of the same settings. Raises ValueError naming what differs."""
+def _open_run(work: Path, settings: Settings, target_hash: str, resume: bool, begun: bool) -> None:
+    """Begin a run, or see that the one that is there can go on with these settings, and write them down.
+
+    begun: whether it trains already. Raises ValueError naming what differs.
+    """
     record = work / "run.json"
     now = json.loads(json.dumps({"target": target_hash, **asdict(settings)}))
     if record.exists():
         if not resume:
             raise ValueError(f"out: {work.parent} already holds a run; resume it, or choose another directory")
         before = json.loads(record.read_text(encoding="utf-8"))
-        for key, value in now.items():
-            if before.get(key) != value:
-                raise ValueError(f"resume: the run in {work.parent} has {key}={before.get(key)!r}, got {value!r}")
-    else:
-        work.mkdir(parents=True, exist_ok=True)
-        write_whole(record, (json.dumps(now, indent=2) + "\n").encode())
+        for key in now if begun else ANSWERED:
+            if before.get(key) != now[key]:
+                raise ValueError(f"resume: the run in {work.parent} has {key}={before.get(key)!r}, got {now[key]!r}")
+    work.mkdir(parents=True, exist_ok=True)
+    write_whole(record, (json.dumps(now, indent=2) + "\n").encode())
 
 
 def _multiplies_bfloat16() -> bool:

@@ -13,6 +13,7 @@ from pearl_decode.distill.samples import Sample, make_batches, tensors
 from pearl_decode.linear import WindowLinear
 
 CACHE_BYTES = 4 << 30
+TRIED = 16  # positions, of whether the head is all that makes logits
 COUNTED = 1 << 18  # positions that a vocabulary is chosen by
 ON_CPU, ON_GPU = 1 << 22, 1 << 26  # logits made at once: many for the products, few for what is done with them
 
@@ -107,18 +108,6 @@ class Lessons:
         return map(self.__getitem__, range(len(self)))
 
     @torch.no_grad()
-    def check(self) -> None:
-        """Raise ValueError unless the target's logits are its head times its last hidden state."""
-        inputs, learn = tensors(self._batches[0][:1], self.target.device)
-        expected = self.target(input_ids=inputs, use_cache=False).logits[learn].float()
-        got = self._head.logits(hidden_states(self.target.base_model, inputs, learn))
-        if not torch.allclose(got, expected, rtol=0.02, atol=0.02):
-            raise ValueError(
-                f"target: the logits of {type(self.target).__name__} are not its head times its last hidden state "
-                "(it scales or caps them): distill does not know how"
-            )
-
-    @torch.no_grad()
     def likely_ids(
         self, size: int, always: Sequence[int], report: Callable[[float], None] = lambda done: None
     ) -> torch.Tensor | None:
@@ -129,8 +118,6 @@ class Lessons:
         """
         if size >= self.vocab:
             return None
-        if size < len(always) + 1:
-            raise ValueError(f"draft_vocab must be an integer > {len(always)}, got {size}")
         sums = torch.zeros(self.vocab, device=self._head.weight.device)
         counted, positions = 0, min(COUNTED, sum(sample.learnt for batch in self._batches for sample in batch))
         for index in random.Random(0).sample(range(len(self)), len(self)):
@@ -143,6 +130,20 @@ class Lessons:
                 break
         sums[list(always)] = torch.inf
         return sums.topk(size).indices.sort().values.cpu()
+
+
+@torch.no_grad()
+def check_head(target: Any) -> None:
+    """Raise ValueError unless the target's logits, of any text, are its head times its last hidden state."""
+    head = Head.of(target)
+    inputs = torch.arange(min(TRIED, head.weight.shape[0]), device=target.device)[None]
+    expected = target(input_ids=inputs, use_cache=False).logits.float()
+    got = head.logits(hidden_states(target.base_model, inputs, torch.ones_like(inputs, dtype=torch.bool)))
+    if not torch.allclose(got, expected[0], rtol=0.02, atol=0.02):
+        raise ValueError(
+            f"target: the logits of {type(target).__name__} are not its head times its last hidden state "
+            "(it scales or caps them): distill does not know how"
+        )
 
 
 def probs_of(logits: torch.Tensor, lse: torch.Tensor) -> torch.Tensor:

@@ -62,9 +62,11 @@ class Start:
 
 
 def _layers(target: PreTrainedModel, layers: int | Sequence[int]) -> tuple[int, ...]:
-    if not isinstance(layers, int):
-        return tuple(layers)
     total: int = target.config.get_text_config().num_hidden_layers
+    if not isinstance(layers, int):
+        if not layers or not all(layer in range(total) for layer in layers):
+            raise ValueError(f"layers must be in [0, {total}) for this target, got {layers!r}")
+        return tuple(layers)
     if not 1 <= layers < total:
         raise ValueError(f"layers must be from 1 to {total - 1} for this target, got {layers}")
     return tuple(range(layers))
