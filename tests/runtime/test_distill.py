@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from pearl_decode import PearlDecoder, SamplingParams
 from pearl_decode.distill import distill, lessons
-from pearl_decode.distill.answers import plan_jobs, read_answers, write_answers
+from pearl_decode.distill.answers import Answer, plan_jobs, read_answers, write_answers
 from pearl_decode.distill.lessons import Lessons
 from pearl_decode.distill.prompts import Prompt, read_prompts, read_text
 from pearl_decode.distill.report import Bars, Silent
@@ -124,10 +124,13 @@ def test_a_head_that_does_more_than_a_product_is_refused_before_a_run_begins(pro
     assert not (tmp_path / "draft").exists()
 
 
-def test_one_prompt_is_refused_before_a_run_begins(target, tokenizer, tmp_path):
+@pytest.mark.parametrize("lines", [1, 2])
+def test_one_prompt_is_refused_before_a_run_begins(target, tokenizer, tmp_path, lines):
     path = tmp_path / "prompts.jsonl"
-    path.write_text('{"prompt": "a"}\n')
-    with pytest.raises(ValueError, match=r"prompts: at least 2 are needed, one of them to measure on, got 1"):
+    path.write_text('{"prompt": "a"}\n' * lines)
+    with pytest.raises(
+        ValueError, match=r"prompts: at least 2 different ones are needed, one of them to measure on, got 1"
+    ):
         distill(target, path, tmp_path / "draft", tokenizer=tokenizer, **SMALL)
     assert not (tmp_path / "draft").exists()
 
@@ -402,8 +405,32 @@ def test_one_prompt_leaves_none_to_measure_on(target, tmp_path):
         batch=1,
         eos_ids=[0],
     )
-    with pytest.raises(ValueError, match="at least 2 are needed"):
+    with pytest.raises(ValueError, match=r"answers: those to 2 different prompts are needed, .*, got 1"):
         split(answers, 0.05, 64)
+
+
+def test_a_prompt_held_out_among_many_is_held_out_among_fewer():
+    answers = [Answer(str(i), 0, 0.0, [i], [i], f"prompt {i}") for i in range(2000)]
+    counts = range(2, 2001, 111)
+    aside = [{sample.token_ids[0] for sample in split(answers[:count], 0.05, 64)[1]} for count in counts]
+    for index, count in enumerate(counts):
+        assert all(more & set(range(count)) <= aside[index] for more in aside[index:])
+    assert [len(aside[0]), len(aside[-1])] == [1, 64]
+
+
+def test_another_prompt_with_the_key_of_one_that_is_answered_is_refused(target, tokenizer, tmp_path):
+    prompts, out = tmp_path / "prompts.jsonl", tmp_path / "draft"
+    texts = [f"word {i}" for i in range(4)]
+    write = lambda: prompts.write_text("".join(json.dumps({"prompt": text}) + "\n" for text in texts))  # noqa: E731
+    write()
+    distill(target, prompts, out, tokenizer=tokenizer, **SMALL)
+    texts[1] = "another"
+    write()
+    with pytest.raises(
+        ValueError,
+        match=r"prompts: that of id or line 2 is 'another', but .*answers\.jsonl has an answer to 'word 1': ",
+    ):
+        distill(target, prompts, out, tokenizer=tokenizer, resume=True, **SMALL)
 
 
 def test_a_full_disk_says_what_to_do_and_keeps_the_run(target, tokenizer, prompts_file, tmp_path, monkeypatch):

@@ -125,7 +125,7 @@ def test_ids_of_own_prompts_are_not_for_others(target, tokenizer, tmp_path):
 def test_own_prompts_without_an_end_are_said_to_be_so(target, tokenizer, tmp_path, monkeypatch):
     monkeypatch.setattr("pearl_decode.distill.own.LONGEST", 1)
     with pytest.raises(
-        ValueError, match=r"^own_prompts: at least 2 prompts .*, got 0: what the target wrote has no end"
+        ValueError, match=r"^own_prompts: at least 2 different prompts .*, got 0: what the target wrote has no end"
     ):
         distill(target, None, tmp_path / "draft", tokenizer=tokenizer, own_prompts=2, **SMALL)
     assert not (tmp_path / "draft" / "work" / "answers.jsonl").exists()

@@ -146,8 +146,8 @@ def distill(
     taken = [prompt.key for prompt in given if prompt.key.startswith(KEYS)]
     if taken and own_prompts is not None:
         raise ValueError(f"prompts: an id that begins with {KEYS!r} is of a prompt the target wrote, got {taken[0]!r}")
-    if own_prompts is None and len(given) < 2:
-        raise ValueError(f"prompts: at least 2 are needed, one of them to measure on, got {len(given)}")
+    if own_prompts is None and (different := len({prompt.text for prompt in given})) < 2:
+        raise ValueError(f"prompts: at least 2 different ones are needed, one of them to measure on, got {different}")
     pieces = [Sample(ids, 1) for ids in read_text(text, tokenizer, 2 * answer_tokens)]
     if dtype is None and default_device().type == "cpu":
         dtype = torch.bfloat16 if _multiplies_bfloat16() else torch.float32
@@ -259,10 +259,10 @@ def _answers(
                 deadline=deadline(WRITING),
                 report=update,
             )
-        if len(asked) < 2:
+        if (different := len({prompt.text for prompt in asked})) < 2:
             raise ValueError(
-                f"own_prompts: at least 2 prompts are needed, one of them to measure on, got {len(asked)}: what the "
-                f"target wrote has no end within {LONGEST} tokens, no text, or is the same; give a file of prompts"
+                f"own_prompts: at least 2 different prompts are needed, one of them to measure on, got {different}: "
+                f"what the target wrote has no end within {LONGEST} tokens, no text, or is the same; give a file too"
             )
     jobs = plan_jobs(asked, settings.answers, settings.seed)
     with report.answering(len(jobs)) as update:

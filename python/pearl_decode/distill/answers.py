@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from reprlib import repr as short
 
 import torch
 
@@ -29,13 +30,14 @@ STAYING = 0.875  # of a batch's rows: where no more go on the others leave it, f
 
 @dataclass(frozen=True)
 class Answer:
-    """One answer of the target. round: 0, 1, ...; a prompt's rounds take TEMPERATURES in turn."""
+    """One answer of the target. round: 0, 1, ...; a prompt's rounds take TEMPERATURES in turn. prompt: its text."""
 
     key: str
     round: int
     temperature: float
     prompt_ids: list[int]
     answer_ids: list[int]
+    prompt: str = ""
 
 
 @dataclass(frozen=True)
@@ -91,11 +93,19 @@ def write_answers(
 
     deadline: time.monotonic() after which no new batch is begun
     An answer depends on its job alone (up to rounding), not on the batch it is in.
+    Raises ValueError where the file has answers to another prompt of the same key.
     """
     done = {(answer.key, answer.round): answer for answer in read_answers(path)}
     for job in jobs:
-        if (job.prompt.key, job.round) in done:
-            report(done[job.prompt.key, job.round])
+        answer = done.get((job.prompt.key, job.round))
+        if answer is None:
+            continue
+        if answer.prompt != job.prompt.text:
+            raise ValueError(
+                f"prompts: that of id or line {job.prompt.key} is {short(job.prompt.text)}, but {path} has an answer "
+                f"to {short(answer.prompt)}: resume with the prompts of that run, or choose another directory"
+            )
+        report(answer)
     missing = [job for job in jobs if (job.prompt.key, job.round) not in done]
     with path.open("a", encoding="utf-8") as file, window_attention_tried(target.model), torch.inference_mode():
         for rows in _batches(missing, batch):
@@ -162,7 +172,9 @@ def answer_batch(target: CausalModel, jobs: Sequence[Job], max_tokens: int, eos_
             texts[row].append(tokens[row])
             if tokens[row] in ends or len(texts[row]) == max_tokens:
                 job = rows[row]
-                yield Answer(job.prompt.key, job.round, job.temperature, job.prompt.token_ids, texts[row])
+                yield Answer(
+                    job.prompt.key, job.round, job.temperature, job.prompt.token_ids, texts[row], job.prompt.text
+                )
             else:
                 keep.append(row)
         going = keep

@@ -47,7 +47,7 @@ def write_prompts(
     for answer in sorted(written, key=lambda answer: int(answer.key.removeprefix(KEYS))):
         text = tokenizer.decode(answer.answer_ids, skip_special_tokens=True).strip()
         if answer.answer_ids[-1] in ends and text and text not in prompts:
-            prompts[text] = Prompt(answer.key, encode_prompt(tokenizer, text))
+            prompts[text] = Prompt(answer.key, encode_prompt(tokenizer, text), text)
     return list(prompts.values())
 
 

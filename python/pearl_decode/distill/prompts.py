@@ -15,10 +15,15 @@ from pearl_decode.text import encode_prompt
 
 @dataclass(frozen=True)
 class Prompt:
-    """One prompt as the target sees it. key is unique in its file and stays the same when the file grows."""
+    """One prompt. key is unique in its file and stays the same when the file grows.
+
+    token_ids: as the target sees it, which may have the date in it, by its chat template
+    text: as it was given; empty for the beginning of a prompt that is yet to be written
+    """
 
     key: str
     token_ids: list[int]
+    text: str = ""
 
 
 def read_prompts(path: str | os.PathLike[str], tokenizer: Any, longest: int) -> list[Prompt]:
@@ -44,7 +49,7 @@ def read_prompts(path: str | os.PathLike[str], tokenizer: Any, longest: int) -> 
         key = str(entry.get("id", number))
         if key in prompts:
             raise ValueError(f"prompts: {place}: the id {key!r} was used before")
-        prompts[key] = Prompt(key, encode_prompt(tokenizer, text))
+        prompts[key] = Prompt(key, encode_prompt(tokenizer, text), text)
     fitting = [prompt for prompt in prompts.values() if len(prompt.token_ids) <= longest]
     if not fitting:
         reason = "the file is empty" if not prompts else f"all {len(prompts)} have more than {longest} tokens"

@@ -29,17 +29,26 @@ class Sample:
 def split(answers: Sequence[Answer], held_out: float, most: int) -> tuple[list[Sample], list[Sample]]:
     """Training samples, and those of the prompts held out: about that share of the prompts, 1 to `most`.
 
-    A prompt keeps its side whatever other prompts there are.
+    A prompt that is held out among others is held out among fewer of them too: a draft that goes on with more prompts
+    is not measured on those it learnt.
     """
-    keys = sorted({answer.key for answer in answers}, key=lambda key: hashlib.sha256(key.encode()).digest())
-    if len(keys) < 2:
-        raise ValueError(f"prompts: at least 2 are needed, one of them to measure on, got {len(keys)}")
-    aside = set(keys[: max(1, min(most, round(held_out * len(keys))))])
+    places = sorted((_place(prompt), prompt) for prompt in {answer.prompt for answer in answers})
+    if len(places) < 2:
+        raise ValueError(
+            f"answers: those to 2 different prompts are needed, one of them to measure on, got {len(places)}; "
+            "resume with more hours"
+        )
+    aside = {prompt for place, prompt in places[:most] if place < held_out} or {places[0][1]}
     sides: tuple[list[Sample], list[Sample]] = ([], [])
     for answer in sorted(answers, key=lambda answer: (answer.round, answer.key)):
         sample = Sample(answer.prompt_ids + answer.answer_ids, len(answer.prompt_ids))
-        sides[answer.key in aside].append(sample)
+        sides[answer.prompt in aside].append(sample)
     return sides
+
+
+def _place(prompt: str) -> float:
+    """Of a text among all texts, in [0, 1): by this alone it is held out."""
+    return int.from_bytes(hashlib.sha256(prompt.encode()).digest()[:4], "big") / 2**32
 
 
 def prompt_samples(prompts: Sequence[Prompt], held_out: Sequence[Sample]) -> list[Sample]:
