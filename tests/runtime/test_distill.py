@@ -308,6 +308,15 @@ def test_a_resumed_optimizer_counts_on_the_host(trainer, tmp_path):
     assert {state["step"].device.type for state in trainer._optimizer.state.values()} == {"cpu"}
 
 
+def test_a_cpu_takes_small_batches_and_a_fused_optimizer(target, tokenizer, prompts_file, trainer, tmp_path):
+    """Which were measured to learn most in a time."""
+    options = {name: value for name, value in SMALL.items() if name != "batch_tokens"} | {"tokens": 1}
+    distill(target, prompts_file, tmp_path / "draft", tokenizer=tokenizer, **options)
+    training = json.loads((tmp_path / "draft" / "draft.json").read_text())["training"]
+    assert (training["batch_tokens"], training["learning_rate"]) == (512, 2e-3)
+    assert all(group["fused"] for group in trainer._optimizer.param_groups)
+
+
 def test_attention_does_without_cudnns_while_it_distills(target, prompts_file, tokenizer, tmp_path):
     class Watching(Silent):
         def answering(self, total):

@@ -54,8 +54,13 @@ def add_command(commands: Any) -> None:
     parser.add_argument("--answers", type=positive, default=3, metavar="N", help="per prompt (default: 3)")
     parser.add_argument("--answer-tokens", type=positive, default=256, metavar="N", help="at most (default: 256)")
     parser.add_argument("--batch-answers", type=positive, metavar="N", help="answers decoded at once")
-    parser.add_argument("--batch-tokens", type=positive, metavar="N", help="tokens per training step")
-    parser.add_argument("--learning-rate", type=float, default=1e-3, metavar="R", help="default: 0.001")
+    parser.add_argument(
+        "--batch-tokens",
+        type=positive,
+        metavar="N",
+        help="tokens per training step (default: 32768 on a GPU, 512 on a CPU)",
+    )
+    parser.add_argument("--learning-rate", type=float, default=2e-3, metavar="R", help="default: 0.002")
     parser.add_argument("--loss", choices=("kl", "tv", "mix"), default="mix", help="default: mix")
     parser.add_argument("--learn-prompts", action="store_true", help="learn from the words of the prompts as well")
     parser.add_argument("--seed", type=int, default=0, help="default: 0")

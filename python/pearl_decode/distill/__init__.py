@@ -100,7 +100,7 @@ def distill(
     answer_tokens: int = 256,
     batch_answers: int | None = None,
     batch_tokens: int | None = None,
-    learning_rate: float = 1e-3,
+    learning_rate: float = 2e-3,
     loss: str = "mix",
     learn_prompts: bool = False,
     seed: int = 0,
@@ -122,7 +122,8 @@ def distill(
     resume:  go on with what `out` holds, see `Settings`; without it, `out` must not hold a run
     learn_prompts: learn from the words of the prompts as well, which costs no decoding
     text:    plain text files to learn from besides the answers
-    batch_answers, batch_tokens: None is what suits the device
+    batch_answers, batch_tokens: None is what suits the device: of tokens 32768 on a GPU and 512 on a CPU, where time
+             is for few steps of more, from which a draft learns less
     dtype:   that the target answers in; None is the checkpoint's on a GPU, on a CPU bfloat16 if it multiplies in that,
              else float32
     command: what the model card says made it
@@ -166,7 +167,7 @@ def distill(
         answers=answers,
         answer_tokens=answer_tokens,
         batch_answers=batch_answers or (512 if on_gpu else 64),
-        batch_tokens=batch_tokens or (32768 if on_gpu else 2048),
+        batch_tokens=batch_tokens or (32768 if on_gpu else 512),
         learning_rate=learning_rate,
         loss=loss,
         learn_prompts=learn_prompts,
