@@ -276,6 +276,23 @@ def test_a_loss_is_read_only_where_it_is_shown(trainer, tmp_path, monkeypatch):
     assert [type(progress.loss) for progress in news] == [float]
 
 
+def test_training_waits_for_a_few_held_out_tokens_and_ends_with_all(target, tmp_path, monkeypatch):
+    train, held_out = (Lessons(target, [Sample(list(range(3, 20)), 4)] * count, 17) for count in (1, 9))
+    trainer = Trainer(target, new_draft(target, [0], None), train, held_out, Recipe(26, 1e-3, "mix", 0, compile=False))
+    monkeypatch.setattr("pearl_decode.distill.train.GLANCE", 20)
+    monkeypatch.setattr("pearl_decode.distill.train.fit_strengths", lambda *_: None)
+    read, events = Trainer._hidden_states, []
+
+    def counted(self, lesson):
+        events.append((self.step, self.draft.training))
+        return read(self, lesson)
+
+    monkeypatch.setattr(Trainer, "_hidden_states", counted)
+    trainer.run(tmp_path / "checkpoint.pt", None, lambda progress: None, every_s=-1.0)
+    measured = [sum(event == (step, False) for event in events) for step in range(3)]
+    assert measured == [2, 2, 2 + 9]
+
+
 def test_induction_is_fitted_to_what_was_not_learnt(target, tmp_path, monkeypatch):
     train, held_out = (Lessons(target, [Sample(list(range(3, last)), 4)], 256) for last in (20, 30))
     draft, fitted = new_draft(target, [0, 1], None), []

@@ -50,7 +50,9 @@ def add_command(commands: Any) -> None:
         help="learn from this many tokens, over all passes (default: 10 passes); "
         "0 only fits how far the draft trusts repetitions",
     )
-    parser.add_argument("--hours", type=float, metavar="H", help="take at most this long, answers included")
+    parser.add_argument(
+        "--hours", type=float, metavar="H", help="answer and train at most this long; a last measurement comes after"
+    )
     parser.add_argument("--answers", type=positive, default=3, metavar="N", help="per prompt (default: 3)")
     parser.add_argument("--answer-tokens", type=positive, default=256, metavar="N", help="at most (default: 256)")
     parser.add_argument("--batch-answers", type=positive, metavar="N", help="answers decoded at once")

@@ -118,7 +118,7 @@ def distill(
     draft_vocab: ids it can draw, those the target finds likeliest in its answers; None is 16384
     initial_draft: a draft of this target to go on from, with its layers, and its ids unless draft_vocab is given
     tokens:  tokens to learn from, over all passes; None is ten passes, with 0 only the draft's `induction` is fitted
-    hours:   of the whole call, at most
+    hours:   until training ends, at most; fitting the induction and measuring on all that is held out come after
     resume:  go on with what `out` holds, see `Settings`; without it, `out` must not hold a run
     learn_prompts: learn from the words of the prompts as well, which costs no decoding
     text:    plain text files to learn from besides the answers

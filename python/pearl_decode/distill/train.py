@@ -23,12 +23,13 @@ from pearl_decode.drafts import own_parameters, write_whole
 WARM_UP = 0.03  # share of the run
 FINAL_RATE = 0.05  # of the learning rate, at the end
 EVERY_S = 60.0  # between measurements, and between checkpoints
+GLANCE = 1 << 12  # held-out tokens that are measured on while training, which waits for it
 NEWS_S = 0.2  # between reports: for the loss the device is waited for
 
 
 @dataclass(frozen=True)
 class Progress:
-    """Where training is. done: share of the run; acceptance, agreement: on held-out prompts, see `Quality`."""
+    """Where training is. done: share of the run; acceptance, agreement: on some held-out prompts, see `Quality`."""
 
     step: int
     tokens: int
@@ -103,11 +104,11 @@ class Trainer:
     ) -> Quality:
         """Train to the end, fit the draft's induction, and measure.
 
-        limit_s: of this call; the learning rate falls with whichever end is nearer
+        limit_s: of the training; the learning rate falls with whichever end is nearer
         Writes a checkpoint every `every_s` seconds, at the end, and when interrupted.
         """
         begin = last = time.monotonic()
-        first_tokens, quality, news = self.tokens, self.measure(), -math.inf
+        first_tokens, quality, news = self.tokens, self.measure(GLANCE), -math.inf
         try:
             while (done := self._done(time.monotonic() - begin, limit_s)) < 1:
                 loss = self._one_step(done)
@@ -115,7 +116,7 @@ class Trainer:
                 if now - last > every_s:
                     last = now
                     self.save(checkpoint)
-                    quality = self.measure()
+                    quality = self.measure(GLANCE)
                 if now - news > NEWS_S:
                     speed = (self.tokens - first_tokens) / max(now - begin, 1e-9)
                     by_now = quality.acceptance, quality.agreement
@@ -159,12 +160,15 @@ class Trainer:
         return order[place]
 
     @torch.no_grad()
-    def measure(self) -> Quality:
-        """The draft on the held-out prompts."""
+    def measure(self, enough: float = math.inf) -> Quality:
+        """The draft on the held-out prompts, or as many of them, always the same, as have `enough` tokens."""
         self.draft.eval()
         strengths = getattr(self.draft, "induction", None)
         positions, accepted, agreed = 0, 0.0, 0.0
-        for lesson in self._held_out:
+        for index in random.Random(0).sample(range(len(self._held_out)), len(self._held_out)):
+            if positions >= enough:
+                break
+            lesson = self._held_out[index]
             hidden = self._hidden_states(lesson)
             for rows in self._head.parts(len(hidden)):
                 logits = self._head.logits(hidden[rows])
