@@ -15,6 +15,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from pearl_decode.cli import main
+from pearl_decode.request import Request
 from tests.cli.conftest import Cli, make_model, make_tokenizer, save
 
 
@@ -235,6 +237,28 @@ def test_ctrl_c_ends_a_stream_and_keeps_its_text(slow_target: str):
     assert b"cancelled" in err
     assert err.endswith(b"pearl-decode: interrupted\n")
     assert b"Traceback" not in err
+
+
+@pytest.mark.parametrize(("form", "answers"), [("--json", 2), ("--no-stream", 1)])
+def test_ctrl_c_in_answers_that_are_printed_whole_prints_what_there_is(
+    slow_target: str, form: str, answers: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    """The interrupt comes once 20 tokens are there."""
+    push = Request.push
+
+    def interrupt(self: Request, *arguments: object) -> object:
+        if len(self.token_ids) > 20:
+            raise KeyboardInterrupt
+        return push(self, *arguments)
+
+    monkeypatch.setattr(Request, "push", interrupt)
+    model = ("--target", slow_target, "--strategy", "autoregressive", "--ignore-eos", "--max-tokens", "50000")
+    status = main(["generate", *model, form, *("hi", "you")[:answers]])
+    out, err = capsys.readouterr()
+    assert status == 130
+    assert out.count('"finish_reason": "cancelled"' if form == "--json" else "\n") == answers
+    assert len(out) > 20 * answers
+    assert err.endswith("pearl-decode: interrupted\n")
 
 
 def test_ctrl_c_in_a_batch_prints_what_there_is(slow_target: str, tmp_path):

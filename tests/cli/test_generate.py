@@ -5,12 +5,13 @@ from __future__ import annotations
 import io
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import fields
 
 import pytest
 
 from pearl_decode import GenerationResult, PearlDecoder, SamplingParams
-from pearl_decode.cli import build_parser, options
+from pearl_decode.cli import batch, build_parser, options
 from pearl_decode.decoder import DEFAULT_RULE
 from pearl_decode.engine import Plan
 from pearl_decode.models import CausalModel
@@ -116,6 +117,24 @@ def test_several_prompts_are_answered_in_order(generate: Cli):
     assert [line for line in text.splitlines() if line.startswith("--- ")] == [
         f"--- {number}: {prompt}" for number, prompt in enumerate(prompts, start=1)
     ]
+
+
+def test_each_answer_is_printed_when_it_ends(generate: Cli, monkeypatch: pytest.MonkeyPatch):
+    """Of two prompts the first ends at once, as its context is full."""
+    printed: list[int] = []
+    monkeypatch.setattr(batch, "print_json", lambda value: printed.append(len(value["token_ids"])))
+    rounds = PearlDecoder._rounds
+
+    def counted(*arguments: object) -> Iterator[object]:
+        for updates in rounds(*arguments):
+            yield updates
+            seen.append(len(printed))
+
+    seen: list[int] = []
+    monkeypatch.setattr(PearlDecoder, "_rounds", counted)
+    assert generate("--json", "--ignore-eos", "x" * 600, PROMPT).status == 1
+    assert seen[0] == 1
+    assert printed == [0, 24]
 
 
 def test_autoregressive_needs_no_draft(cli: Cli, generate: Cli, target: str):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from pearl_decode.cli.console import CliError
+from pearl_decode.cli.console import FAILED, CliError, note
 from pearl_decode.decoder import PearlDecoder
 from pearl_decode.result import GenerationResult
 from pearl_decode.text import encode_prompt
@@ -41,3 +41,11 @@ def summary(result: GenerationResult) -> str:
         f"{stats.tokens_per_target_forward:.2f} tokens per target forward, {stats.strategy}{drafting}, "
         f"{result.finish_reason}, seed {result.seed}]"
     )
+
+
+def report_failure(result: GenerationResult) -> int:
+    """Say on stderr why a request failed. Returns the exit status it makes."""
+    if result.error is None:
+        return 0
+    note(f"pearl-decode: error: {result.error}")
+    return FAILED

@@ -1,13 +1,14 @@
-"""A file of prompts, one JSON object per line, answered line by line in the same order."""
+"""Prompts that are answered together and printed in order: the lines of a file, or those of the command line."""
 
 from __future__ import annotations
 
 import argparse
 import json
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from pathlib import Path
 
-from pearl_decode.cli.answers import encode, record
+from pearl_decode.cli.answers import encode, record, report_failure, summary
 from pearl_decode.cli.console import BAD_ARGUMENTS, FAILED, INTERRUPTED, CliError, note, print_json
 from pearl_decode.cli.options import bare
 from pearl_decode.decoder import PearlDecoder
@@ -20,7 +21,7 @@ _SAMPLING = tuple(field.name for field in fields(SamplingParams))
 
 @dataclass(frozen=True)
 class Line:
-    """One line of the file: a prompt with its sampling, or what is wrong with it."""
+    """One line of the file, or one prompt of the command line, with its sampling, or what is wrong with it."""
 
     number: int
     prompt: str
@@ -68,8 +69,8 @@ def _parse(text: bytes, defaults: SamplingParams) -> tuple[str, SamplingParams]:
     return value["prompt"], replace(defaults, **sampling)
 
 
-def run_batch(decoder: PearlDecoder, args: argparse.Namespace, lines: list[Line]) -> int:
-    """Answer the good lines and print one JSON object for every line, in the file's order, as soon as it is known.
+def answer_lines(decoder: PearlDecoder, args: argparse.Namespace, lines: list[Line]) -> int:
+    """Answer the good lines and print every line, in order, as soon as it is known.
 
     Returns 0 if every line was answered, 1 if any was not, 130 if interrupted: what there was is printed then too.
     """
@@ -77,18 +78,20 @@ def run_batch(decoder: PearlDecoder, args: argparse.Namespace, lines: list[Line]
     prompts = [encode(decoder, line.prompt, args.raw) for line in good]
     requests, rounds = decoder.start(prompts, [line.params for line in good])
     answers = dict(zip([line.number for line in good], requests, strict=True))
+    show = _print_line if args.batch is not None else partial(_print_prompt, args.json, len(lines))
     failed = waiting = 0
     interrupted = False
     try:
         for _ in rounds:
             while waiting < len(lines) and _is_known(lines[waiting], answers):
-                failed += _print_line(lines[waiting], answers)
+                failed += show(lines[waiting], answers)
                 waiting += 1
     except KeyboardInterrupt:
         interrupted = True
     for line in lines[waiting:]:
-        failed += _print_line(line, answers)
-    note(f"[{len(lines)} lines, {len(lines) - failed} answered, {failed} failed]")
+        failed += show(line, answers)
+    if args.batch is not None:
+        note(f"[{len(lines)} lines, {len(lines) - failed} answered, {failed} failed]")
     if interrupted:
         note("pearl-decode: interrupted")
         return INTERRUPTED
@@ -109,3 +112,16 @@ def _print_line(line: Line, answers: dict[int, Request]) -> bool:
         body = record(answers[line.number].result())
     print_json(head | body)
     return body["finish_reason"] not in ("stop", "length")
+
+
+def _print_prompt(as_json: bool, count: int, line: Line, answers: dict[int, Request]) -> bool:
+    """Print the answer to one of `count` prompts of the command line. Returns whether it failed."""
+    result = answers[line.number].result()
+    if as_json:
+        print_json({"prompt": line.prompt, **record(result)})
+    else:
+        if count > 1:
+            print(f"--- {line.number}: {line.prompt}")
+        print(result.text, flush=True)
+        note(summary(result))
+    return bool(report_failure(result))

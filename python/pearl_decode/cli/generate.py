@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 from pearl_decode.builtin import BUILTIN_TARGET, BuiltinModelError, ensure_builtin
 from pearl_decode.cli import options
-from pearl_decode.cli.console import BAD_ARGUMENTS, FAILED, INTERRUPTED, CliError, note, print_json, progress
+from pearl_decode.cli.console import BAD_ARGUMENTS, INTERRUPTED, CliError, note, progress
 from pearl_decode.inputs import check_text
 
 if TYPE_CHECKING:
-    from pearl_decode import GenerationResult, PearlDecoder, SamplingParams
+    from pearl_decode import PearlDecoder, SamplingParams
 
 DESCRIPTION = """Answer prompts with a target model and a draft that guesses for it.
 The text is the target's own: speculation changes how fast it comes, not what it says."""
@@ -28,11 +28,11 @@ def run(args: argparse.Namespace) -> int:
     options.check(args)
     params = options.sampling_params(args)
     if args.batch is not None:
-        from pearl_decode.cli.batch import read_lines, run_batch
+        from pearl_decode.cli.batch import answer_lines, read_lines
 
         lines = read_lines(args.batch, params)
         with load(args) as decoder:
-            return run_batch(decoder, args, lines)
+            return answer_lines(decoder, args, lines)
     prompts = read_prompts(args.prompt)
     with load(args) as decoder:
         if args.compare:
@@ -40,7 +40,9 @@ def run(args: argparse.Namespace) -> int:
 
             return run_compare(decoder, args, prompts[0], params)
         if len(prompts) > 1 or args.json or args.no_stream:
-            return answer_whole(decoder, args, prompts, params)
+            from pearl_decode.cli.batch import Line, answer_lines
+
+            return answer_lines(decoder, args, [Line(n, text, params) for n, text in enumerate(prompts, start=1)])
         return answer_streaming(decoder, args, prompts[0], params)
 
 
@@ -110,7 +112,7 @@ def load(args: argparse.Namespace) -> PearlDecoder:
 
 
 def answer_streaming(decoder: PearlDecoder, args: argparse.Namespace, prompt: str, params: SamplingParams) -> int:
-    from pearl_decode.cli.answers import encode, summary
+    from pearl_decode.cli.answers import encode, report_failure, summary
 
     try:
         stream = decoder.stream(encode(decoder, prompt, args.raw), params)
@@ -129,28 +131,3 @@ def answer_streaming(decoder: PearlDecoder, args: argparse.Namespace, prompt: st
         note("pearl-decode: interrupted")
         return INTERRUPTED
     return report_failure(stream.result)
-
-
-def answer_whole(decoder: PearlDecoder, args: argparse.Namespace, prompts: list[str], params: SamplingParams) -> int:
-    """Answer all prompts as one batch and print each answer when the last is complete."""
-    from pearl_decode.cli.answers import encode, record, summary
-
-    results = decoder.generate([encode(decoder, prompt, args.raw) for prompt in prompts], params)
-    status = 0
-    for number, (prompt, result) in enumerate(zip(prompts, results, strict=True), start=1):
-        if args.json:
-            print_json({"prompt": prompt, **record(result)})
-        else:
-            if len(prompts) > 1:
-                print(f"--- {number}: {prompt}")
-            print(result.text, flush=True)
-            note(summary(result))
-        status = report_failure(result) or status
-    return status
-
-
-def report_failure(result: GenerationResult) -> int:
-    if result.error is None:
-        return 0
-    note(f"pearl-decode: error: {result.error}")
-    return FAILED
