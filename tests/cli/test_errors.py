@@ -94,6 +94,22 @@ def test_terminal_without_a_prompt_exits_2(generate: Cli, monkeypatch: pytest.Mo
     assert "no prompt: give one as an argument" in one_line(outcome.err)
 
 
+@pytest.mark.parametrize(
+    ("redirection", "arguments", "status", "message"),
+    [
+        ("<&-", ("generate",), 2, "standard input is empty"),
+        (">&-", ("doctor",), 0, ""),
+        (">/dev/full", ("doctor",), 1, "No space left on device"),
+    ],
+)
+def test_streams_that_are_closed_or_full_are_no_traceback(redirection, arguments, status: int, message: str):
+    shell = ("sh", "-c", f'exec "$@" {redirection}', "sh")
+    command = (sys.executable, "-m", "pearl_decode", *arguments)
+    done = subprocess.run([*shell, *command], input=b"", capture_output=True, timeout=120, check=False)
+    assert done.returncode == status
+    assert (message in one_line(done.stderr.decode())) if message else done.stderr == b""
+
+
 @pytest.mark.parametrize("draft", ["first-layers:9", "first-layers:x", "someone/model"])
 def test_draft_that_does_not_load_exits_1(generate: Cli, draft: str):
     outcome = generate("a prompt", "--draft", draft)

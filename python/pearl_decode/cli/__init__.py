@@ -11,10 +11,12 @@ import os
 import sys
 import warnings
 from collections.abc import Sequence
+from contextlib import suppress
+from io import UnsupportedOperation
 from typing import NoReturn, TextIO
 
 from pearl_decode.cli import bench, chat, distill, doctor, generate
-from pearl_decode.cli.console import BAD_ARGUMENTS, INTERRUPTED, CliError, note, take_any_text
+from pearl_decode.cli.console import BAD_ARGUMENTS, FAILED, INTERRUPTED, CliError, note, open_streams, take_any_text
 
 __all__ = ["main"]
 
@@ -43,15 +45,10 @@ def build_parser() -> Parser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status; argv as sys.argv[1:]."""
+    open_streams()
     take_any_text()
     try:
-        args = build_parser().parse_args(argv)
-    except SystemExit as exit_:  # argparse has printed its help or its error
-        return BAD_ARGUMENTS if exit_.code else 0
-    try:
-        with warnings.catch_warnings():
-            warnings.showwarning = _note_warning
-            status: int = args.run(args)
+        status = _run(argv)
         sys.stdout.flush()
     except CliError as error:
         note(f"pearl-decode: error: {error}")
@@ -60,10 +57,30 @@ def main(argv: Sequence[str] | None = None) -> int:
         note("\npearl-decode: interrupted")
         return INTERRUPTED
     except BrokenPipeError:
-        # The reader has gone; the flush at exit must not raise again.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()
         return BROKEN_PIPE
+    except OSError as error:  # of standard output on a full disk, or of a file that could be written before
+        _drop_output()
+        note(f"pearl-decode: error: {error}")
+        return FAILED
     return status
+
+
+def _run(argv: Sequence[str] | None) -> int:
+    try:
+        args = build_parser().parse_args(argv)
+    except SystemExit as exit_:  # argparse has printed its help or its error
+        return BAD_ARGUMENTS if exit_.code else 0
+    with warnings.catch_warnings():
+        warnings.showwarning = _note_warning
+        status: int = args.run(args)
+    return status
+
+
+def _drop_output() -> None:
+    """What standard output could not take: the flush at exit must not raise again."""
+    with suppress(UnsupportedOperation):  # of a stream that is no file
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _note_warning(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -22,6 +23,13 @@ class CliError(Exception):
 
 def note(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
+
+
+def open_streams() -> None:
+    """Standard streams that came closed are empty, or lead nowhere. In this order, so that each has its own number."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115 - open as long as we run
 
 
 def take_any_text() -> None:
