@@ -107,7 +107,7 @@ def test_a_message_that_cannot_fit_is_refused_and_not_kept(decoder: PearlDecoder
 
 def test_an_error_is_one_line_and_the_conversation_goes_on(chat: Any):
     outcome = chat("x" * 600, "hi")
-    assert outcome.status == 0
+    assert outcome.status == 1
     assert outcome.err.startswith("pearl-decode: error: the message and an answer must fit the context of 512 tokens")
     assert outcome.out == chat("hi").out
 
@@ -184,6 +184,19 @@ def test_a_terminal_shows_the_count_in_its_last_row(monkeypatch: pytest.MonkeyPa
     assert "3 tokens" in written
     assert "\x1b[1;23r" in written
     assert written.endswith("\x1b[r\x1b[24;1H\x1b[2K\x1b8")  # the whole screen scrolls again
+
+
+def test_a_strategy_that_drafts_needs_a_draft(chat: Any):
+    outcome = chat("hi", argv=("--draft", "none", "--strategy", "pearl"))
+    assert (outcome.status, outcome.out) == (2, "")
+    assert "strategy pearl needs a draft" in outcome.err
+
+
+@pytest.mark.parametrize("strategy", ["lookup", "autoregressive"])
+def test_a_draft_that_is_not_used_is_not_loaded(chat: Any, monkeypatch: pytest.MonkeyPatch, strategy: str):
+    monkeypatch.setattr("pearl_decode.loading.first_layers", None)
+    outcome = chat("hi", argv=("--strategy", strategy))
+    assert (outcome.status, outcome.err.count("\n")) == (0, 1)
 
 
 def test_sampling_out_of_range_is_one_line(chat: Any):

@@ -175,7 +175,7 @@ def test_standard_input_that_is_not_utf8_exits_2(target: str):
 def test_message_that_is_not_utf8_does_not_end_a_chat(target: str):
     arguments = ("chat", "--target", target, "--draft", "none", "--max-tokens", "8")
     done = run_apart(*arguments, stdin=b"ab\xff\nab\n")
-    assert done.returncode == 0
+    assert done.returncode == 1
     assert "prompt: expected text that is UTF-8, got '\\udcff'" in one_line(done.stderr.decode())
     assert done.stdout == run_apart(*arguments, stdin=b"ab\n").stdout != b""
 

@@ -115,7 +115,7 @@ def _names(known: Sequence[str]) -> Any:
 
 def _settle(args: argparse.Namespace) -> list[str]:
     """Fill in what was left open. Returns the strategies to measure, the one they are compared with first."""
-    pair.settle(args)
+    options.fill_in_draft(args)
     args.own_gamma = args.gamma is None
     if args.gamma is None:
         args.gamma = BUILTIN_GAMMA if (args.target, args.draft) == (BUILTIN_TARGET, BUILTIN_DRAFT) else DEFAULT_GAMMA

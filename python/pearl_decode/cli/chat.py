@@ -7,7 +7,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from pearl_decode.cli import options, pair
-from pearl_decode.cli.console import CliError, note
+from pearl_decode.cli.console import FAILED, CliError, note
 from pearl_decode.inputs import check_text
 
 if TYPE_CHECKING:
@@ -31,24 +31,26 @@ def add_command(commands: Any) -> None:
     sampling.add_argument("--seed", type=int, help="the same seed gives the same conversation")
     sampling.add_argument("--max-tokens", type=options.positive, default=256, metavar="N", help="of an answer")
     sampling.add_argument("--system", metavar="TEXT", help="a system message that stands before the conversation")
-    parser.set_defaults(run=run, stop=[], top_k=0, min_p=0.0, ignore_eos=False)
+    parser.set_defaults(run=run, stop=[], top_k=0, min_p=0.0, ignore_eos=False, compare=False)
 
 
 def run(args: argparse.Namespace) -> int:
     from pearl_decode.cli.generate import load
 
-    pair.settle(args)
+    options.settle_draft(args)
     options.settle_rule(args)
-    if args.draft is None and args.strategy not in options.DRAFTLESS:
-        args.strategy = "autoregressive"
     params = options.sampling_params(args)
     with load(args) as decoder:
         return converse(Chat(decoder, params, args.system))
 
 
 def converse(chat: Chat) -> int:
-    """Answer messages until the input ends, /quit, or Ctrl-C at the prompt."""
+    """Answer messages until the input ends, /quit, or Ctrl-C at the prompt.
+
+    Returns 0, or without a terminal, where nobody sees the errors, 1 if any message was not answered.
+    """
     interactive = sys.stdin.isatty()
+    status = 0
     if interactive:
         note(f"[{HELP}]")
     while True:
@@ -57,9 +59,9 @@ def converse(chat: Chat) -> int:
         except (EOFError, KeyboardInterrupt):
             if interactive:
                 print(flush=True)
-            return 0
+            return status
         if message == "/quit":
-            return 0
+            return status
         if message.startswith("/"):
             note(f"[{chat.command(message)}]")
         elif message:
@@ -67,6 +69,7 @@ def converse(chat: Chat) -> int:
                 chat.answer(message)
             except (CliError, ValueError, RuntimeError) as error:
                 note(f"pearl-decode: error: {options.bare(error)}")
+                status = 0 if interactive else FAILED
 
 
 def _next_message(interactive: bool) -> str:

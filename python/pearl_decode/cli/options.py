@@ -131,18 +131,28 @@ def check(args: argparse.Namespace) -> None:
         raise CliError("--compare measures one prompt, not a batch", BAD_ARGUMENTS)
     if args.compare and len(args.prompt) > 1:
         raise CliError(f"--compare measures one prompt, got {len(args.prompt)}", BAD_ARGUMENTS)
-    if args.draft is None and args.target == BUILTIN_TARGET:
-        args.draft = BUILTIN_DRAFT
+    settle_draft(args)
+
+
+def settle_draft(args: argparse.Namespace) -> None:
+    """Fill in the draft that was left open, leave out one that would not be used, and refuse to draft without one."""
+    fill_in_draft(args)
     if args.strategy in ("lookup", "autoregressive") and not args.compare:
         args.draft = None
         return
-    args.draft = None if args.draft == NO_DRAFT else args.draft
     if args.draft is None and (args.strategy not in DRAFTLESS or args.compare):
         raise CliError(
             f"strategy {args.strategy} needs a draft: give --draft a path, a hub id or first-layers:N, "
             "or use --strategy autoregressive",
             BAD_ARGUMENTS,
         )
+
+
+def fill_in_draft(args: argparse.Namespace) -> None:
+    if args.draft is None and args.target == BUILTIN_TARGET:
+        args.draft = BUILTIN_DRAFT
+    if args.draft == NO_DRAFT:
+        args.draft = None
 
 
 def settle_rule(args: argparse.Namespace) -> None:

@@ -20,11 +20,3 @@ def add_pair(parser: argparse.ArgumentParser) -> None:
     )
     models.add_argument("--dtype", choices=options.DTYPES, help=options.DTYPE_HELP)
     options.add_devices(models)
-
-
-def settle(args: argparse.Namespace) -> None:
-    """Fill in the draft that was left open."""
-    if args.draft is None and args.target == BUILTIN_TARGET:
-        args.draft = BUILTIN_DRAFT
-    if args.draft == options.NO_DRAFT:
-        args.draft = None
