@@ -276,6 +276,23 @@ def test_a_loss_is_read_only_where_it_is_shown(trainer, tmp_path, monkeypatch):
     assert [type(progress.loss) for progress in news] == [float]
 
 
+@pytest.mark.parametrize(("free", "room"), [(96 << 30, 48 << 30), (1 << 30, 1 << 29), (None, 4 << 30)])
+def test_half_of_the_free_memory_remembers_what_the_target_said(
+    target, tokenizer, prompts_file, tmp_path, monkeypatch, free, room
+):
+    given, begin = [], Lessons.__init__
+
+    def watched(self, target, samples, size, cache_bytes):
+        given.append(cache_bytes)
+        begin(self, target, samples, size, cache_bytes)
+
+    monkeypatch.setattr("pearl_decode.distill.free_bytes", lambda device: free)
+    monkeypatch.setattr(Lessons, "__init__", watched)
+    distill(target, prompts_file, tmp_path / "draft", tokenizer=tokenizer, **SMALL | {"tokens": 1})
+    assert given[0] > given[1]
+    assert sum(given) == pytest.approx(room, abs=100)
+
+
 def test_training_waits_for_a_few_held_out_tokens_and_ends_with_all(target, tmp_path, monkeypatch):
     train, held_out = (Lessons(target, [Sample(list(range(3, 20)), 4)] * count, 17) for count in (1, 9))
     trainer = Trainer(target, new_draft(target, [0], None), train, held_out, Recipe(26, 1e-3, "mix", 0, compile=False))

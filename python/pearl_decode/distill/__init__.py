@@ -19,7 +19,7 @@ from pearl_decode.attention import planless_sdpa
 from pearl_decode.checkpoints import default_device, load_model, load_tokenizer
 from pearl_decode.distill.answers import Answer, plan_jobs, write_answers
 from pearl_decode.distill.card import model_card
-from pearl_decode.distill.lessons import Lessons, check_head
+from pearl_decode.distill.lessons import CACHE_BYTES, Lessons, check_head
 from pearl_decode.distill.losses import LOSSES
 from pearl_decode.distill.own import KEYS, LONGEST, write_prompts
 from pearl_decode.distill.prompts import Prompt, read_prompts, read_text
@@ -28,6 +28,7 @@ from pearl_decode.distill.samples import Sample, prompt_samples, split
 from pearl_decode.distill.start import Start
 from pearl_decode.distill.train import Quality, Recipe, Trainer
 from pearl_decode.drafts import DraftConfig, config_hash, save_draft, write_whole
+from pearl_decode.memory import free_bytes
 from pearl_decode.models import CausalModel
 
 __all__ = ["Quality", "Settings", "distill"]
@@ -190,7 +191,10 @@ def distill(
             aside += samples  # nothing is learnt, so all is as good as held out
         samples += pieces + (prompt_samples(asked, aside) if settings.learn_prompts else [])
         learnt = sum(sample.learnt for sample in samples)
-        train, held_out = (Lessons(model, part, settings.batch_tokens) for part in (samples, aside))
+        free = free_bytes(model.device)
+        # Half of what is free for what the target said, the rest for training.
+        room = (CACHE_BYTES if free is None else free // 2) // (len(samples) + len(aside))
+        train, held_out = (Lessons(model, part, settings.batch_tokens, room * len(part)) for part in (samples, aside))
         draft = start.draft_with(model, _ids(train, start, ends, work / "ids.json", begun, report))
         to_learn = PASSES * learnt if tokens is None else tokens
         recipe = Recipe(to_learn, learning_rate, loss, seed, compile=to_learn >= MANY_TOKENS)

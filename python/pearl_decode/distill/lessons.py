@@ -12,7 +12,7 @@ import torch
 from pearl_decode.distill.samples import Sample, make_batches, tensors
 from pearl_decode.linear import WindowLinear
 
-CACHE_BYTES = 4 << 30
+CACHE_BYTES = 4 << 30  # where nobody keeps count of memory
 TRIED = 16  # positions, of whether the head is all that makes logits
 COUNTED = 1 << 18  # positions that a vocabulary is chosen by
 ON_CPU, ON_GPU = 1 << 22, 1 << 26  # logits made at once: many for the products, few for what is done with them
