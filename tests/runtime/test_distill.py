@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import math
+import shutil
 import weakref
 from dataclasses import astuple
 from functools import partial
@@ -423,6 +424,8 @@ def test_batches_learn_each_token_once_and_no_padding():
         ('["a"]\n', r"p.jsonl:1: expected an object"),
         ('{"id": 1, "prompt": "a"}\n{"id": 1, "prompt": "b"}\n', r"p.jsonl:2: the id '1' was used before"),
         ('{"prompt": "b \\ud83d"}\n', r"p.jsonl:1: prompt: expected text that is UTF-8, got '\\ud83d'"),
+        ('{"prompt": "a"}\n' + "[" * 200_000 + "\n", r"p.jsonl:2: not JSON that can be read"),
+        ('{"prompt": "a", "id": ' + "1" * 6000 + "}\n", r"p.jsonl:1: not JSON that can be read"),
         ("\n", "the file is empty"),
     ],
 )
@@ -484,6 +487,25 @@ def test_a_full_disk_says_what_to_do_and_keeps_the_run(target, tokenizer, prompt
     with pytest.raises(OSError, match=r"out of disk at .* go on with resume"):
         distill(target, prompts_file, tmp_path / "draft", tokenizer=tokenizer, **SMALL)
     assert len(read_answers(tmp_path / "draft" / "work" / "answers.jsonl")) == 24
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("run.json", "{", r"resume: \S*run\.json is damaged"),
+        ("run.json", "[]", r"resume: \S*run\.json is damaged.*got \[\]"),
+        ("ids.json", "1", r"resume: \S*ids\.json is damaged"),
+        ("answers.jsonl", '{"key": "p1"}\n', r"resume: \S*answers\.jsonl:1 is not an answer"),
+        ("answers.jsonl", "\n[]\n", r"resume: \S*answers\.jsonl:1 is not an answer"),
+        ("checkpoint.pt", "PK", r"resume: \S*checkpoint\.pt is not a checkpoint of this draft, delete it to train .*"),
+    ],
+)
+def test_a_damaged_file_of_a_run_is_named(target, tokenizer, prompts_file, made, tmp_path, name, content, message):
+    shutil.copytree(made[0], tmp_path / "draft")
+    (tmp_path / "draft" / "work" / name).write_text(content)
+    with pytest.raises(ValueError, match=message) as error:
+        distill(target, prompts_file, tmp_path / "draft", tokenizer=tokenizer, resume=True, **SMALL)
+    assert "weights_only" not in str(error.value)
 
 
 def test_plain_lines_say_how_long_it_takes(capsys, monkeypatch):

@@ -10,6 +10,8 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from reprlib import repr as short
+from types import UnionType
 from typing import Any
 
 import torch
@@ -290,7 +292,7 @@ def _ids(
     if not start.new_ids:
         return None
     if begun:
-        chosen = json.loads(path.read_text(encoding="utf-8"))
+        chosen = _read_json(path, list | None)
         return None if chosen is None else torch.tensor(chosen)
     with report.choosing() as update:
         ids = train.likely_ids(start.draft_vocab, ends, update)
@@ -308,12 +310,23 @@ def _open_run(work: Path, settings: Settings, target_hash: str, resume: bool, be
     if record.exists():
         if not resume:
             raise ValueError(f"out: {work.parent} already holds a run; resume it, or choose another directory")
-        before = json.loads(record.read_text(encoding="utf-8"))
+        before = _read_json(record, dict)
         for key in now if begun else ANSWERED:
             if before.get(key) != now[key]:
                 raise ValueError(f"resume: the run in {work.parent} has {key}={before.get(key)!r}, got {now[key]!r}")
     work.mkdir(parents=True, exist_ok=True)
     write_whole(record, (json.dumps(now, indent=2) + "\n").encode())
+
+
+def _read_json(path: Path, kind: type | UnionType) -> Any:
+    """What a file of a run says. Raises ValueError naming a file that is damaged."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"resume: {path} is damaged, choose another directory: {error}") from error
+    if not isinstance(value, kind):
+        raise ValueError(f"resume: {path} is damaged, choose another directory: got {short(value)}")
+    return value
 
 
 def _multiplies_bfloat16() -> bool:

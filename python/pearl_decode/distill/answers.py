@@ -67,7 +67,10 @@ def seed_of(seed: int, number: int, key: str) -> int:
 
 
 def read_answers(path: Path) -> list[Answer]:
-    """What a file of answers holds; a last line that was cut off by a kill is dropped from it."""
+    """What a file of answers holds; a last line that was cut off by a kill is dropped from it.
+
+    Raises ValueError naming the line that is no answer.
+    """
     if not path.exists():
         return []
     content = path.read_bytes()
@@ -75,7 +78,16 @@ def read_answers(path: Path) -> list[Answer]:
     if whole < len(content):
         with path.open("r+b") as file:
             file.truncate(whole)
-    return [Answer(**json.loads(line)) for line in content[:whole].splitlines()]
+    return [_answer(path, number, line) for number, line in enumerate(content[:whole].splitlines(), start=1)]
+
+
+def _answer(path: Path, number: int, line: bytes) -> Answer:
+    try:
+        return Answer(**json.loads(line))
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ValueError(
+            f"resume: {path}:{number} is not an answer, delete the line to have it made again: {error}"
+        ) from error
 
 
 def write_answers(

@@ -39,6 +39,8 @@ def read_prompts(path: str | os.PathLike[str], tokenizer: Any, longest: int) -> 
             entry = json.loads(line)
         except json.JSONDecodeError as error:
             raise ValueError(f"prompts: {place}: not JSON: {error.msg} at column {error.colno}") from error
+        except (ValueError, RecursionError) as error:  # of very long numbers, and of what is nested too deeply
+            raise ValueError(f"prompts: {place}: not JSON that can be read: {error}") from error
         text = entry.get("prompt") if isinstance(entry, dict) else None
         if not isinstance(text, str) or not text.strip():
             raise ValueError(f'prompts: {place}: expected an object with a non-empty string "prompt", got {line[:80]}')

@@ -202,7 +202,10 @@ class Trainer:
                     weight.copy_(state["weights"][name])
             self._optimizer.load_state_dict(state["optimizer"])
         except Exception as error:
-            raise ValueError(f"resume: cannot read the checkpoint {path}: {error}") from error
+            # Without torch's own words, which advise to trust the file.
+            raise ValueError(
+                f"resume: {path} is not a checkpoint of this draft, delete it to train from the beginning"
+            ) from error
         self.step, self.tokens, self.elapsed_s = state["step"], state["tokens"], state["elapsed_s"]
 
     def _hidden_states(self, lesson: Lesson) -> torch.Tensor:
