@@ -26,7 +26,7 @@ def test_distill_makes_a_draft_that_generate_takes(cli: Cli, target: str, tmp_pa
     card = (tmp_path / "draft" / "README.md").read_text()
     assert "--prompts mine.jsonl --out draft --draft-vocab 200" in card
     again = cli(*command)
-    assert again.status == 1
+    assert again.status == 2
     assert "already holds a run" in again.err
     assert cli(*command, "--resume").status == 0
     further = ("--initial-draft", out, "--out", out + "-further", "--answers", "1", "--answer-tokens", "8")
@@ -60,7 +60,7 @@ def test_bad_arguments_end_in_one_line(cli: Cli, target: str, tmp_path: Path):
     }
     for argv, message in cases.items():
         outcome = cli(*argv)
-        assert outcome.status == 1, argv
+        assert outcome.status == 2, argv
         assert message in outcome.err
         assert "Traceback" not in outcome.err
     assert not (tmp_path / "draft" / "draft.json").exists()

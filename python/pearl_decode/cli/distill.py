@@ -7,7 +7,7 @@ import shlex
 from typing import Any
 
 from pearl_decode.builtin import BUILTIN_TARGET, BuiltinModelError
-from pearl_decode.cli.console import FAILED, CliError, note
+from pearl_decode.cli.console import BAD_ARGUMENTS, FAILED, CliError, note
 from pearl_decode.cli.options import positive
 
 FILES = ("prompts", "out", "text", "initial_draft")  # options whose values are somebody's paths
@@ -79,8 +79,10 @@ def run(args: argparse.Namespace) -> int:
     options = {name: value for name, value in vars(args).items() if name not in ("command", "run")}
     try:
         quality = distill(**options, command=_command(args), report=Bars())
-    except (ValueError, OSError, BuiltinModelError) as error:
+    except (OSError, BuiltinModelError) as error:
         raise CliError(error, FAILED) from error
+    except ValueError as error:
+        raise CliError(error, BAD_ARGUMENTS) from error
     note(
         f"{args.out}: acceptance {quality.acceptance:.3f} at temperature 1, greedy {quality.agreement:.3f}, "
         "on held-out prompts"
