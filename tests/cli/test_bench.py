@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -320,6 +321,19 @@ def test_plots_and_a_valid_trace_are_written(bench: Cli, tmp_path: Path):
     assert all(event["ts"] >= 0 and event["dur"] > 0 for event in events if event["ph"] == "X")
 
 
+@pytest.mark.parametrize("fails", ["pearl_decode.bench.sweep.sweep", "pearl_decode.bench.plots.draw_speeds"])
+def test_a_sweep_or_a_plot_that_fails_costs_no_tables(
+    bench: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: str
+):
+    pytest.importorskip("matplotlib")
+    failure = RuntimeError("pearl, gamma 3: lost") if fails.endswith("sweep") else OSError("disk lost")
+    monkeypatch.setattr(fails, Mock(side_effect=failure))
+    outcome = bench("--strategies", "pearl", "--gamma-sweep", "--tokens", "6", "--plot", str(tmp_path / "plots"))
+    assert outcome.status == 1
+    assert f"{failure}\n" in outcome.err
+    assert "all tasks" in outcome.out
+
+
 def test_a_timeline_has_every_forward_and_every_commit(decoder: PearlDecoder):
     timeline = record(decoder, "pearl", 2, [7, 8, 9], SamplingParams(max_tokens=12, ignore_eos=True))
     assert len(timeline.target) == len(timeline.commits)
@@ -367,7 +381,10 @@ def test_overlap_is_the_time_both_lanes_compute():
     [
         (("--strategies", "pearls"), "expected names of"),
         (("--peers", "nobody"), "expected names of transformers, flashspec, economize"),
-        (("--temperature", "-1"), "--temperature must be >= 0, got -1"),
+        (("--temperature", "-1"), "temperature must be a finite number >= 0, got -1.0"),
+        (("--temperature", "nan"), "temperature must be a finite number >= 0, got nan"),
+        (("--seed", "1" + 23 * "0"), "seed must be None or a 64-bit integer"),
+        (("--plot", "/proc"), "--plot: cannot write to '/proc'"),
         (("--draft", "none", "--strategies", "pearl"), "drafting needs a draft"),
     ],
 )

@@ -25,6 +25,7 @@ With no options: the built-in pair on the prompts that ship with it."""
 PEERS = ("transformers", "flashspec", "economize")
 PEER_MODELS = ("shared", "plain")
 GAMMAS = range(1, 9)  # of --gamma-sweep
+SWEEP = "gamma sweep"  # among the systems that failed
 DEFAULT_GAMMA = 4
 # The draft that ships is right in 40 to 70% of its tokens: of a much longer chain little would be accepted.
 BUILTIN_GAMMA = 3
@@ -89,15 +90,15 @@ def run(args: argparse.Namespace) -> int:
         report = build_report(
             bench_output.settings(args, decoder, strategies, prompts), measurement, rows, points, args.peers
         )
-        if args.plot is not None:
-            bench_output.write_plots(Path(args.plot), decoder, strategies, args, jobs, rows, points, report)
         if args.json:
-            print(json.dumps(report, ensure_ascii=False))
+            print(json.dumps(report, ensure_ascii=False), flush=True)
         else:
             bench_output.print_tables(args, report, rows)
-    for name, reason in measurement.errors.items():
-        note(f"pearl-decode: error: {name}: {reason}")
-    return FAILED if any(name in measurement.errors for name in strategies) else 0
+        for name, reason in measurement.errors.items():
+            note(f"pearl-decode: error: {name}: {reason}")
+        if args.plot is not None:
+            bench_output.write_plots(Path(args.plot), decoder, strategies, args, jobs, rows, points, report)
+    return FAILED if any(name in measurement.errors for name in (*strategies, SWEEP)) else 0
 
 
 def _names(known: Sequence[str]) -> Any:
@@ -115,12 +116,16 @@ def _names(known: Sequence[str]) -> Any:
 
 def _settle(args: argparse.Namespace) -> list[str]:
     """Fill in what was left open. Returns the strategies to measure, the one they are compared with first."""
+    from pearl_decode.sampling import SamplingParams
+
     options.fill_in_draft(args)
     args.own_gamma = args.gamma is None
     if args.gamma is None:
         args.gamma = BUILTIN_GAMMA if (args.target, args.draft) == (BUILTIN_TARGET, BUILTIN_DRAFT) else DEFAULT_GAMMA
-    if args.temperature < 0:
-        raise CliError(f"--temperature must be >= 0, got {args.temperature:g}", BAD_ARGUMENTS)
+    try:  # or each strategy would refuse them by itself
+        SamplingParams(max_tokens=args.tokens, temperature=args.temperature, seed=args.seed)
+    except ValueError as error:
+        raise CliError(options.bare(error), BAD_ARGUMENTS) from error
     chosen: list[str] = args.strategies or list(options.STRATEGIES)
     if args.draft is None and (
         (args.strategies and args.strategies != [bench_output.BASELINE]) or args.peers or args.gamma_sweep
@@ -164,10 +169,12 @@ def _measure(
     if args.gamma_sweep:
         firsts = list({job.task: job for job in reversed(jobs)}.values())
         swept = [name for name in SPEEDS if name in strategies]
-        with countdown("gamma 1 to 8:") as report:
-            points = sweep(
-                decoder, swept, GAMMAS, firsts, temperature=args.temperature, seed=args.seed, **timing, report=report
-            )
+        sampling = {"temperature": args.temperature, "seed": args.seed}
+        try:
+            with countdown("gamma 1 to 8:") as report:
+                points = sweep(decoder, swept, GAMMAS, firsts, **sampling, **timing, report=report)
+        except RuntimeError as error:
+            measurement.errors[SWEEP] = str(error)
     return measurement, points
 
 

@@ -6,6 +6,7 @@ import argparse
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import TYPE_CHECKING, Any
 
 from pearl_decode.cli.console import BAD_ARGUMENTS, CliError, note, table
@@ -85,10 +86,12 @@ def check_plots(folder: str) -> None:
         import matplotlib  # noqa: F401
     except ImportError as error:
         raise CliError("--plot needs matplotlib: pip install 'pearl-kernels[bench]'", BAD_ARGUMENTS) from error
+    path = Path(folder).expanduser()
     try:
-        Path(folder).expanduser().mkdir(parents=True, exist_ok=True)
+        path.mkdir(parents=True, exist_ok=True)
+        TemporaryFile(dir=path).close()
     except OSError as error:
-        raise CliError(f"--plot: cannot make {folder!r}: {error.strerror}", BAD_ARGUMENTS) from error
+        raise CliError(f"--plot: cannot write to {folder!r}: {error.strerror}", BAD_ARGUMENTS) from error
 
 
 def write_plots(
