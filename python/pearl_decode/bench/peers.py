@@ -47,9 +47,9 @@ def peer_systems(names: Sequence[str], pair: Pair) -> list[System]:
         for label, make in PEERS[name].items():
             title = f"{name} {label}".format(gamma=pair.gamma)
             try:
-                systems.append(System(title, make(pair), name))
+                systems.append(System(title, make(pair)))
             except Exception as error:  # whatever a peer does, the others are measured
-                systems.append(broken(title, name, error))
+                systems.append(broken(title, error))
     return systems
 
 

@@ -26,11 +26,10 @@ Decode = Callable[[Sequence[list[int]], int], Output]
 
 @dataclass(frozen=True)
 class System:
-    """decode: (prompt ids, most tokens for each) -> Output; peer: the package it is from, None for our own."""
+    """decode: (prompt ids, most tokens for each) -> Output."""
 
     name: str
     decode: Decode
-    peer: str | None = None
 
 
 def own_systems(
@@ -43,13 +42,13 @@ def own_systems(
     ]
 
 
-def broken(name: str, peer: str, error: BaseException) -> System:
+def broken(name: str, error: BaseException) -> System:
     """A system that could not be made: it fails with the reason when it is run, like any that fails later."""
 
     def fail(prompts: Sequence[list[int]], max_tokens: int) -> NoReturn:
         raise error
 
-    return System(name, fail, peer)
+    return System(name, fail)
 
 
 def _own(decoder: PearlDecoder, strategy: str, temperature: float, seed: int, plan: dict[str, int | str]) -> Decode:
