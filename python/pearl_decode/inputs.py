@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import operator
 from collections.abc import Iterable, Mapping, Sequence, Set
 from contextlib import suppress
@@ -27,6 +28,25 @@ def numbered_lines(text: str) -> list[tuple[int, str]]:
     Unlike str.splitlines: a JSON string may hold separators of lines and paragraphs as they are.
     """
     return [(number, line) for number, line in enumerate(text.split("\n"), start=1) if line.strip()]
+
+
+def json_prompt(line: str | bytes) -> dict[str, Any]:
+    """One line of a JSONL file of prompts: an object with a string "prompt", whatever else it holds.
+
+    Raises ValueError saying what was expected, without the file and the number of the line, which the caller knows.
+    """
+    try:
+        value = json.loads(line)
+    except UnicodeDecodeError as error:
+        raise ValueError("not UTF-8 text") from error
+    except json.JSONDecodeError as error:
+        raise ValueError(f"not valid JSON: {error.msg} at column {error.colno}") from error
+    except RecursionError as error:
+        raise ValueError("not valid JSON: nested too deeply") from error
+    if not isinstance(value, dict) or not isinstance(value.get("prompt"), str):
+        raise ValueError('expected an object with a string "prompt"')
+    check_text(value["prompt"])
+    return value
 
 
 def check_text(prompt: str) -> None:

@@ -99,6 +99,8 @@ def test_prompts_may_hold_separators_of_lines(tmp_path: Path):
         ("", "holds no prompts"),
         ('{"prompt": "a"}\n{"prompt"', ":2: not valid JSON"),
         ('{"text": "a"}', ':1: expected an object with a string "prompt"'),
+        ('{"prompt": ""}', ':1: "prompt" must not be empty'),
+        ("[" * 100_000, ":1: not valid JSON: nested too deeply"),
         ('{"prompt": "a", "task": 3}', ':1: "task" must be a string, got 3'),
         ('{"prompt": "cut \\ud83d"}', ":1: prompt: expected text that is UTF-8, got '\\ud83d'"),
     ],

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from pearl_decode.inputs import check_text, numbered_lines
+from pearl_decode.inputs import json_prompt, numbered_lines
 
 SHIPPED = Path(__file__).parent.parent / "data" / "prompts.jsonl"
 NO_TASK = "all"
@@ -45,13 +44,9 @@ def read_prompts(path: str | os.PathLike[str] = SHIPPED, limit: int | None = Non
 
 
 def _parse(line: str) -> BenchPrompt:
-    try:
-        value = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"not valid JSON: {error.msg} at column {error.colno}") from error
-    if not isinstance(value, dict) or not isinstance(value.get("prompt"), str) or not value["prompt"]:
-        raise ValueError('expected an object with a string "prompt"')
-    check_text(value["prompt"])
+    value = json_prompt(line)
+    if not value["prompt"]:
+        raise ValueError('"prompt" must not be empty')
     task = value.get("task", NO_TASK)
     if not isinstance(task, str) or not task:
         raise ValueError(f'"task" must be a string, got {task!r}')

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
@@ -12,7 +11,7 @@ from pearl_decode.cli.answers import encode, record, report_failure, summary
 from pearl_decode.cli.console import BAD_ARGUMENTS, FAILED, INTERRUPTED, CliError, note, print_json
 from pearl_decode.cli.options import bare
 from pearl_decode.decoder import PearlDecoder
-from pearl_decode.inputs import check_text
+from pearl_decode.inputs import json_prompt
 from pearl_decode.request import Request
 from pearl_decode.sampling import SamplingParams
 
@@ -51,21 +50,11 @@ def read_lines(name: str, defaults: SamplingParams) -> list[Line]:
 
 
 def _parse(text: bytes, defaults: SamplingParams) -> tuple[str, SamplingParams]:
-    try:
-        value = json.loads(text)
-    except UnicodeDecodeError as error:
-        raise ValueError("not UTF-8 text") from error
-    except json.JSONDecodeError as error:
-        raise ValueError(f"not valid JSON: {error.msg} at column {error.colno}") from error
-    except RecursionError as error:
-        raise ValueError("not valid JSON: nested too deeply") from error
-    if not isinstance(value, dict) or not isinstance(value.get("prompt"), str):
-        raise ValueError('expected an object with a string "prompt"')
+    value = json_prompt(text)
     sampling = {name: value[name] for name in value if name != "prompt"}
     unknown = sorted(sampling.keys() - set(_SAMPLING))
     if unknown:
         raise ValueError(f"unknown field {unknown[0]!r}; known are prompt, {', '.join(_SAMPLING)}")
-    check_text(value["prompt"])
     return value["prompt"], replace(defaults, **sampling)
 
 
