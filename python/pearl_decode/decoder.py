@@ -35,8 +35,8 @@ class PearlDecoder:
 
     target, draft: causal models of transformers; draft None leaves "autoregressive", "lookup", and "auto" of the two
     tokenizer:     the target's; None where prompts are token ids and no text is wanted
-    gamma:         tokens drafted per round, or "auto": on a GPU one of a few, that make the target's window 4 or 8 rows
-                   wide, or 2, 4, 8 or 16 where nothing is compiled
+    gamma:         tokens drafted per round, fewer than the target's context, or "auto": on a GPU one of a few, that
+                   make the target's window 4 or 8 rows wide, or 2, 4, 8 or 16 where nothing is compiled
     strategy:      "pearl", "sequential", "lookup", "autoregressive", or "auto": before each round the one that should
                    be the fastest, by the time rounds took and by what was accepted
     rule:          "token", "block", "coupled" or "greedy"; requests of temperature 0 are greedy under each. None is
@@ -228,6 +228,9 @@ class PearlDecoder:
     def _checked(self, plan: Plan) -> Plan:
         if self.draft is None and plan.drafts:
             raise ValueError(f"strategy {plan.strategy!r} needs a draft model, got draft=None")
+        context = self.target.context
+        if isinstance(plan.gamma, int) and context is not None and plan.gamma >= context:
+            raise ValueError(f"gamma must be below the target's context of {context} tokens, got {plan.gamma}")
         if self.reproducible and plan.rule not in REPRODUCIBLE_RULES:
             raise ValueError(f"rule must be one of {list(REPRODUCIBLE_RULES)} where reproducible, got {plan.rule!r}")
         return plan

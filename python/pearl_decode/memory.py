@@ -15,7 +15,7 @@ from pearl_decode.models import CausalModel
 from pearl_decode.placement import layer_devices
 
 GIB = 1 << 30
-LOWERS = "lower max_batch or max_tokens, or shorten the prompts"
+LOWERS = "lower max_batch, max_tokens or gamma, or shorten the prompts"
 MEMINFO = Path("/proc/meminfo")
 # Where a container's own limit shows: limit, use, and the statistics that say how much of it is files.
 CGROUPS = (

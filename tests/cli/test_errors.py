@@ -138,6 +138,12 @@ def test_model_that_fails_to_load_is_one_line(generate: Cli, monkeypatch: pytest
     assert str(failure) in one_line(outcome.err)
 
 
+def test_gamma_that_no_text_is_as_long_as_is_named(generate: Cli):
+    outcome = generate("a prompt", "--gamma", "1000000")
+    assert outcome.status == 1
+    assert "gamma must be below the target's context of 512 tokens, got 1000000" in one_line(outcome.err)
+
+
 def test_folder_without_a_model_exits_1(generate: Cli, tmp_path):
     outcome = generate("a prompt", "--target", str(tmp_path))
     assert outcome.status == 1

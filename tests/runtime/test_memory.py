@@ -32,7 +32,7 @@ def test_too_little_memory_is_said_before_anything_runs(llama, prompts, monkeypa
     for result in both:
         assert (result.finish_reason, result.token_ids) == ("error", [])
         assert "the target's cache of 2 x " in result.error
-        assert "GiB are missing; lower max_batch or max_tokens, or shorten the prompts" in result.error
+        assert "GiB are missing; lower max_batch, max_tokens or gamma, or shorten the prompts" in result.error
     assert fits.error is None
 
 
