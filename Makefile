@@ -2,7 +2,8 @@
 
 PYTHON ?= python3
 VENV ?= .venv
-# What pip installs where no torch can be imported yet. The version alone: a plain `torch` may pull gigabytes of CUDA.
+# What pip installs where no torch can be imported yet, in pip's words, options too. PyPI's own builds for Linux bring
+# gigabytes of CUDA; one for CPUs alone is had with TORCH='torch==2.13.0 --index-url https://download.pytorch.org/whl/cpu'
 TORCH ?= torch==2.13.0
 # Processes that share the tests out, file by file: most tests keep no more than one core busy.
 JOBS ?= 2
@@ -26,7 +27,7 @@ help:
 	@echo "make test    the same environment, then the test suite in JOBS=2 processes (ARGS=... for pytest)"
 	@echo "make check   ruff, mypy and clang-format"
 	@echo "make clean   remove $(VENV), build outputs and caches of tools"
-	@echo "TORCH=$(TORCH) is installed first; another requirement of pip may be given"
+	@echo "TORCH=$(TORCH) is installed first; other words for pip install may be given, options too"
 
 demo: $(VENV)/.installed
 	$(BIN)/pearl-decode generate --compare --repeat 2 --max-tokens 64 "$(PROMPT)"
@@ -44,7 +45,7 @@ clean:
 	rm -rf $(VENV) build dist .cache .mypy_cache .pytest_cache .ruff_cache *.egg-info python/*.egg-info pearl_kernels/_C*.so
 
 $(VENV)/.installed: $(SOURCES) | $(VENV)/bin/python
-	@$(BIN)/python -c "import torch" 2>/dev/null || { echo "installing $(TORCH)"; $(PIP) "$(TORCH)"; }
+	@$(BIN)/python -c "import torch" 2>/dev/null || { words='$(TORCH)'; echo "installing $$words"; $(PIP) $$words; }
 	@echo "building and installing pearl-kernels"
 	@$(PIP) --editable ".[demo,dev]"
 	@touch $@
