@@ -14,6 +14,7 @@ import json
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import torch
 from harness import describe_machine
@@ -55,6 +56,18 @@ def round_time_s(model: PreTrainedModel, strategy: str, target_ms: float, draft_
     return result.stats.decode_s / result.stats.rounds
 
 
+def row_of(strategy: str, case: tuple[int, int, int], measured_s: list[float]) -> dict[str, Any]:
+    """A case's row, from the seconds of a round in each repeat."""
+    target_ms, draft_ms, gamma = case
+    lanes_ms = [target_ms, gamma * draft_ms]
+    floor_ms = max(lanes_ms) if strategy == "pearl" else sum(lanes_ms)
+    ratios = sorted(1e3 * seconds / floor_ms for seconds in measured_s)
+    return {
+        "strategy": strategy, "target_ms": target_ms, "draft_ms": draft_ms, "gamma": gamma, "floor_ms": floor_ms,
+        "round_ms": 1e3 * median(measured_s), "ratio": median(ratios), "ratio_min": ratios[0], "ratio_max": ratios[-1],
+    }  # fmt: skip
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repeat", type=int, default=5)
@@ -66,16 +79,7 @@ def main() -> None:
         for case in CASES:
             for strategy in ("pearl", "sequential"):
                 times.setdefault((strategy, case), []).append(round_time_s(model, strategy, *case))
-    rows = []
-    for (strategy, (target_ms, draft_ms, gamma)), measured in times.items():
-        lanes_ms = [target_ms, gamma * draft_ms]
-        floor_ms = max(lanes_ms) if strategy == "pearl" else sum(lanes_ms)
-        ratios = sorted(1e3 * seconds / floor_ms for seconds in measured)
-        rows.append(
-            {"strategy": strategy, "target_ms": target_ms, "draft_ms": draft_ms, "gamma": gamma, "floor_ms": floor_ms,
-             "round_ms": 1e3 * median(measured), "ratio": median(ratios), "ratio_min": ratios[0],
-             "ratio_max": ratios[-1]}
-        )  # fmt: skip
+    rows = [row_of(strategy, case, measured) for (strategy, case), measured in times.items()]
     table = Table("strategy", "target ms", "draft ms", "gamma", "floor ms", "round ms", "round / floor", "min-max")
     for row in sorted(rows, key=lambda row: str(row["strategy"])):
         table.add_row(
