@@ -216,7 +216,7 @@ def test_the_fastest_gamma_of_each_strategy_is_marked(load):
 def sample(system: str, repeat: int, tokens: int, accepted: int) -> Sample:
     """Two requests that decode together for two seconds; of the four drafted tokens of each so many were accepted."""
     stats = DecodeStats(
-        "", 1, "", decode_s=2.0, target_forwards=4, target_busy_s=0.8, draft_forwards=8, draft_busy_s=0.8,
+        "", 1, "", decode_s=2.0, target_forwards=4, target_busy_s=0.8, draft_forwards=8, draft_busy_s=0.4,
         accepted_tokens=accepted, judged_tokens=4,
     )  # fmt: skip
     return Sample(system, "task", 0, repeat, 99.0, [[1] * (tokens // 2)] * 2, [stats, stats])
@@ -232,5 +232,5 @@ def test_a_point_of_a_sweep_is_over_the_target_alone():
     point = _point(done, own, "sequential", 1, alone)
     assert (point.strategy, point.gamma, point.acceptance) == ("sequential", 1, 0.5)
     assert point.ratio == Spread(3, 2, 4)
-    assert (point.target_s, point.draft_s) == pytest.approx((0.2, 0.1))
-    assert point.modelled == pytest.approx(1)  # 1.5 tokens in 0.2 + 0.1 s are 5 a second
+    assert (point.target_s, point.draft_s) == pytest.approx((0.2, 0.05))
+    assert point.modelled == pytest.approx(1.2)  # 1.5 tokens in 0.2 + 0.05 s are 6 a second
