@@ -28,7 +28,7 @@ def test_drafts_are_delivered_while_the_target_has_yet_to_run(llama, near_llama,
     with DeviceDecoder(llama, near_llama, **plan) as decoder:
         requests, _ = decoder.start(prompts[:1], SamplingParams(0.8, max_tokens=20))
         engine = decoder.runner.engine(requests, decoder.plan)
-        _, rounds = engine._start()
+        rounds = engine._start()
         engine._prefill(rounds)
         round = rounds.play(engine._shapes[engine.chooser.choices[0]], 32)
         while lanes[1]._queue:  # the target goes as far as the message that the draft waits for
