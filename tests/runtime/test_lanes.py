@@ -206,6 +206,7 @@ def test_work_that_waits_when_a_lane_is_closed_is_an_error_not_a_wait():
     threading.Timer(0.05, go_on.set).start()
     lane.close()
     assert running.result() == "done"
+    assert waiting.done
     with pytest.raises(RuntimeError, match="the lane was closed before this was done"):
         waiting.result()
     with pytest.raises(RuntimeError, match="the lane is closed"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import weakref
 from collections.abc import Callable
+from contextlib import suppress
 from queue import Empty, SimpleQueue
 from typing import Any, Generic, TypeVar
 
@@ -105,14 +106,9 @@ def _work(jobs: SimpleQueue[Job[Any] | None]) -> None:
 
 
 def _end(jobs: SimpleQueue[Job[Any] | None], thread: threading.Thread) -> None:
-    waiting = []
-    try:
-        while True:
-            waiting.append(jobs.get_nowait())
-    except Empty:
-        jobs.put(None)
-    for job in waiting:
-        if job is not None:
+    with suppress(Empty):
+        while (job := jobs.get_nowait()) is not None:
             job.drop()
+    jobs.put(None)
     if not on_worker():
         thread.join()
