@@ -42,6 +42,15 @@ def captures(decoder) -> list[int]:
     return [lane.captures for lane in decoder.runner.lanes]
 
 
+@torch.inference_mode()
+def poison(rounds) -> None:
+    """Leave NaN in the caches of both models."""
+    for cache in (rounds.batch.cache, rounds.batch.draft.cache):
+        for layer in cache.layers:
+            layer.keys.fill_(math.nan)
+            layer.values.fill_(math.nan)
+
+
 def ids(results) -> list[list[int]]:
     return [result.token_ids for result in results]
 
@@ -94,11 +103,7 @@ def test_rounds_of_the_batch_before_are_used_again(decoder, prompts, wanted):
     assert ids(decoder.generate(prompts, PARAMS)) == wanted[0]
     before = captures(decoder)
     [rounds] = decoder.runner.kept.rounds
-    with torch.inference_mode():
-        for cache in (rounds.batch.cache, rounds.batch.draft.cache):
-            for layer in cache.layers:
-                layer.keys.fill_(math.nan)
-                layer.values.fill_(math.nan)
+    poison(rounds)
     assert ids(decoder.generate(prompts[::-1], PARAMS)) == wanted[1]
     assert captures(decoder) == before
 
@@ -112,11 +117,7 @@ def test_what_attention_does_not_look_at_is_not_cleared(near_llama, prompts, wan
     with DeviceDecoder(*models, gamma=3, rule="coupled", max_batch=2) as decoder:
         decoder.generate(prompts[:2], PARAMS)
         [rounds] = decoder.runner.kept.rounds
-        with torch.inference_mode():
-            for cache in (rounds.batch.cache, rounds.batch.draft.cache):
-                for layer in cache.layers:
-                    layer.keys.fill_(math.nan)
-                    layer.values.fill_(math.nan)
+        poison(rounds)
         assert ids(decoder.generate(prompts, PARAMS)) == wanted[0]
 
 
