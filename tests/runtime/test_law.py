@@ -8,7 +8,9 @@ import pytest
 import torch
 
 from pearl_decode import PearlDecoder, SamplingParams
+from pearl_kernels import Purpose, sample
 from tests.runtime.scripted import scripted_pair, table_model, tokens_per_round
+from tests.runtime.tiny import build
 
 VOCAB, ROWS, LENGTH = 5, 20_000, 3
 
@@ -76,3 +78,21 @@ def test_mean_tokens_per_round_follow_the_formula(acceptance, gamma):
     # A request's last round is cut short; half a round on average is put back.
     measured = rows * count / (rounds - 0.5 * rows)
     assert math.isclose(measured, tokens_per_round(acceptance, gamma), rel_tol=0.03)
+
+
+@pytest.mark.parametrize("strategy", ["sequential", "pearl"])
+def test_a_position_is_drafted_again_with_noise_of_its_own(strategy, runtime, llama, monkeypatch):
+    """Else what was refused there would be drafted again, and again be refused."""
+    noise = []
+
+    def drawn(logits, params, positions, *, purpose, epochs):
+        assert purpose is Purpose.DRAFT
+        noise.extend(zip(positions.tolist(), epochs.tolist(), strict=True))
+        return sample(logits, params, positions, purpose=purpose, epochs=epochs)
+
+    for module in ("pearl_decode.lanes.draft", "pearl_decode.device.draft"):
+        monkeypatch.setattr(f"{module}.sample", drawn)
+    with PearlDecoder(llama, build("qwen3"), strategy=strategy, gamma=4, rule="token") as decoder:
+        decoder.generate([[5, 6, 7]], SamplingParams(max_tokens=60, temperature=1.0, seed=2))
+    assert len(set(noise)) == len(noise)
+    assert len({position for position, _ in noise}) < len(noise), "something was refused"
