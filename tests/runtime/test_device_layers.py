@@ -32,7 +32,7 @@ from pearl_decode.trials import agreeing_layers
 from pearl_decode.window_model import WHOLE, WindowModel
 from pearl_kernels import SamplingTensors
 from pearl_kernels.dispatch import Backend
-from tests.runtime.device import DeviceDecoder, Tape, no_host_reads
+from tests.runtime.device import DeviceDecoder, Tape, TapeLane, no_host_reads
 from tests.runtime.test_layer import count_calls
 from tests.runtime.tiny import VOCAB, build
 
@@ -114,6 +114,16 @@ def test_a_model_of_such_layers_runs_as_one_call(name, calls, as_one):
     assert len(as_one.calls["window_decoder"]) > 24
 
 
+@pytest.mark.parametrize("strategy", ["autoregressive", "lookup"])
+def test_its_rounds_are_replayed(strategy, as_one):
+    model, graph = attending("llama"), TapeLane()
+    wanted = texts(model)
+    as_one(model)
+    with DeviceDecoder(model, strategy=strategy, device_lanes=(graph, TapeLane())) as decoder:
+        assert [result.token_ids for result in decoder.generate(PROMPTS, PARAMS)] == wanted
+    assert 0 < graph.captures < 10
+
+
 @torch.inference_mode()
 def test_a_long_prompt_is_read_into_the_memory_that_the_rounds_use(as_one):
     model, cache = attending("llama"), WindowCache(100)
@@ -159,17 +169,19 @@ def test_a_draft_that_is_one_call_drafts_what_it_does_step_by_step(d2t, strategy
     """Of a prompt of one token too, of which a sequential round's draft reads that one and nothing before it."""
     models, found = drafting(d2t), []
     params = [SamplingParams(max_tokens=24, temperature=t, seed=3) for t in (0.0, 0.9, 1.3)]
-    for whole in (False, True):
-        if whole:
+    graphs = TapeLane(), TapeLane()
+    for whole, lanes in ((False, None), (True, None), (True, graphs)):
+        if whole and lanes is None:
             as_one(*models)
         as_one.calls["draft_chain"].clear()
-        with DeviceDecoder(*models, strategy=strategy, rule=rule, gamma=3) as decoder:
-            for guard in (nullcontext, lambda: no_host_reads(monkeypatch)):
+        with DeviceDecoder(*models, strategy=strategy, rule=rule, gamma=3, device_lanes=lanes) as decoder:
+            for guard in (lambda: no_host_reads(monkeypatch), nullcontext):
                 with guard():
                     results = decoder.generate(PROMPTS, params)
                 found.append([(result.token_ids, result.stats.accepted_lengths) for result in results])
         assert bool(as_one.calls["draft_chain"]) is whole
-    assert found == found[:1] * 4
+    assert found == found[:1] * 6
+    assert all(0 < lane.captures < 10 for lane in graphs), "rounds are replayed"
 
 
 def test_of_a_draft_with_more_ids_than_the_target_each_step_is_drawn_by_itself(as_one):
