@@ -11,6 +11,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
+from torch._subclasses import FakeTensor
 
 from pearl_kernels.types import DecodeState, Finished, Purpose, RowStats, SamplingTensors
 
@@ -171,9 +172,14 @@ def within(op: str, name: str, values: list[Any], low: float, high: float, *, op
         raise ValueError(f"{op}: {name} must be in {bracket}{low:g}, {high:g}], got values from {least:g} to {most:g}")
 
 
+def traced(value: Tensor) -> bool:
+    """Whether torch only asks what would be done: it traces a graph, or the tensor has no memory."""
+    return torch.compiler.is_compiling() or isinstance(value, FakeTensor)
+
+
 def readable(value: Tensor) -> bool:
-    """Whether the values may be read here: on the CPU, and not while a graph is being traced."""
-    return not torch.compiler.is_compiling() and value.device.type == "cpu"
+    """Whether the values may be read here: on the CPU, and not where they are only traced."""
+    return value.device.type == "cpu" and not traced(value)
 
 
 def _versions(value: SamplingTensors) -> list[object]:

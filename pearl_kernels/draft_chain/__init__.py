@@ -99,7 +99,7 @@ def draft_chain(
     draws = Draws(params, steps, vocab, purpose, epochs, d2t, text, strengths, lengths)
     outputs = weights.head.out_features
     found = _new(steps, batch, outputs, weights) if out is None else _of(out, steps, batch, outputs, weights)
-    if torch.compiler.is_compiling():
+    if checks.traced(tokens):
         one_by_one(window, draws, found, backend)
     else:
         choose(op, device, backend)(window.contiguous(), draws, found)

@@ -66,7 +66,7 @@ def window_attention(
     if checks.readable(seq_lens) and seq_lens.numel():
         checks.in_range("window_attention", "seq_lens", seq_lens, 0, k_cache.shape[2] - q.shape[1])
     _check_numbers(scale, window, softcap)
-    if not torch.compiler.is_compiling():  # a model calls this for every layer: the registry costs more
+    if not checks.traced(q):  # a model calls this for every layer: the registry costs more
         return _append_and_attend(q, k_cache, v_cache, k_new, v_new, seq_lens, scale, window, softcap, backend)
     if k_new is None or v_new is None:
         out: Tensor = torch.ops.pearl.window_attention.default(

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
+from pearl_kernels import checks
 from pearl_kernels.dispatch import choose
 from pearl_kernels.window_decoder.reference import one_by_one
 from pearl_kernels.window_decoder.weights import DecoderWeights
@@ -57,7 +57,7 @@ def window_decoder(
     width = tokens.shape[1]
     if not 0 <= keep <= width:
         raise ValueError(f"window_decoder: keep must be from 0 to width={width}, got {keep}")
-    if torch.compiler.is_compiling():
+    if checks.traced(tokens):
         return one_by_one(window, keep, backend)
     logits: Tensor = choose("window_decoder", tokens.device, backend)(window.contiguous(), keep)
     return logits

@@ -54,7 +54,7 @@ def window_layer(
     checks.tensor("window_layer", "cos", cos, angles, weights.dtype, x.device)
     checks.tensor("window_layer", "sin", sin, angles, weights.dtype, x.device)
     checks.tensor("window_layer", "seq_lens", seq_lens, (("batch", batch),), torch.int64, x.device)
-    if torch.compiler.is_compiling():
+    if checks.traced(x):
         out: Tensor = torch.ops.pearl.window_layer_.default(
             x, *weights.as_lists(), weights.eps, cos, sin, k_cache, v_cache, seq_lens, scale, backend
         )

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from pearl_kernels import checks
 from pearl_kernels.dispatch import choose, define, operation
 
 WEIGHT_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.int8)
@@ -124,7 +125,7 @@ def window_linears(x: Tensor, layers: Sequence[Linear], *, backend: str | None =
     """
     for layer in layers:
         _check(x, layer)
-    if torch.compiler.is_compiling():
+    if checks.traced(x):
         return [torch.ops.pearl.window_linear.default(x, *layer, backend) for layer in layers]
     return _window_linears(x, layers, backend)
 

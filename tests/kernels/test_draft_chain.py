@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses import FakeTensor, FakeTensorMode
 
 from pearl_kernels import (
     DraftChain,
@@ -260,6 +261,17 @@ def test_can_be_compiled(backend):
     tokens, logits = torch.compile(chain, fullgraph=True, backend="aot_eager")(case.tokens)
     assert torch.equal(tokens, wanted.drawn.tokens)
     assert torch.equal(logits, wanted.logits)
+
+
+def test_of_a_tensor_without_memory_only_shapes_are_told():
+    """As torch asks for them where it estimates what a model would need."""
+    case = chain_of(d2t=D2T)
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        case.tokens = mode.from_tensor(case.tokens)
+        (tokens, stats, status), logits = case.run()
+    assert isinstance(logits, FakeTensor)
+    assert logits.shape == (3, STEPS, OUTPUTS)
+    assert tokens.shape == stats.lse.shape == status.shape == (3, STEPS)
 
 
 @pytest.mark.parametrize("level", LEVELS)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import importlib
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses import FakeTensor, FakeTensorMode
 
 import pearl_kernels
 from pearl_kernels.window_attention import MOST_TRITON_WIDTH, reference
@@ -198,6 +199,14 @@ def test_lengths_of_32_bits(backend: str) -> None:
 
 def test_no_rows(backend: str) -> None:
     assert case_of([]).run(backend).shape == (0, 3, 4, 16)
+
+
+def test_of_a_tensor_without_memory_only_its_shape_is_told() -> None:
+    case = case_of([30, 4])
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        for append in (True, False):
+            out = replace(case, q=mode.from_tensor(case.q)).run(None, append=append)
+            assert (type(out), out.shape) == (FakeTensor, case.q.shape)
 
 
 def test_opcheck(backend: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch._subclasses import FakeTensor, FakeTensorMode
 
 from pearl_kernels import Linear, packed, quantized, unpacked, window_linear, window_linears
 from tests.kernels.levels import LEVELS, run_at
@@ -133,6 +134,14 @@ def test_is_an_operation_of_torch(backend, order):
 
     compiled = torch.compile(twice, fullgraph=True, backend="aot_eager")
     assert torch.equal(compiled(x), twice(x))
+
+
+def test_of_a_tensor_without_memory_only_shapes_are_told():
+    x, layer = problem(3, 33, 64, torch.int8)
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    with mode:
+        found = window_linears(mode.from_tensor(x), [layer, layer.packed()])
+    assert [(type(each), each.shape) for each in found] == [(FakeTensor, (3, 33))] * 2
 
 
 @pytest.mark.parametrize("level", LEVELS)
