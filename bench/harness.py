@@ -168,7 +168,7 @@ def parser_of(doc: str, default_cases: dict[str, str]) -> argparse.ArgumentParse
     parser.add_argument("--cases", help=f"sizes and dtypes (default: {default_cases})")
     parser.add_argument("--repeats", type=int, default=40)
     parser.add_argument("--plot", type=Path, help="draw time against batch and vocabulary there; needs matplotlib")
-    parser.add_argument("--threads", type=int, default=1, help="torch's threads; the cpu backend has one (default: 1)")
+    parser.add_argument("--threads", type=int, default=1, help="torch's, and the cpu backend's (default: 1)")
     parser.add_argument("--json", type=Path, help="write versions and rows there")
     return parser
 

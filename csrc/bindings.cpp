@@ -427,8 +427,16 @@ void def_op(py::module_& m, const char* name, Args (*build)(Given...), Run run) 
   m.def(name, [build, run](Given... given) { run(build(given...)); }, py::call_guard<py::gil_scoped_release>());
 }
 
+// The same, with the number of threads as one more argument, which `run` gets as well.
+template <typename Args, typename... Given, typename Run>
+void def_shared_op(py::module_& m, const char* name, Args (*build)(Given...), Run run) {
+  m.def(
+      name, [build, run](Given... given, int threads) { run(build(given...), threads); },
+      py::call_guard<py::gil_scoped_release>());
+}
+
 #ifdef PEARL_WITH_CUDA
-// The same, with a Queue as one more argument, which `run` gets as well.
+// The same, with a Queue in its place.
 template <typename Args, typename... Given, typename Run>
 void def_cuda_op(py::module_& m, const char* name, Args (*build)(Given...), Run run) {
   m.def(
@@ -445,9 +453,9 @@ PYBIND11_MODULE(_C, m) {
   using WithoutGil = py::call_guard<py::gil_scoped_release>;
   m.doc() = "Native kernels. They take raw addresses and check nothing: call them through pearl_kernels.";
   m.def("build_info", &build_info, "How this binary was built, and the SIMD level it runs at.");
-  def_op(m, "sample", &sample_args, [](const auto& args) { pearl::cpu_kernels().sample(args); });
-  def_op(m, "verify", &verify_args, [](const auto& args) { pearl::cpu_kernels().verify(args); });
-  def_op(m, "advance", &advance_args, [](const auto& args) { pearl::cpu_kernels().advance(args); });
+  def_shared_op(m, "sample", &sample_args, [](const auto&... given) { pearl::cpu_kernels().sample(given...); });
+  def_shared_op(m, "verify", &verify_args, [](const auto&... given) { pearl::cpu_kernels().verify(given...); });
+  def_shared_op(m, "advance", &advance_args, [](const auto&... given) { pearl::cpu_kernels().advance(given...); });
   def_op(m, "induce", &induction_args, [](const auto& args) { pearl::induce(args); });
   m.def("window_linear", &window_linear, WithoutGil());
   def_op(m, "window_norm", &norm_args, [](const auto& args) { pearl::cpu_kernels().window_norm(args); });

@@ -17,9 +17,9 @@ namespace pearl {
 // The CPU kernels as compiled for one SIMD level.
 struct CpuKernels {
   const char* level;
-  void (*sample)(const SampleArgs&);
-  void (*verify)(const VerifyArgs&);
-  void (*advance)(const AdvanceArgs&);
+  void (*sample)(const SampleArgs&, int threads);
+  void (*verify)(const VerifyArgs&, int threads);
+  void (*advance)(const AdvanceArgs&, int threads);
   void (*window_linear)(const LinearArgs&);
   void (*window_attention)(const AttentionArgs&);
   void (*window_norm)(const NormArgs&);

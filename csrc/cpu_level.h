@@ -15,9 +15,9 @@
 // PEARL_SIMD names. read_bytes is a checksum of whole vectors of memory: the cost of reading it once.
 #define PEARL_DECLARE_LEVEL(level)                       \
   namespace pearl::level {                               \
-  void sample(const SampleArgs& args);                   \
-  void verify(const VerifyArgs& args);                   \
-  void advance(const AdvanceArgs& args);                 \
+  void sample(const SampleArgs& args, int threads);      \
+  void verify(const VerifyArgs& args, int threads);      \
+  void advance(const AdvanceArgs& args, int threads);    \
   void window_linear(const LinearArgs& args);            \
   void window_attention(const AttentionArgs& args);      \
   void window_norm(const NormArgs& args);                \

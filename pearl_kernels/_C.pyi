@@ -33,6 +33,7 @@ def sample(
     threshold: int,
     lse: int,
     status: int,
+    threads: int,
 ) -> None: ...
 def verify(
     batch: int,
@@ -47,6 +48,7 @@ def verify(
     num_accepted: int,
     next_token: int,
     status: int,
+    threads: int,
 ) -> None: ...
 def advance(
     batch: int,
@@ -59,6 +61,7 @@ def advance(
     next_window: int,
     num_emitted: int,
     num_accepted: int,
+    threads: int,
 ) -> None: ...
 def induce(
     logits: _Logits,

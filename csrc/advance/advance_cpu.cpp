@@ -1,3 +1,4 @@
+#include "common/parallel.h"
 #include "cpu_level.h"
 #include "verify/chain.h"
 
@@ -57,12 +58,14 @@ void advance_row(const AdvanceArgs& args, int64_t batch) {
 
 }  // namespace
 
-void advance(const AdvanceArgs& args) {
-  for (int64_t b = 0; b < args.batch; ++b) {
-    args.num_emitted[b] = 0;
-    args.num_accepted[b] = 0;
-    if (args.finished[b] == kRunning) advance_row(args, b);
-  }
+void advance(const AdvanceArgs& args, int threads) {
+  parallel_rows(args.batch, args.width * args.target.vocab, threads, [&args](int64_t begin, int64_t end) {
+    for (int64_t b = begin; b < end; ++b) {
+      args.num_emitted[b] = 0;
+      args.num_accepted[b] = 0;
+      if (args.finished[b] == kRunning) advance_row(args, b);
+    }
+  });
 }
 
 }  // namespace pearl::PEARL_SIMD

@@ -42,7 +42,8 @@ void draft_chain(const DraftChainArgs& args) {
     }
     int64_t* tokens = args.tokens + step * batch;
     cpu_kernels().sample({logits, args.params, heads.data(), args.epochs, args.purpose, batch, tokens,
-                          args.threshold + step * batch, args.lse + step * batch, args.status + step * batch});
+                          args.threshold + step * batch, args.lse + step * batch, args.status + step * batch},
+                         window.each.threads);
     if (args.d2t) {
       for (int64_t b = 0; b < batch; ++b) tokens[b] = args.d2t[tokens[b]];
     }

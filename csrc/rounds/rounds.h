@@ -46,7 +46,7 @@ class Rounds {
 
   void draft(int64_t gamma, int64_t missed, int threads);
   void window(DecoderArgs* args, int64_t width, int64_t drafted, int threads);
-  void advance(int64_t gamma, const float* logits, bool drafted);
+  void advance(int64_t gamma, const float* logits, bool drafted, int threads);
 
   RoundArgs args_;
   int64_t batch_;

@@ -72,7 +72,7 @@ RoundOutcome Rounds::run(int64_t gamma, int64_t missed, const std::vector<std::v
   for (int64_t b = 0; b < batch_; ++b) {
     if (!state.finished[b]) state.window[b] = static_cast<int32_t>(gamma);
   }
-  advance(gamma, target.head.out, drafts);
+  advance(gamma, target.head.out, drafts, threads);
   for (int64_t b = 0; b < batch_; ++b) {
     const int64_t* row = state.tokens + b * state.tokens_stride;
     outcome.emitted.emplace_back(row + before[b], row + state.committed[b]);
@@ -116,7 +116,7 @@ void Rounds::window(DecoderArgs* args, int64_t width, int64_t drafted, int threa
   args->each.threads = threads;
 }
 
-void Rounds::advance(int64_t gamma, const float* logits, bool drafted) {
+void Rounds::advance(int64_t gamma, const float* logits, bool drafted, int threads) {
   const int64_t width = gamma + 1, vocab = args_.target.head.outputs;
   AdvanceArgs args = args_.advance;
   args.width = width;
@@ -138,7 +138,7 @@ void Rounds::advance(int64_t gamma, const float* logits, bool drafted) {
   } else {
     args.draft = {};
   }
-  cpu_kernels().advance(args);
+  cpu_kernels().advance(args, threads);
 }
 
 }  // namespace pearl

@@ -1,4 +1,5 @@
 #include "common/draw.h"
+#include "common/parallel.h"
 #include "cpu_level.h"
 
 namespace pearl::PEARL_SIMD {
@@ -29,16 +30,18 @@ Sampled sample_row(const Row& row, const Filter& filter, const NoiseKey& key) {
 
 }  // namespace
 
-void sample(const SampleArgs& args) {
-  for (int64_t b = 0; b < args.batch; ++b) {
-    const NoiseKey key =
-        make_noise_key(args.params.seed[b], args.positions[b], args.purpose, args.epochs ? args.epochs[b] : 0);
-    const Sampled result = sample_row(row_of(args.logits, b, 0), filter_of(args.params, b), key);
-    args.tokens[b] = result.token;
-    args.threshold[b] = result.threshold;
-    args.lse[b] = result.lse;
-    args.status[b] = result.status;
-  }
+void sample(const SampleArgs& args, int threads) {
+  parallel_rows(args.batch, args.logits.vocab, threads, [&args](int64_t begin, int64_t end) {
+    for (int64_t b = begin; b < end; ++b) {
+      const NoiseKey key =
+          make_noise_key(args.params.seed[b], args.positions[b], args.purpose, args.epochs ? args.epochs[b] : 0);
+      const Sampled result = sample_row(row_of(args.logits, b, 0), filter_of(args.params, b), key);
+      args.tokens[b] = result.token;
+      args.threshold[b] = result.threshold;
+      args.lse[b] = result.lse;
+      args.status[b] = result.status;
+    }
+  });
 }
 
 }  // namespace pearl::PEARL_SIMD

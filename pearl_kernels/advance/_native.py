@@ -8,11 +8,12 @@ from torch import Tensor
 
 from pearl_kernels import _C
 from pearl_kernels._pointers import RULES, address, draft_side, logits_view, sampling_params
+from pearl_kernels.threads import num_threads
 
 
 def advance_(*given: Any) -> None:
     """Judge each running row's chain and commit what holds, in place, as `pearl_kernels.advance_` says."""
-    _C.advance(*arguments(*given))
+    _C.advance(*(*arguments(*given), num_threads()))
 
 
 def arguments(

@@ -8,11 +8,12 @@ from torch import Tensor
 
 from pearl_kernels import _C
 from pearl_kernels._pointers import address, logits_view, sampling_params
+from pearl_kernels.threads import num_threads
 
 
 def sample_out(*given: Any) -> None:
     """Draw a token for each row of CPU logits and keep the row's statistics, as `pearl_kernels.sample` says."""
-    _C.sample(*arguments(*given))
+    _C.sample(*(*arguments(*given), num_threads()))
 
 
 def arguments(

@@ -8,11 +8,12 @@ from torch import Tensor
 
 from pearl_kernels import _C
 from pearl_kernels._pointers import RULES, address, draft_side, logits_view, sampling_params
+from pearl_kernels.threads import num_threads
 
 
 def verify_out(*given: Any) -> None:
     """Judge each row's drafted chain on CPU logits, as `pearl_kernels.verify` says."""
-    _C.verify(*arguments(*given))
+    _C.verify(*(*arguments(*given), num_threads()))
 
 
 def arguments(

@@ -16,7 +16,7 @@ from pearl_decode.lanes.worker import Job
 from pearl_decode.lookup import PromptLookup
 from pearl_decode.past import Past, Read
 from pearl_decode.state import PLACEHOLDER, Batch
-from pearl_kernels import advance_
+from pearl_kernels import advance_, kernels_alone
 
 SETTLED_S = 0.5e-3  # a lane's thread has the interpreter to itself for so long, to begin its forward
 
@@ -154,16 +154,17 @@ class Round:
         if chain is not None:
             chain = chain.first(logits.shape[1])
         before = self.batch.committed
-        output = advance_(
-            self.batch.state,
-            logits,
-            self.batch.params,
-            draft_logits=chain.logits if chain else None,
-            draft_stats=chain.stats if chain else None,
-            d2t=self.draft.model.d2t if self.draft and chain else None,
-            rule=self.rule,
-            next_window=next_window,
-        )
+        with kernels_alone():  # or OpenMP threads of this one would wait awake beside the lanes
+            output = advance_(
+                self.batch.state,
+                logits,
+                self.batch.params,
+                draft_logits=chain.logits if chain else None,
+                draft_stats=chain.stats if chain else None,
+                d2t=self.draft.model.d2t if self.draft and chain else None,
+                rule=self.rule,
+                next_window=next_window,
+            )
         self.batch.refresh()
         return self._outcome(self.batch.since(before), output.num_accepted.tolist(), drafted)
 

@@ -7,15 +7,16 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import torch
 
-from pearl_kernels import kernels_alone, release_threads, window_linear
+from pearl_kernels import DecodeState, advance_, kernels_alone, release_threads, window_linear
 from pearl_kernels.threads import num_threads
+from tests.kernels.cases import SampleCase, VerifyCase, mixed_params, verify_case
 
 SIZES = [(4, 512, 2048), (1, 64, 4096), (9, 256, 1031)]  # rows, inputs, outputs
 
@@ -43,11 +44,11 @@ def products(times: int, *, alone: bool = True) -> list[torch.Tensor]:
     return found
 
 
-def at_one_thread(times: int) -> list[torch.Tensor]:
+def at_one_thread(work: Callable[[], list[torch.Tensor]]) -> list[torch.Tensor]:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        return products(times)
+        return work()
     finally:
         torch.set_num_threads(threads)
 
@@ -63,11 +64,51 @@ def tasks() -> set[str]:
 
 
 def test_work_is_done_once_whoever_calls_and_however_often(threads: int) -> None:
-    wanted = at_one_thread(20)
+    wanted = at_one_thread(lambda: products(20))
     check(products(20, alone=False), wanted)
     with ThreadPoolExecutor(4, initializer=torch.set_num_threads, initargs=(threads,)) as callers:
         for found in callers.map(products, [20] * 8):
             check(found, wanted)
+
+
+def judged(case: VerifyCase, draws: SampleCase, state: DecodeState) -> list[torch.Tensor]:
+    state = DecodeState(*(tensor.clone() for tensor in vars(state).values()))
+    outcome = advance_(
+        state, case.target_logits, case.params, draft_logits=case.draft_logits, draft_stats=case.draft_stats,
+        d2t=case.d2t, rule=case.rule, next_window=2, backend="cpu",
+    )  # fmt: skip
+    drawn = draws.run("cpu")
+    return [*case.run("cpu"), drawn.tokens, *drawn.stats, drawn.status, *outcome, *vars(state).values()]
+
+
+@pytest.mark.parametrize("rule", ["greedy", "token", "block", "coupled"])
+def test_rows_are_drawn_and_judged_alike_by_any_number_of_threads(rule: str, threads: int) -> None:
+    batch, width, vocab = 13, 4, 9000
+    case, logits = verify_case(batch, width, vocab, rule=rule), torch.randn(batch, 4 * vocab)
+    draws = SampleCase(4 * logits, mixed_params(batch), torch.arange(batch))
+    state = DecodeState(
+        tokens=torch.cat([torch.zeros(batch, 1).long(), case.draft_tokens, torch.zeros(batch, 9).long()], dim=1),
+        committed=torch.ones(batch).long(),
+        window=torch.arange(batch, dtype=torch.int32) % width,
+        max_len=torch.full((batch,), 9),
+        eos_ids=torch.full((batch, 1), -1),
+        finished=(torch.arange(batch, dtype=torch.int32) == 5).int(),
+        status=torch.zeros(batch, dtype=torch.int32),
+    )
+    wanted = at_one_thread(lambda: judged(case, draws, state))
+    check(judged(case, draws, state), wanted)
+    before, started = tasks(), set()
+
+    def work() -> list[torch.Tensor]:
+        torch.set_num_threads(threads)
+        with kernels_alone():
+            found = judged(case, draws, state)
+        started.update(tasks() - before)
+        return found
+
+    with ThreadPoolExecutor(1) as caller:
+        check(caller.submit(work).result(), wanted)
+    assert len(started) >= threads, "the caller and its helpers"
 
 
 def test_a_forked_process_has_helpers_of_its_own(threads: int) -> None:
