@@ -351,6 +351,26 @@ run_round(pearl::Rounds& rounds, int64_t gamma, int64_t missed, const std::vecto
           std::move(outcome.accepted)};
 }
 
+// (logits or 0, threshold, lse)
+using DraftRows = std::tuple<Address, Address, Address>;
+
+pearl::DraftRows draft_rows(const DraftRows& rows) {
+  const auto& [logits, threshold, lse] = rows;
+  return {pointer<float>(logits), pointer<float>(threshold), pointer<float>(lse)};
+}
+
+void draft_round(pearl::Rounds& rounds, int64_t gamma, int64_t missed, const DraftRows& into, int threads) {
+  rounds.draft(gamma, missed, draft_rows(into), threads);
+}
+
+// As run_round, without what it says of the draft and of times.
+std::tuple<std::vector<std::vector<int64_t>>, std::vector<int32_t>> commit_round(pearl::Rounds& rounds, int64_t gamma,
+                                                                                 const DraftRows& drafted,
+                                                                                 const DraftRows& chain, int threads) {
+  pearl::RoundOutcome outcome = rounds.commit(gamma, draft_rows(drafted), draft_rows(chain), threads);
+  return {std::move(outcome.emitted), std::move(outcome.accepted)};
+}
+
 #ifdef PEARL_WITH_CUDA
 // (device, stream, multiprocessors of the device, the first number of its compute capability)
 using Queue = std::tuple<int, Address, int, int>;
@@ -468,7 +488,10 @@ PYBIND11_MODULE(_C, m) {
   def_op(m, "draft_chain", &chain_args, [](const auto& args) { pearl::draft_chain(args); });
   py::class_<pearl::Rounds>(m, "Rounds", py::module_local())
       .def(py::init(&rounds))
-      .def("run", &run_round, WithoutGil());
+      .def("run", &run_round, WithoutGil())
+      .def("draft", &draft_round, WithoutGil())
+      .def("read_windows", &pearl::Rounds::read_windows, WithoutGil())
+      .def("commit", &commit_round, WithoutGil());
 #ifdef PEARL_WITH_CUDA
   m.def("cuda_problem", &cuda_problem, WithoutGil(), arg("device"),
         "What keeps the kernels from running on a device, or None: then all of them are loaded.");

@@ -11,6 +11,7 @@ _LayerSizes = tuple[int, int, int, int, int, int, int, int]
 _Angles = tuple[int, int, int]
 _Window = tuple[Any, ...]
 _Queue = tuple[int, int, int, int]
+_DraftRows = tuple[int, int, int]
 _State = tuple[int, int, int, int, int, int, int, int, int]
 
 class BuildInfo(TypedDict):
@@ -143,6 +144,11 @@ class Rounds:
     def run(
         self, gamma: int, missed: int, guesses: Sequence[Sequence[int]], threads: int
     ) -> tuple[str | None, tuple[float, float, float], list[list[int]], list[int]]: ...
+    def draft(self, gamma: int, missed: int, rows: _DraftRows, threads: int) -> None: ...
+    def read_windows(self, threads: int) -> None: ...
+    def commit(
+        self, gamma: int, drafted: _DraftRows, chain: _DraftRows, threads: int
+    ) -> tuple[list[list[int]], list[int]]: ...
 
 def release_threads() -> None: ...
 def read_bytes(address: int, bytes: int) -> float: ...

@@ -8,7 +8,7 @@ from pearl_kernels.advance import advance_
 from pearl_kernels.dispatch import Backend, backends
 from pearl_kernels.draft_chain import DraftChain, draft_chain
 from pearl_kernels.induction import induce_
-from pearl_kernels.rounds import Drafter, RoundOutput, Rounds, runs_rounds
+from pearl_kernels.rounds import Drafter, DraftRows, RoundOutput, Rounds, runs_rounds
 from pearl_kernels.sample import sample
 from pearl_kernels.threads import kernels_alone, release_threads
 from pearl_kernels.types import (
@@ -35,6 +35,7 @@ __all__ = [
     "DecodeState",
     "DecoderWeights",
     "DraftChain",
+    "DraftRows",
     "Drafter",
     "Finished",
     "LayerWeights",

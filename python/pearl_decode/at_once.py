@@ -1,9 +1,11 @@
-"""Rounds of plain speculation in one call each, where kernels run the models on a CPU."""
+"""Rounds in few calls, where kernels run the models on a CPU: in one, or in PEARL in three, of two lanes."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+
+import torch
 
 from pearl_decode.lanes.draft import DraftLane
 from pearl_decode.lanes.target import TargetLane
@@ -11,6 +13,10 @@ from pearl_decode.lanes.worker import Job
 from pearl_decode.models import MOST_ROWS
 from pearl_decode.state import Batch
 from pearl_kernels import Drafter, RoundOutput, Rounds, kernels_alone, runs_rounds
+
+# Of a round of PEARL the draft's part, true when it is done, and the target's: what a RoundOutput calls `emitted` and
+# `num_accepted`.
+Ahead = tuple[Job[bool], Job[tuple[list[list[int]], list[int]]]]
 
 
 class RoundsAtOnce:
@@ -33,6 +39,41 @@ class RoundsAtOnce:
         if not self._fits(drafts) or missed > min(MOST_ROWS, *self._batch.committed):
             return None
         return self._target.lane.run(lambda: self._run(gamma, missed, guesses))
+
+    def begin_ahead(self, gamma: int) -> Ahead | None:
+        """A round of PEARL. None where it has to be done in parts. A draft that fails costs its tokens alone."""
+        target, draft = self._target, self._draft
+        if not self._may_run or draft is None or draft.has_new or not draft.draws_all:
+            return None
+        if not (target.lane.AT_ONCE and draft.lane.AT_ONCE) or draft.lane.shares_thread(target.lane):
+            return None
+        heads, missed = self._batch.heads, max(draft.missed)
+        if missed > min(MOST_ROWS, *heads):
+            return None
+        with torch.inference_mode():  # as lanes run
+            if not (target.model.runs_at_once(target.cache) and draft.model.runs_at_once(draft.cache)):
+                return None
+            rounds = self._rounds = self._rounds or self._made()
+            chain, ahead = None, None
+            if draft.keeps_logits:
+                chain, ahead = (each.rows for each in draft.chains(draft.model.empty_logits(len(heads))))
+        draft.cached = [head + gamma - 1 for head in heads]
+
+        def write() -> bool:
+            with kernels_alone(), draft.lane.forward(gamma):
+                rounds.draft(gamma, missed, ahead)
+            draft.forwards += gamma
+            return True
+
+        def verify() -> tuple[list[list[int]], list[int]]:
+            with kernels_alone():
+                with target.lane.forward():
+                    rounds.read_windows()
+                drafting.wait()
+                return rounds.commit(0 if drafting.failed else gamma, ahead, chain)
+
+        drafting = draft.lane.run(write)
+        return drafting, target.lane.run(verify)
 
     def _fits(self, drafts: bool) -> bool:
         """Whether there is anything that can be done at once, whoever looks on."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -18,6 +18,7 @@ from pearl_decode.past import Past, Read
 from pearl_decode.state import PLACEHOLDER, Batch
 from pearl_kernels import advance_, kernels_alone
 
+T = TypeVar("T")
 SETTLED_S = 0.5e-3  # a lane's thread has the interpreter to itself for so long, to begin its forward
 
 
@@ -123,7 +124,7 @@ class Round:
         chores, self.chores = self.chores, None
         chores()
 
-    def drafted(self, future: Job[torch.Tensor] | Job[None]) -> torch.Tensor | None:
+    def drafted(self, future: Job[T]) -> T | None:
         """Wait for the draft; None if it failed, and from then on."""
         try:
             return future.result()
@@ -151,16 +152,15 @@ class Round:
         """
         self.do_chores(beside=verifying)
         logits = verifying.result()
-        if chain is not None:
-            chain = chain.first(logits.shape[1])
+        draft_logits, draft_stats = (None, None) if chain is None else chain.first(logits.shape[1])
         before = self.batch.committed
         with kernels_alone():  # or OpenMP threads of this one would wait awake beside the lanes
             output = advance_(
                 self.batch.state,
                 logits,
                 self.batch.params,
-                draft_logits=chain.logits if chain else None,
-                draft_stats=chain.stats if chain else None,
+                draft_logits=draft_logits,
+                draft_stats=draft_stats,
                 d2t=self.draft.model.d2t if self.draft and chain else None,
                 rule=self.rule,
                 next_window=next_window,
@@ -187,6 +187,22 @@ class Round:
             self._lose_draft(output.draft_error)
             drafted = [0] * len(drafted)
         return self._outcome(output.emitted, output.num_accepted, drafted)
+
+    def ahead_at_once(self, gamma: int) -> Outcome | None:
+        """Draft past the windows while the target reads them, verify and commit, in few calls of each lane. None where
+        that cannot be.
+        """
+        begun = self._at_once.begin_ahead(gamma) if self.drafting else None
+        if begun is None:
+            return None
+        drafting, verifying = begun
+        chain = list(self.batch.window)
+        self.do_chores(beside=verifying)
+        if self.drafted(drafting):
+            chain = [window + 1 for window in chain]
+        emitted, accepted = verifying.result()
+        self.batch.refresh()
+        return self._outcome(emitted, accepted, chain)
 
     def _lose_draft(self, error: str) -> None:
         self.drafting = False

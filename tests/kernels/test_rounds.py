@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from copy import copy
 from dataclasses import dataclass, fields, replace
 from typing import Any
@@ -13,6 +14,7 @@ from torch import Tensor
 from pearl_kernels import (
     DecodeState,
     Drafter,
+    DraftRows,
     Finished,
     Linear,
     Purpose,
@@ -162,6 +164,65 @@ def test_has_the_bits_of_the_operations_one_by_one(rule, temperatures, options):
     assert accepted > 0
 
 
+def pearl_one_by_one(batch: Batch, gamma: int, missed: int, chain: list[Tensor], *, failed: bool) -> tuple[Any, Any]:
+    """chain: logits (batch, width, vocab), threshold and lse (batch, width) of the windows' tokens; written to"""
+    state, options = batch.state, batch.options
+    first, heads = state.committed.clone(), state.committed + state.window
+    drawn, logits = draft_chain(
+        state.tokens.gather(1, columns(heads - missed, missed)).clamp(min=0), **without(batch.draft),
+        seq_lens=heads - missed, params=batch.params, steps=gamma, epochs=None if "purpose" in options else first,
+        **options,
+    )  # fmt: skip
+    width = 1 + int(state.window.max())
+    inputs = state.tokens.gather(1, columns(first - 1, width)).clamp(min=0)
+    target = window_decoder(inputs, **without(batch.target), seq_lens=first - 1, keep=width)
+    drafted = torch.full((len(first), 1), -1) if failed else drawn.tokens.masked_fill(drawn.status != 0, -1)
+    running = state.finished == Finished.RUNNING
+    state.tokens[running] = state.tokens.scatter(1, columns(heads, drafted.shape[1]), drafted)[running]
+    news = (logits[..., : options.get("vocab")], *drawn.stats)
+    for kept, new in zip(chain, news, strict=True):
+        kept[torch.arange(len(first)), state.window.long()] = new[:, 0]
+    given = {}
+    if batch.rule in ("token", "block"):
+        given = {"draft_logits": chain[0][:, :width], "draft_stats": RowStats(*(each[:, :width] for each in chain[1:]))}
+        given["d2t"] = options.get("d2t")
+    next_window = 0 if failed else gamma - 1
+    out = advance_(state, target, batch.params, rule=batch.rule, next_window=next_window, **given)
+    for kept, new in zip(chain, news, strict=True):
+        kept[:, : gamma - 1] = new[:, 1:]
+    emitted = [row[a:b].tolist() for row, a, b in zip(state.tokens, first, state.committed, strict=True)]
+    return emitted, out.num_accepted.tolist()
+
+
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+@pytest.mark.parametrize("temperatures", TEMPERATURES.values(), ids=TEMPERATURES)
+@pytest.mark.parametrize("rule", ["greedy", "token", "block", "coupled"])
+def test_a_round_of_pearl_has_the_bits_of_the_operations_one_by_one(rule, temperatures, options):
+    """Its draft on a thread of its own; windows differ, drafts fail, and rows end."""
+    if rule == "coupled":
+        options = options | {"purpose": Purpose.SAMPLE}
+    batch = batch_of(rule, temperatures, **{k: v.clone() if k == "text" else v for k, v in options.items()})
+    batch.state.max_len[1] = 9
+    apart, rounds, windows, most = batch.cloned(), batch.rounds(), [], 4
+    like = torch.zeros(3, most + 1, options.get("vocab", OUTPUTS))
+    wanted_chain = [like, *(torch.zeros(like.shape[:2]) for _ in range(2))]
+    chain = drafted = None
+    if rule in ("token", "block"):
+        chain, drafted = (DraftRows.empty(most + 2, torch.full((3, OUTPUTS), torch.nan)) for _ in range(2))
+    with ThreadPoolExecutor(1) as lane:
+        for gamma, failed in [(4, False), (4, False), (2, False), (3, False), (3, True), (4, False), (1, False)]:
+            drafting = lane.submit(rounds.draft, gamma, 2, drafted)
+            rounds.read_windows()
+            drafting.result()
+            found = rounds.commit(0 if failed else gamma, drafted, chain)
+            assert found == pearl_one_by_one(apart, gamma, 2, wanted_chain, failed=failed)
+            assert batch.is_same(apart)
+            chain, drafted = drafted, chain
+            windows += batch.state.window.tolist()
+    assert {0, 3} <= set(windows)
+    assert batch.state.finished[1] == Finished.LENGTH
+
+
 @pytest.mark.parametrize("rule", ["token", "block", "greedy"])
 def test_cuts_at_the_end(rule):
     batch = batch_of(rule, TEMPERATURES["mixed"], max_len=26, eos_ids=(3, 7, 11, 30, 35))
@@ -279,6 +340,49 @@ def test_a_mistake_is_named(arguments, message):
     rounds = batch_of("greedy", TEMPERATURES["greedy"]).rounds()
     with pytest.raises(ValueError, match="Rounds: " + message):
         rounds.run(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((0, 2, None), r"gamma must be from 1 to 31 past the longest row, got 0"),
+        ((32, 2, None), r"gamma must be from 1 to 31 .* got 32"),
+        ((3, 0, None), r"missed must be from 1 to 5, with a draft, got 0"),
+        ((3, 6, None), r"missed must be from 1 to 5, .* got 6"),
+        ((3, 2, DraftRows.empty(2, torch.zeros(3, OUTPUTS))), r"rows.logits must be \(slots=3, batch=3, outputs=41\)"),
+        ((3, 2, DraftRows.empty(3, torch.zeros(3, 40))), r"rows.logits must be \(slots=3, batch=3, outputs=41\)"),
+        (
+            (2, 2, DraftRows(torch.zeros(2, OUTPUTS, 3).mT, torch.zeros(2, 3), torch.zeros(2, 3))),
+            r"rows.logits must be contiguous, got strides \(123, 1, 3\)",
+        ),
+    ],
+)
+def test_a_mistake_of_a_draft_is_named(arguments, message):
+    batch = batch_of("greedy", TEMPERATURES["greedy"])
+    batch.state.window[1] = 1
+    with pytest.raises(ValueError, match="Rounds: " + message):
+        batch.rounds().draft(*arguments)
+
+
+def test_a_mistake_of_a_commit_is_named():
+    batch, rows = batch_of("token", TEMPERATURES["sampled"]), DraftRows.empty(3, torch.zeros(3, OUTPUTS))
+    rounds = batch.rounds()
+    rounds.draft(1, 1, rows)
+    batch.state.window[1] = 2
+    with pytest.raises(ValueError, match="Rounds: commit must follow read_windows of the same width=3, got 0"):
+        rounds.commit(1, rows, rows)
+    rounds.read_windows()
+    for arguments, message in [
+        ((2, rows, rows), "gamma must be 0, or 1 as was drafted, got 2"),
+        ((1, rows, None), "drafted and chain must both be given or both be None"),
+        ((1, rows, rows), r"chain.logits must be \(slots=4, batch=3, outputs=41\)"),
+    ]:
+        with pytest.raises(ValueError, match="Rounds: " + message):
+            rounds.commit(*arguments)
+    batch.state.window[1] = 40
+    for part in (rounds.read_windows, lambda: rounds.commit(1, None, None)):
+        with pytest.raises(ValueError, match=r"Rounds: state.window must be from 0 to 30, got \[0, 40, 0\]"):
+            part()
 
 
 def test_what_does_not_fit_a_batch_is_named():

@@ -6,13 +6,14 @@ from itertools import cycle, pairwise
 
 import pytest
 import torch
+from transformers import LlamaConfig
 
 from pearl_decode import PearlDecoder, SamplingParams, at_once
 from pearl_decode.auto import Choice, Chooser
 from pearl_decode.drafts import new_draft
 from pearl_decode.lanes import CpuLane, PacedLane
 from pearl_kernels import Rounds
-from tests.runtime.test_layer import OTHERS, count_calls, load
+from tests.runtime.test_layer import OTHERS, SIZES, count_calls, load
 from tests.runtime.test_layer import WHOLE as CONFIGS
 
 PROMPTS = [[5, 6, 7, 5, 6], [9], [1, 2, 1, 2, 1]]
@@ -50,8 +51,10 @@ def one(decoder):
 
 @pytest.fixture
 def calls(monkeypatch):
-    """How often a round was one call."""
-    return count_calls(monkeypatch, Rounds, "run")
+    """How often a round was one call, or three."""
+    found = count_calls(monkeypatch, Rounds, "run")
+    monkeypatch.setattr(Rounds, "commit", lambda self, *given, run=Rounds.commit: found.append(1) or run(self, *given))
+    return found
 
 
 def counted(result) -> tuple[object, ...]:
@@ -66,7 +69,7 @@ def in_parts(monkeypatch):
 
 @pytest.mark.parametrize("reduced", [False, True])
 @pytest.mark.parametrize("rule", ["greedy", "token", "block", "coupled"])
-@pytest.mark.parametrize("strategy", ["autoregressive", "sequential", "lookup"])
+@pytest.mark.parametrize("strategy", ["autoregressive", "sequential", "lookup", "pearl"])
 def test_are_what_rounds_in_parts_are(strategy, rule, reduced, model, calls, monkeypatch):
     """Texts that end at different times, in one batch and apart, and all that is counted."""
     found = []
@@ -109,14 +112,15 @@ def test_come_between_other_rounds(temperature, model, calls, monkeypatch):
     assert set(results[0].stats.choices) == {str(Choice(*turn)) for turn in TURNS}
 
 
-def test_lanes_are_timed(model, calls):
-    with PearlDecoder(model, draft_of(model), strategy="sequential", gamma=4) as decoder:
+@pytest.mark.parametrize("strategy", ["sequential", "pearl"])
+def test_lanes_are_timed(strategy, model, calls):
+    with PearlDecoder(model, draft_of(model), strategy=strategy, gamma=4) as decoder:
         stats = one(decoder).stats
-        lanes = decoder.runner._pair(False)
+        lanes = decoder.runner._pair(strategy == "pearl")
     assert calls
     assert 0 < stats.draft_busy_s < stats.decode_s
     assert 0 < stats.target_busy_s < stats.decode_s
-    assert stats.draft_busy_s + stats.target_busy_s < stats.decode_s
+    assert strategy == "pearl" or stats.draft_busy_s + stats.target_busy_s < stats.decode_s
     forwards = [lane.times.between(1, lane.times.count) for lane in lanes]  # after the prompt
     assert len(forwards[0]) == stats.target_forwards
     assert len(forwards[1]) == stats.draft_forwards
@@ -125,12 +129,13 @@ def test_lanes_are_timed(model, calls):
         assert all(before[1] <= after[0] for before, after in pairwise(lane))
 
 
+@pytest.mark.parametrize("strategy", ["sequential", "pearl"])
 @pytest.mark.parametrize("watched", ["target", "draft"])
-def test_who_looks_on_sees_a_round_in_parts(watched, model, calls):
+def test_who_looks_on_sees_a_round_in_parts(watched, strategy, model, calls):
     draft = draft_of(model)
     seen = []
     hook = {"target": model, "draft": draft}[watched].register_forward_hook(lambda *_: seen.append(1))
-    with PearlDecoder(model, draft, strategy="sequential", gamma=3) as decoder:
+    with PearlDecoder(model, draft, strategy=strategy, gamma=3) as decoder:
         one(decoder)
         assert seen
         assert not calls
@@ -139,27 +144,35 @@ def test_who_looks_on_sees_a_round_in_parts(watched, model, calls):
         assert calls
 
 
-@pytest.mark.parametrize(
-    "lanes",
-    [
-        lambda: (CpuLane("target", [0]), CpuLane("draft", [0])),
-        lambda: (PacedLane("target", [0], 1e-4), PacedLane("draft", [0], 1e-4)),
-    ],
-    ids=["of two threads", "paced"],
-)
-def test_lanes_of_their_own_run_their_parts(lanes, model, calls):
-    with PearlDecoder(model, draft_of(model), strategy="sequential", gamma=3, lanes=lanes()) as decoder:
+@pytest.mark.parametrize("strategy", ["sequential", "pearl"])
+@pytest.mark.parametrize("lanes", ["of one thread", "of two threads", "paced"])
+def test_lanes_of_their_own_run_their_parts(lanes, strategy, model, calls):
+    target = CpuLane("target", [0])
+    pair = {
+        "of one thread": (target, CpuLane("draft", [0], thread_of=target)),
+        "of two threads": (target, CpuLane("draft", [0])),
+        "paced": (PacedLane("target", [0], 1e-4), PacedLane("draft", [0], 1e-4)),
+    }[lanes]
+    with PearlDecoder(model, draft_of(model), strategy=strategy, gamma=3, lanes=pair) as decoder:
         one(decoder)
-    assert not calls
+    assert bool(calls) is ((strategy, lanes) in {("sequential", "of one thread"), ("pearl", "of two threads")})
 
 
 def test_a_target_that_is_no_whole_runs_its_parts(tmp_path, calls):
     config, _ = OTHERS["gemma2"]
     model = load(config, tmp_path)
-    for strategy in ("sequential", "autoregressive"):
+    for strategy in ("sequential", "autoregressive", "pearl"):
         with PearlDecoder(model, new_draft(model, [0], None), strategy=strategy, gamma=3) as decoder:
             one(decoder)
     assert not calls
+
+
+def test_a_draft_with_more_ids_than_the_target_writes_ahead_in_parts(model, tmp_path, calls):
+    draft = load(LlamaConfig(**SIZES | {"vocab_size": 100}), tmp_path / "draft")
+    with PearlDecoder(model, draft, strategy="pearl", gamma=3) as decoder:
+        result = one(decoder)
+    assert not calls
+    assert result.error is None
 
 
 def test_a_forced_backend_runs(model, calls, monkeypatch):
@@ -193,12 +206,36 @@ def test_a_draft_that_fails_costs_a_warning_not_a_token(rule, at, model, monkeyp
     assert result.stats.draft_forwards == 3 * at
 
 
-def test_a_target_that_fails_ends_its_requests(model, monkeypatch):
+@pytest.mark.parametrize("at", [0, 3])
+@pytest.mark.parametrize("rule", ["greedy", "token"])
+def test_so_does_one_that_fails_ahead(rule, at, model, monkeypatch):
+    with PearlDecoder(model, strategy="autoregressive") as decoder:
+        wanted = one(decoder).token_ids
+    draft, drafting = Rounds.draft, []
+
+    def failing(self, gamma, missed, rows):
+        drafting.append(gamma)
+        if len(drafting) == at + 1:
+            raise MemoryError("device lost")
+        draft(self, gamma, missed, rows)
+
+    monkeypatch.setattr(Rounds, "draft", failing)
+    lost = pytest.warns(RuntimeWarning, match="the draft failed, the target goes on alone: .*device lost")
+    with PearlDecoder(model, draft_of(model), strategy="pearl", gamma=3, rule=rule) as decoder, lost:
+        result = one(decoder)
+    assert result.token_ids == wanted
+    assert result.error is None
+    assert len(drafting) == at + 1
+    assert result.stats.draft_forwards == 3 * at
+
+
+@pytest.mark.parametrize(("strategy", "part"), [("autoregressive", "run"), ("pearl", "read_windows")])
+def test_a_target_that_fails_ends_its_requests(strategy, part, model, monkeypatch):
     def lost(*_):
         raise MemoryError("device lost")
 
-    monkeypatch.setattr(Rounds, "run", lost)
-    with PearlDecoder(model, strategy="autoregressive") as decoder:
+    monkeypatch.setattr(Rounds, part, lost)
+    with PearlDecoder(model, draft_of(model), strategy=strategy, gamma=3) as decoder:
         result = one(decoder)
     assert result.finish_reason == "error"
     assert "device lost" in result.error

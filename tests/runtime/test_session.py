@@ -8,10 +8,11 @@ from functools import partial
 import pytest
 import torch
 
-from pearl_decode import PearlDecoder, SamplingParams, memory
+from pearl_decode import PearlDecoder, SamplingParams, at_once, memory
 from pearl_decode.drafts import new_draft
 from pearl_decode.lanes.draft import DraftLane
 from pearl_decode.models import CausalModel
+from pearl_kernels import Rounds
 from tests.runtime.test_at_once import draft_of as any_draft_of
 from tests.runtime.test_layer import OTHERS, load
 from tests.runtime.test_layer import WHOLE as CONFIGS
@@ -235,16 +236,25 @@ def test_a_target_that_fails_leaves_what_it_had_read(model, monkeypatch):
         assert result.token_ids == decoder.generate([[*said, 7]], params())[0].token_ids
 
 
-def test_who_interrupts_waits_for_what_lanes_still_do(model, monkeypatch):
+@pytest.fixture(params=["at once", "in parts"])
+def parts(request, monkeypatch):
+    """What a round of PEARL calls: of the draft, and of the target."""
+    if request.param == "at once":
+        return (Rounds, "draft"), (Rounds, "read_windows")
+    monkeypatch.setattr(at_once, "runs_rounds", lambda: False)
+    return (DraftLane, "_steps"), (CausalModel, "forward")
+
+
+def test_who_interrupts_waits_for_what_lanes_still_do(parts, model, monkeypatch):
     """As Ctrl-C does in a chat: the next text begins in memory that nobody writes to any more."""
     ended = []
     with PearlDecoder(model, draft_of(model), strategy="pearl", gamma=2) as decoder, decoder.session() as session:
         stream = session.stream(PROMPT, params())
         next(iter(stream._rounds))
-        steps = DraftLane._steps
+        [draft, _], write = parts, getattr(*parts[0])
 
         def slowly(*args):
-            drawn = steps(*args)
+            drawn = write(*args)
             time.sleep(0.2)
             ended.append(session._past.target is None)
             return drawn
@@ -253,7 +263,7 @@ def test_who_interrupts_waits_for_what_lanes_still_do(model, monkeypatch):
             raise KeyboardInterrupt
 
         with monkeypatch.context() as broken:
-            broken.setattr(DraftLane, "_steps", slowly)
+            broken.setattr(*draft, slowly)
             broken.setattr("pearl_decode.round.Round.drafted", interrupted)
             with pytest.raises(KeyboardInterrupt):
                 stream.finish()
@@ -262,11 +272,11 @@ def test_who_interrupts_waits_for_what_lanes_still_do(model, monkeypatch):
         assert session.generate(said, params()).token_ids == decoder.generate([said], params())[0].token_ids
 
 
-def test_a_draft_that_is_lost_is_not_gone_on_with(model, monkeypatch):
+def test_a_draft_that_is_lost_is_not_gone_on_with(parts, model, monkeypatch):
     with PearlDecoder(model, draft_of(model), strategy="pearl", gamma=2) as decoder, decoder.session() as session:
         session.generate(PROMPT, params())
         with monkeypatch.context() as broken:
-            broken.setattr("pearl_decode.lanes.draft.DraftLane._steps", lambda *_: 1 / 0)
+            broken.setattr(*parts[0], lambda *_: 1 / 0)
             with pytest.warns(RuntimeWarning, match="goes on alone"):
                 result = session.generate([*PROMPT, 8], params())
         assert session._past.draft is None
@@ -275,13 +285,13 @@ def test_a_draft_that_is_lost_is_not_gone_on_with(model, monkeypatch):
         assert session._past.draft is not None
 
 
-def test_of_a_round_in_which_both_failed_the_draft_is_not_gone_on_with(model, monkeypatch):
+def test_of_a_round_in_which_both_failed_the_draft_is_not_gone_on_with(parts, model, monkeypatch):
     with PearlDecoder(model, draft_of(model), strategy="pearl", gamma=2) as decoder, decoder.session() as session:
         stream = session.stream(PROMPT, params())
         next(iter(stream._rounds))
         with monkeypatch.context() as broken:
-            broken.setattr("pearl_decode.lanes.draft.DraftLane._steps", lambda *_: 1 / 0)
-            broken.setattr("pearl_decode.models.CausalModel.forward", lambda *_, **__: 1 / 0)
+            for part in parts:
+                broken.setattr(*part, lambda *_, **__: 1 / 0)
             with pytest.warns(RuntimeWarning, match="goes on alone"):
                 list(stream)
         assert "the target failed" in stream.result.error

@@ -14,7 +14,7 @@ from pearl_decode.lanes.worker import Job
 from pearl_decode.models import MOST_ROWS, CausalModel
 from pearl_decode.past import Read
 from pearl_decode.state import PLACEHOLDER, Batch
-from pearl_kernels import Purpose, RowStats, SampleOutput, sample
+from pearl_kernels import DraftRows, Purpose, RowStats, SampleOutput, sample
 
 # Draws of (batch, gamma), and step by step the logits (batch, draft_vocab) they were drawn from, where those are kept.
 Drawn = tuple[SampleOutput, Sequence[torch.Tensor]]
@@ -24,30 +24,29 @@ Drawn = tuple[SampleOutput, Sequence[torch.Tensor]]
 class ChainLogits:
     """What verification needs of the draft's distributions, chain position by chain position.
 
-    logits: (batch, width, draft_vocab); stats: RowStats of (batch, width). Row i belongs to the token at
-    committed + i.
+    rows: those of the token at committed + i are in slot 1 + i. Slot 0 is for a draft that writes all of them in a row,
+    of which the first belongs to another chain
     """
 
-    logits: torch.Tensor
-    stats: RowStats
+    rows: DraftRows
 
     @classmethod
     def empty(cls, like: torch.Tensor, width: int) -> ChainLogits:
-        batch, vocab = like.shape
-        scalars = [torch.zeros(batch, width, device=like.device) for _ in range(2)]
-        return cls(like.new_zeros(batch, width, vocab), RowStats(*scalars))
+        """like: (batch, draft_vocab)"""
+        return cls(DraftRows.empty(1 + width, like))
 
     def put(self, columns: list[int], logits: torch.Tensor, stats: RowStats) -> None:
-        rows = list(range(len(columns)))
-        self.logits[rows, columns] = logits
-        self.stats.threshold[rows, columns] = stats.threshold
-        self.stats.lse[rows, columns] = stats.lse
+        slots, batch = [1 + column for column in columns], list(range(len(columns)))
+        for rows, new in zip(self.rows, (logits, *stats), strict=True):
+            rows[slots, batch] = new
 
-    def first(self, width: int) -> ChainLogits:
-        return ChainLogits(self.logits[:, :width], RowStats(*(s[:, :width] for s in self.stats)))
+    def first(self, width: int) -> tuple[torch.Tensor, RowStats]:
+        """Logits (batch, width, draft_vocab) and statistics of (batch, width)."""
+        logits, *stats = (rows[1 : 1 + width].transpose(0, 1) for rows in self.rows)
+        return logits, RowStats(*stats)
 
     def keep(self, index: torch.Tensor) -> ChainLogits:
-        return ChainLogits(self.logits[index], RowStats(*(s[index] for s in self.stats)))
+        return ChainLogits(DraftRows(*(rows.index_select(1, index) for rows in self.rows)))
 
 
 class DraftLane:
@@ -103,6 +102,11 @@ class DraftLane:
             self.lane.run(lambda: self.cache.clear(rows))
 
     @property
+    def draws_all(self) -> bool:
+        """Whether it draws from all columns that its model's head has."""
+        return self.model.d2t is not None or self.model.vocab_size <= self.vocab_size
+
+    @property
     def has_new(self) -> bool:
         """Whether nothing was read of some rows, while others were."""
         return any(self.cached) and not all(self.cached)
@@ -130,6 +134,12 @@ class DraftLane:
     def settle(self) -> None:
         """After a commit: forget the cache of what was refused."""
         self.cached = [min(c, head - 1) for c, head in zip(self.cached, self.batch.heads, strict=True)]
+
+    def chains(self, like: torch.Tensor) -> tuple[ChainLogits, ChainLogits]:
+        """`chain` and `ahead`, made where they were not. like: (batch, draft_vocab)"""
+        self.chain = self.chain or ChainLogits.empty(like, self.most_drafted + 1)
+        self.ahead = self.ahead or ChainLogits.empty(like, self.most_drafted + 1)
+        return self.chain, self.ahead
 
     def turn(self) -> None:
         """The tokens written ahead become the chain."""

@@ -56,6 +56,11 @@ class Job(Generic[T]):
         self.done = True
         self._undone.release()
 
+    @property
+    def failed(self) -> bool:
+        """Whether it is done, and raised, or was dropped."""
+        return self._error is not None
+
     def wait(self, timeout_s: float = -1) -> None:
         """Until it is done, or for so long."""
         if not self.done and self._undone.acquire(timeout=timeout_s):
