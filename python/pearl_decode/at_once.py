@@ -45,7 +45,7 @@ class RoundsAtOnce:
         target, draft = self._target, self._draft
         if not self._may_run or draft is None or draft.has_new or not draft.draws_all:
             return None
-        if not (target.lane.AT_ONCE and draft.lane.AT_ONCE) or draft.lane.shares_thread(target.lane):
+        if draft.lane.shares_thread(target.lane):
             return None
         heads, missed = self._batch.heads, max(draft.missed)
         if missed > min(MOST_ROWS, *heads):

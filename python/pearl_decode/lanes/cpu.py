@@ -28,7 +28,7 @@ class CpuLane:
     times:     of the forwards, by time.perf_counter
     """
 
-    AT_ONCE = True  # whether several forwards may be one piece of work, that ends when it is done
+    AT_ONCE = True  # whether forwards may be one piece of work with those of the other lane
 
     def __init__(
         self, name: str, cores: Sequence[int], *, threads: int | None = None, thread_of: CpuLane | None = None
