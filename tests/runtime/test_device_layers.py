@@ -205,7 +205,7 @@ def test_a_row_that_cannot_be_drawn_from_gives_placeholders_and_the_others_go_on
     as_one(model)
     params = SamplingTensors.make(2, temperature=[0.8, 0.0])
     draft = StaticDraft(CausalModel(model), params, 32, VOCAB, coupled=False, keeps_logits=True)
-    draft.read(torch.tensor([[5, 6, 7, 8], [1, 2, 3, 4]]), 0)
+    draft.read(torch.tensor([[5, 6, 7, 8], [1, 2, 3, 4]]), 0, [4, 4])
     for layer in draft.cache.layers:
         layer.values[0] = torch.nan
     message = torch.tensor([[5, 0, 9, 9][: 2 + shape.reread], [5, 0, 7, 7][: 2 + shape.reread]])

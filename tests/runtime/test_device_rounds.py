@@ -12,6 +12,7 @@ from pearl_decode.device.kept import Kept
 from pearl_decode.device.shape import shape_of
 from pearl_decode.first_layers import first_layers
 from pearl_decode.lanes.queue import InlineLane
+from pearl_decode.models import CausalModel
 from pearl_kernels import window_attention
 from tests.runtime.device import DeviceDecoder, DynamicDecoder, HostRead, Schedule, TapeLane, no_host_reads, static_plan
 from tests.runtime.scripted import sequence_model
@@ -60,6 +61,32 @@ def test_greedy_static_rounds_are_the_targets_own_text(llama, near_llama, prompt
             decoder.runner.options = DeviceOptions(lateness=lateness, bucket=8)
             results = decoder.generate(prompts, SamplingParams(max_tokens=24))
             assert [r.token_ids for r in results] == [greedy_reference(llama, prompt, 24) for prompt in prompts]
+
+
+@pytest.mark.parametrize("graphs", [False, True])
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_long_prompts_are_read_apart_from_short_ones(llama, near_llama, strategy, graphs, monkeypatch):
+    """In a batch, and where they take the rows of others."""
+    for module in ("draft", "rounds"):
+        monkeypatch.setattr(f"pearl_decode.device.{module}.MOST_READ", 16)
+    shapes, run = [], CausalModel.read
+
+    def noted(self, input_ids, start, cache):
+        shapes.append(tuple(input_ids.shape))
+        run(self, input_ids, start, cache)
+
+    long, short, last = list(range(60, 89)), [[5], [7, 3, 9, 4], [8, 8, 1]], [[6] * 9, [2] * 9]
+    batch, params = [long, *short, long, *last], [*PARAMS, *PARAMS[:2]]
+    with DynamicDecoder(llama, near_llama, strategy=strategy, gamma=3) as dynamic:
+        wanted = answers(dynamic, batch, params)
+    monkeypatch.setattr(CausalModel, "read", noted)
+    lanes = (TapeLane(), TapeLane()) if graphs else None
+    with DeviceDecoder(
+        llama, near_llama, strategy=strategy, gamma=3, rule="block", device_lanes=lanes, max_batch=5
+    ) as static:
+        assert answers(static, batch, params) == wanted
+    assert {(1, 28), (3, 3)} <= set(shapes)
+    assert max(rows * width for rows, width in shapes) == 28
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)

@@ -133,9 +133,9 @@ def test_a_draft_that_was_away_reads_them_when_it_comes_back(llama, monkeypatch,
         turn = next(turns)
         return next(choice for choice in self.choices if (choice.strategy, choice.gamma) == turn)
 
-    def noted(self, tokens, start):
+    def noted(self, tokens, start, lengths):
         reads.append(start)
-        read(self, tokens, start)
+        read(self, tokens, start, lengths)
 
     def checked(self, rounds):
         before = list(self.requests)

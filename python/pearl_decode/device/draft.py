@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -11,8 +12,11 @@ from torch import Tensor
 from pearl_decode.cache import WindowCache
 from pearl_decode.device.shape import Shape
 from pearl_decode.models import CausalModel
+from pearl_decode.padding import read_texts
 from pearl_decode.state import PLACEHOLDER
 from pearl_kernels import DraftChain, Purpose, RowStats, SampleOutput, SamplingTensors, sample
+
+MOST_READ = 1 << 12  # tokens of prompts at once, with padding: enough for arithmetic to be the cost
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,12 +101,17 @@ class StaticDraft:
         self.keeps_logits = keeps_logits
         self.cache = WindowCache(capacity)
 
-    def read(self, tokens: Tensor, start: int) -> None:
+    def read(self, tokens: Tensor, start: int, lengths: Sequence[int]) -> None:
         """Cache tokens (batch, width) int64, those of every row from position `start` on. At least one token each.
+
+        lengths: of the rows, up to which at least they are read
 
         To read a token again is harmless, and so is one past a row's head: its place is written before it is looked at.
         """
-        self.model.read(tokens, start, self.cache)
+        if start:
+            self.model.read(tokens, start, self.cache)
+        else:
+            read_texts(self.model, self.cache, tokens, lengths, range(len(tokens)), len(tokens), MOST_READ)
 
     def read_again(self, message: Tensor, shape: Shape, view: int) -> None:
         """Cache the tokens that a message for this shape brings; the arguments are those of `steps`."""

@@ -232,7 +232,7 @@ class DeviceEngine:
         """A draft that is not sure to be needed reads the prompts when it first drafts."""
         drafting = bool(self._shapes[self._choose(rounds, self._matched(), 0)].drafted)
         # At least one token, which the first round reads again: a cache that is made later would be compiled twice.
-        rounds.prefill(max(1, *(len(request.prompt_ids) - 1 for request in self.requests)), drafting=drafting)
+        rounds.prefill([max(1, len(request.prompt_ids) - 1) for request in self.requests], drafting=drafting)
         self._behind = not drafting
         self.lanes[0].record().synchronize()
 
@@ -242,12 +242,13 @@ class DeviceEngine:
         shape = self._shapes[choice]
         # No row that runs is further, whatever the rounds on their way gave. One that a stop string ended may be, of
         # which nothing is read any more.
-        head = max(self._lengths()) + sum(flight.shape.most_emitted for flight in flights)
+        on_their_way = sum(flight.shape.most_emitted for flight in flights)
+        head = max(self._lengths()) + on_their_way
         if shape.drafted:
             if self._behind:
                 read = zip(self._read, self.requests, strict=True)
                 start = min(count for count, request in read if request.finish_reason is None)
-                rounds.catch_up(start, min(head, self._capacity))
+                rounds.catch_up(start, [min(length + on_their_way, self._capacity) for length in self._lengths()])
             # What is known is a round old or more; then a round's last two tokens may be new to the draft.
             self._read = [max(0, length - 2) for length in self._lengths()]
         self._behind = not shape.drafted

@@ -9,10 +9,11 @@ from collections.abc import Callable, Sequence
 from torch import Tensor
 
 from pearl_decode.cache import WindowCache
-from pearl_decode.device.draft import copy_fields
+from pearl_decode.device.draft import MOST_READ, copy_fields
 from pearl_decode.device.round import StaticBatch, StaticRound, firsts_of
 from pearl_decode.device.shape import ALONE, Shape
 from pearl_decode.models import CausalModel
+from pearl_decode.padding import read_texts
 from pearl_decode.state import Batch, put_rows
 from pearl_kernels import DecodeState, SamplingTensors
 
@@ -54,17 +55,22 @@ class StaticRounds:
         self.batch.lanes[0].run(work)
         self._present = None
 
-    def prefill(self, width: int, *, drafting: bool) -> None:
-        """Let the target read the first `width` tokens of every row, at least one, and the draft too if it is to draft
-        at once.
+    def prefill(self, lengths: Sequence[int], *, drafting: bool) -> None:
+        """Let the target read so many first tokens of each row, at least one, and the draft too if it is to draft at
+        once.
         """
         batch, target_lane = self.batch, self.batch.lanes[0]
         if batch.draft is not None:
             self.try_draft(self._ready_draft)
         if drafting:
-            self.catch_up(0, width)
-        prompts = batch.state.tokens[:, :width]
-        target_lane.run(lambda: batch.target.read(prompts, 0, batch.cache))
+            self.catch_up(0, lengths)
+        target_lane.run(lambda: self._read(batch.target, batch.cache, batch.state.tokens, lengths, range(len(lengths))))
+
+    def _read(
+        self, model: CausalModel, cache: WindowCache, tokens: Tensor, lengths: Sequence[int], rows: Sequence[int]
+    ) -> None:
+        """Let a model read texts as these rows."""
+        read_texts(model, cache, tokens, lengths, rows, len(self.batch.state.tokens), MOST_READ)
 
     def _ready_draft(self) -> None:
         target_lane, draft_lane = self.batch.lanes
@@ -86,15 +92,13 @@ class StaticRounds:
         batch, (target_lane, draft_lane) = self.batch, self.batch.lanes
         if target_lane.device.type == "cuda":
             others = others.pinned()  # or copies would hold the host up
-        width = max(others.committed) - 1
+        lengths = [committed - 1 for committed in others.committed]
 
         def read(model: CausalModel, cache: WindowCache) -> None:
             if not model.reads_lengths:
                 cache.clear(rows)
-            if width > 0 and (drafting or model is batch.target):
-                part = WindowCache(width)
-                model.read(others.state.tokens.to(model.device, non_blocking=True)[:, :width], 0, part)
-                cache.take_over(part, rows, len(batch.state.tokens))
+            if drafting or model is batch.target:
+                self._read(model, cache, others.state.tokens.to(model.device, non_blocking=True), lengths, rows)
 
         def work() -> None:
             put_rows(batch.state, rows, others.state)
@@ -113,19 +117,19 @@ class StaticRounds:
         if self.drafting:
             self.try_draft(lambda: draft_lane.run(work_of_draft))
 
-    def catch_up(self, start: int, stop: int) -> None:
-        """Let the draft read positions start ... stop - 1 of every row, as it missed rounds that went without it."""
+    def catch_up(self, start: int, stops: Sequence[int]) -> None:
+        """Let the draft read positions from `start` up to each row's stop, as it missed rounds that went without it."""
         draft, (target_lane, draft_lane) = self.batch.draft, self.batch.lanes
         if draft is None:
             return
 
         def hand_over() -> None:
             # What is past a row's head may be a placeholder.
-            self._handed_over = self.batch.state.tokens[:, start:stop].clamp(min=0)
+            self._handed_over = self.batch.state.tokens[:, start : max(stops)].clamp(min=0)
 
         def read() -> None:
             assert self._handed_over is not None
-            draft.read(self._handed_over.to(draft.model.device, non_blocking=True), start)
+            draft.read(self._handed_over.to(draft.model.device, non_blocking=True), start, stops)
 
         def queue() -> None:
             draft_lane.wait(target_lane.record())

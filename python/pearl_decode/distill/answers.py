@@ -17,7 +17,7 @@ import torch
 from pearl_decode.cache import WindowCache
 from pearl_decode.distill.prompts import Prompt
 from pearl_decode.models import CausalModel
-from pearl_decode.padding import parts_of
+from pearl_decode.padding import read_texts
 from pearl_decode.trials import window_attention_tried
 from pearl_kernels import SamplingTensors, Status, sample
 
@@ -205,15 +205,11 @@ def _read(target: CausalModel, texts: Sequence[list[int]], room: int) -> WindowC
 
     A few are read at once, which pads them less and holds less in memory than reading all.
     """
-    cache = WindowCache(max(map(len, texts)) + room)
-    for rows in parts_of(list(map(len, texts)), READ_ON_GPU if target.device.type == "cuda" else READ_ON_CPU):
-        longest = max(len(ids) for ids in texts[rows])
-        if longest == 0:
-            continue
-        part = WindowCache(longest)
-        padded = torch.tensor([ids + [0] * (longest - len(ids)) for ids in texts[rows]], device=target.device)
-        target.read(padded, 0, part)
-        cache.take_over(part, range(len(texts))[rows], len(texts))
+    lengths, count = list(map(len, texts)), len(texts)
+    cache = WindowCache(max(lengths) + room)
+    padded = torch.tensor([ids + [0] * (max(lengths) - len(ids)) for ids in texts], device=target.device)
+    size = READ_ON_GPU if target.device.type == "cuda" else READ_ON_CPU
+    read_texts(target, cache, padded, lengths, range(count), count, size)
     return cache
 
 

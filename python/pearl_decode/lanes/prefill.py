@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pearl_decode.cache import WindowCache
 from pearl_decode.lanes.cpu import CpuLane
 from pearl_decode.models import MOST_ROWS, CausalModel
-from pearl_decode.padding import parts_of
+from pearl_decode.padding import read_texts
 from pearl_decode.past import Read
 from pearl_decode.state import Batch
 
@@ -34,25 +34,18 @@ def prefill(
     """Cache the prompts of these rows, or of all, but the last token of each, which is the first input of its first
     round. All are read from position `start` on, 0 where they are not all rows.
 
-    No lane samples here, so the two can never disagree. Long prompts are read one by one, short ones together, so that
-    little of what is read is padding: rows run on into whatever follows their prompt, and causality hides those entries
-    until they are overwritten.
+    No lane samples here, so the two can never disagree.
     """
-    count = len(batch.committed)
+    count, tokens = len(batch.committed), batch.state.tokens
+    if rows is not None:
+        tokens = tokens[list(rows)]
     rows = range(count) if rows is None else rows
     lengths = [batch.committed[row] - 1 for row in rows]
-    if max(lengths, default=0) <= start:
+    longest = max(lengths, default=0)
+    if longest <= start:
         return
-    parts = list(parts_of(lengths, MOST_ROWS)) if start == 0 else [slice(None)]
     with lane.forward():
-        for part in parts:
-            width = max(lengths[part]) - start
-            if width <= 0:
-                continue
-            tokens = batch.state.tokens[list(rows[part]), start : start + width].clamp(min=0)
-            if len(tokens) == count:
-                model.read(tokens, start, cache)
-                continue
-            read = WindowCache(width)
-            model.read(tokens, 0, read)
-            cache.take_over(read, rows[part], count)
+        if start:
+            model.read(tokens[:, start:longest].clamp(min=0), start, cache)
+        else:
+            read_texts(model, cache, tokens, lengths, rows, count, MOST_ROWS)
