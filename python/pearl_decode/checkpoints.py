@@ -19,6 +19,10 @@ def default_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
+class LoadError(ValueError):
+    """A model or a tokenizer that cannot be loaded."""
+
+
 def load_model(
     role: str,
     spec: str | os.PathLike[str] | PreTrainedModel,
@@ -31,7 +35,7 @@ def load_model(
     dtype:      None: what the checkpoint says; but on a CPU only the weights, and the model computes in float32
     device:     None: the GPU if there is one
     device_map: as transformers', instead of the device
-    Raises ValueError naming the role for a path that does not exist, a model that cannot be loaded, or a checkpoint
+    Raises LoadError naming the role for a path that does not exist, a model that cannot be loaded, or a checkpoint
     that lacks weights of its model or has them in other shapes: transformers would draw those at random.
     """
     if not isinstance(spec, (str, os.PathLike)):
@@ -49,7 +53,7 @@ def load_model(
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # of a damaged file or a mistyped config: of any class, and not all are ValueErrors
-        raise ValueError(f"{role}: cannot load a causal model from {str(spec)!r}: {error}") from error
+        raise LoadError(f"{role}: cannot load a causal model from {str(spec)!r}: {error}") from error
     _check_complete(f"{role}: {str(spec)!r}", found)
     if device_map is None:
         model = model.to(device or default_device())
@@ -63,18 +67,19 @@ def load_model(
 def _check_complete(name: str, found: dict[str, Any]) -> None:
     """found: what transformers says of the weights it read."""
     if missing := sorted(found["missing_keys"]):
-        raise ValueError(f"{name} lacks {len(missing)} of the model's weights, {missing[0]!r} first")
+        raise LoadError(f"{name} lacks {len(missing)} of the model's weights, {missing[0]!r} first")
     if mismatched := sorted(found["mismatched_keys"]):
         weight, got, expected = mismatched[0]
-        raise ValueError(f"{name}: {weight!r} must be {tuple(expected)} by the config, got {tuple(got)}")
+        raise LoadError(f"{name}: {weight!r} must be {tuple(expected)} by the config, got {tuple(got)}")
 
 
 def load_tokenizer(role: str, spec: str | os.PathLike[str]) -> Any:
     """The tokenizer that belongs to a model's id, path or built-in name."""
+    source = resolve(role, spec)
     try:
-        return AutoTokenizer.from_pretrained(resolve(role, spec))
+        return AutoTokenizer.from_pretrained(source)
     except Exception as error:  # tokenizers raises nothing more special
-        raise ValueError(f"{role}: cannot load a tokenizer from {str(spec)!r}: {error}") from error
+        raise LoadError(f"{role}: cannot load a tokenizer from {str(spec)!r}: {error}") from error
 
 
 def resolve(role: str, spec: str | os.PathLike[str]) -> str:
@@ -86,7 +91,7 @@ def resolve(role: str, spec: str | os.PathLike[str]) -> str:
     if path.exists():
         return str(path)
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
-        raise ValueError(f"{role}: expected a model directory or a hub id, but there is no {name!r}")
+        raise LoadError(f"{role}: expected a model directory or a hub id, but there is no {name!r}")
     return name
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 from tests.cli.conftest import Cli
@@ -64,3 +65,17 @@ def test_bad_arguments_end_in_one_line(cli: Cli, target: str, tmp_path: Path):
         assert message in outcome.err
         assert "Traceback" not in outcome.err
     assert not (tmp_path / "draft" / "draft.json").exists()
+
+
+def test_a_target_that_does_not_load_is_a_failure(cli: Cli, target: str, tmp_path: Path):
+    """As it is of the other commands."""
+    lacking = tmp_path / "lacking"
+    shutil.copytree(target, lacking)
+    (lacking / "model.safetensors").write_bytes(b"nothing")
+    for name, message in ((tmp_path / "nowhere", "there is no"), (lacking, "cannot load a causal model")):
+        outcome = cli("distill", "--target", str(name), "--own-prompts", "8", "--out", str(tmp_path / "draft"))
+        assert outcome.status == 1
+        assert outcome.err.startswith("pearl-decode: error: target: ")
+        assert message in outcome.err
+        assert outcome.err.count("target: ") == 1
+    assert not (tmp_path / "draft").exists()

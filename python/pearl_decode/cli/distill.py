@@ -72,6 +72,7 @@ def add_command(commands: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     from transformers.utils import logging
 
+    from pearl_decode.checkpoints import LoadError
     from pearl_decode.distill import distill
     from pearl_decode.distill.report import Bars
 
@@ -79,7 +80,7 @@ def run(args: argparse.Namespace) -> int:
     options = {name: value for name, value in vars(args).items() if name not in ("command", "run")}
     try:
         quality = distill(**options, command=_command(args), report=Bars())
-    except (OSError, BuiltinModelError) as error:
+    except (OSError, BuiltinModelError, LoadError) as error:
         raise CliError(error, FAILED) from error
     except ValueError as error:
         raise CliError(error, BAD_ARGUMENTS) from error
