@@ -25,6 +25,12 @@ Rounds::Rounds(const RoundArgs& args) : args_(args), batch_(0) {}
 
 RoundOutcome Rounds::run(int64_t, int64_t, const std::vector<std::vector<int64_t>>&, int) { return {}; }
 
+void Rounds::draft(int64_t, int64_t, const DraftRows&, int) {}
+
+void Rounds::read_windows(int) {}
+
+RoundOutcome Rounds::commit(int64_t, const DraftRows&, const DraftRows&, int) { return {}; }
+
 void release_threads() {}
 
 }  // namespace pearl
