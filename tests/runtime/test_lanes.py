@@ -6,9 +6,11 @@ import gc
 import os
 import random
 import signal
+import sys
 import threading
+import time
 from contextlib import contextmanager, suppress
-from itertools import zip_longest
+from itertools import count, zip_longest
 
 import pytest
 import torch
@@ -16,6 +18,7 @@ import torch
 from pearl_decode import PearlDecoder, SamplingParams
 from pearl_decode.lanes import CpuLane, PacedLane
 from pearl_decode.lanes.cpu import available_cores, lane_pair
+from pearl_decode.lanes.worker import Job
 from pearl_kernels import kernels_alone
 from tests.runtime.scripted import scripted_pair
 
@@ -303,3 +306,29 @@ def test_a_decoder_has_the_threads_of_when_it_was_made(pair, monkeypatch):
             assert lane.run(torch.get_num_threads).result() == 3
     finally:
         torch.set_num_threads(before)
+
+
+def test_who_is_interrupted_holds_up_nobody_else_who_waits():
+    """Wherever it is: a lane may wait for another's work as its caller does."""
+    for at in [*range(8)] * 3:
+        lines, job = count(), Job(lambda: time.sleep(0.01))
+        waiter = threading.Timer(0.005, job.wait)  # behind who is interrupted
+        others = [threading.Thread(target=job.do), waiter]
+
+        def interrupt(frame, event, _, at=at, lines=lines):
+            if frame.f_code is Job.wait.__code__ and event == "line" and next(lines) == at:
+                raise KeyboardInterrupt
+            return interrupt
+
+        for other in others:
+            other.daemon = True
+            other.start()
+        sys.settrace(interrupt)
+        try:
+            with suppress(KeyboardInterrupt):
+                job.wait()
+        finally:
+            sys.settrace(None)
+        for other in others:
+            other.join(5)
+            assert not other.is_alive()

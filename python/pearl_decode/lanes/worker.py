@@ -34,8 +34,8 @@ class Job(Generic[T]):
         self._value: T
         self._error: BaseException | None = None
         self.done = False
-        self._undone = threading.Lock()
-        self._undone.acquire()
+        # Each is who waits's own: one that is interrupted may leave it in any state.
+        self._undone: list[threading.Lock] = []
 
     def do(self) -> None:
         """The worker's part."""
@@ -54,7 +54,8 @@ class Job(Generic[T]):
     def _end(self) -> None:
         self._work = None  # and what it holds
         self.done = True
-        self._undone.release()
+        for lock in self._undone:
+            lock.release()
 
     @property
     def failed(self) -> bool:
@@ -63,8 +64,11 @@ class Job(Generic[T]):
 
     def wait(self, timeout_s: float = -1) -> None:
         """Until it is done, or for so long."""
-        if not self.done and self._undone.acquire(timeout=timeout_s):
-            self._undone.release()  # for others who wait
+        lock = threading.Lock()
+        lock.acquire()
+        self._undone.append(lock)
+        if not self.done:
+            lock.acquire(timeout=timeout_s)
 
     def result(self) -> T:
         """What it returned, or raised, when it is done."""
