@@ -34,6 +34,10 @@ KNOWN_PROCESSORS: dict[type, str] = {
     MinPLogitsWarper: "min_p",
 }
 KNOWN_CRITERIA: dict[type, str] = {MaxLengthCriteria: "max_length", EosTokenCriteria: "eos_token_id"}
+# What generate gives the model beside tokens: what we go by, and what changes no logits.
+KNOWN_INPUTS = {
+    "attention_mask", "position_ids", "cache", "past_key_values", "cache_position", "use_cache", "logits_to_keep",
+}  # fmt: skip
 
 
 def generate(
@@ -61,8 +65,8 @@ def generate(
     Returns what generate returns: (batch, length + new) int64 ids, prompts included, padded at the end; or a
     GenerateDecoderOnlyOutput with them where the config asks for a dict.
     Raises ValueError for what this decoder would otherwise ignore: logits processors and stopping criteria that
-    are not the config's, position_ids that are not attention_mask's, inputs_embeds, beams, contrastive search, DoLa,
-    scores, a missing draft_model.
+    are not the config's, position_ids that are not attention_mask's, inputs_embeds, images and all else that models
+    take beside tokens, beams, contrastive search, DoLa, scores, a missing draft_model.
     """
     if draft_model is None:
         raise ValueError("draft_model: expected the draft, a causal model of transformers, got None")
@@ -110,6 +114,9 @@ def _refuse_modes(config: GenerationConfig, model_kwargs: dict[str, Any]) -> Non
     embeddings = model_kwargs.get("inputs_embeds")
     if embeddings is not None:
         raise ValueError(f"inputs_embeds: expected None, the prompts as input_ids, got {tuple(embeddings.shape)}")
+    for name, value in model_kwargs.items():
+        if name not in KNOWN_INPUTS and (isinstance(value, torch.Tensor) or value):  # of no images there are {}
+            raise ValueError(f"{name}: expected None, as models are given tokens alone, got {type(value).__name__}")
     for name, off in (("num_beams", 1), ("penalty_alpha", 0), ("dola_layers", None)):
         value = getattr(config, name, None)
         if value not in (None, off):

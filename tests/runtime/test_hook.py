@@ -9,6 +9,7 @@ import pytest
 import torch
 from transformers import (
     EosTokenCriteria,
+    GenerationConfig,
     LogitsProcessorList,
     MaxLengthCriteria,
     StoppingCriteriaList,
@@ -156,6 +157,23 @@ def test_inputs_embeds_without_ids_are_refused_by_name(llama, near_llama):
             inputs_embeds=torch.zeros(1, 6, 48), max_new_tokens=5,
             custom_generate=pearl_decode.generate, draft_model=near_llama,
         )  # fmt: skip
+
+
+def test_what_models_take_beside_tokens_is_refused_by_name():
+    """Which would be images, too."""
+    model, ids = build("gpt2"), torch.tensor([[5, 6, 7]])
+    with pytest.raises(ValueError, match="token_type_ids: expected None, as models are given tokens alone, got Tensor"):
+        model.generate(
+            ids, attention_mask=torch.ones_like(ids), token_type_ids=torch.full_like(ids, 3), max_new_tokens=5,
+            pad_token_id=0, custom_generate=pearl_decode.generate, draft_model=model,
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize("nothing", [None, False, {}])
+def test_nothing_beside_tokens_is_nothing_to_refuse(llama, nothing):
+    ids, config = torch.tensor([[5, 6, 7]]), GenerationConfig(max_length=5)
+    none = LogitsProcessorList(), StoppingCriteriaList()
+    assert pearl_decode.generate(llama, ids, *none, config, llama, images=nothing).shape == (1, 5)
 
 
 @pytest.mark.parametrize("planes", [(), (3,)])
