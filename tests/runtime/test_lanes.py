@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from pearl_decode import PearlDecoder, SamplingParams
-from pearl_decode.lanes import CpuLane, PacedLane
+from pearl_decode.lanes import CpuLane, PacedLane, worker
 from pearl_decode.lanes.cpu import available_cores, lane_pair
 from pearl_decode.lanes.worker import Job
 from pearl_kernels import kernels_alone
@@ -216,6 +216,22 @@ def test_work_that_waits_when_a_lane_is_closed_is_an_error_not_a_wait():
         lane.run(lambda: None)
 
 
+def test_work_that_comes_as_a_lane_is_closed_is_an_error_not_a_wait(monkeypatch):
+    lane = CpuLane("test", [0])
+
+    class LateJob(worker.Job):
+        def __init__(self, work):
+            super().__init__(work)
+            lane.close()  # by another thread, between what is asked of the lane and what it is given
+
+    monkeypatch.setattr(worker, "Job", LateJob)
+    late = lane.run(int)
+    late.wait(10)
+    assert late.done
+    with pytest.raises(RuntimeError, match="the lane was closed before this was done"):
+        late.result()
+
+
 def test_a_lane_that_is_not_closed_ends_with_who_had_it():
     lane = CpuLane("test", [0])
     thread = lane.run(threading.current_thread).result()
@@ -293,6 +309,23 @@ def test_a_decoder_that_was_used_before_a_fork_works_after_it(pair):
             finally:
                 os._exit(2)
         assert os.waitpid(child, 0)[1] == 0
+
+
+def test_a_lane_says_that_a_fork_has_no_thread_of_it():
+    lane = CpuLane("test", [0])
+    child = os.fork()
+    if child == 0:
+        signal.alarm(30)
+        with suppress(BaseException):
+            with pytest.raises(RuntimeError, match="the lane has no thread in this process, which was forked"):
+                lane.run(int).result()
+            lane.rest()
+            lane.close()
+            os._exit(0)
+        os._exit(1)
+    assert os.waitpid(child, 0)[1] == 0
+    assert lane.run(int).result() == 0
+    lane.close()
 
 
 def test_a_decoder_has_the_threads_of_when_it_was_made(pair, monkeypatch):

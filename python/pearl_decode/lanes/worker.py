@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import weakref
 from collections.abc import Callable
@@ -89,17 +90,22 @@ class Worker:
 
     def __init__(self, name: str, begin: Callable[[], None]) -> None:
         self._jobs: SimpleQueue[Job[Any] | None] = SimpleQueue()
+        self._process = os.getpid()
         self._thread = threading.Thread(target=_work, args=(self._jobs,), name=name, daemon=True)
         self._thread.start()
         self._close = weakref.finalize(self, _end, self._jobs, self._thread)
         self.submit(begin).result()
 
     def submit(self, work: Callable[[], T]) -> Job[T]:
-        """Raises RuntimeError if it is closed."""
+        """Raises RuntimeError if it is closed, or of another process, from which this one was forked."""
         if not self._close.alive:
             raise RuntimeError("the lane is closed")
+        if self._process != os.getpid():
+            raise RuntimeError("the lane has no thread in this process, which was forked from the one it was made in")
         job = Job(work)
         self._jobs.put(job)
+        if not self._close.alive:
+            _drop(self._jobs)  # closed just now: this may have come after the end
         return job
 
     def close(self) -> None:
@@ -115,9 +121,16 @@ def _work(jobs: SimpleQueue[Job[Any] | None]) -> None:
 
 
 def _end(jobs: SimpleQueue[Job[Any] | None], thread: threading.Thread) -> None:
-    with suppress(Empty):
-        while (job := jobs.get_nowait()) is not None:
-            job.drop()
-    jobs.put(None)
+    _drop(jobs)
     if not on_worker():
         thread.join()
+
+
+def _drop(jobs: SimpleQueue[Job[Any] | None]) -> None:
+    """Let none wait, and the thread end."""
+    with suppress(Empty):
+        while True:
+            job = jobs.get_nowait()
+            if job is not None:
+                job.drop()
+    jobs.put(None)
