@@ -272,6 +272,16 @@ def test_who_interrupts_waits_for_what_lanes_still_do(parts, model, monkeypatch)
         assert session.generate(said, params()).token_ids == decoder.generate([said], params())[0].token_ids
 
 
+def test_a_stream_that_is_closed_after_its_decoder_was_cancelled(model):
+    decoder = PearlDecoder(model, draft_of(model), strategy="pearl", gamma=2)
+    with decoder.session() as session:
+        stream = session.stream(PROMPT, params())
+        next(iter(stream._rounds))
+        decoder.close()
+        stream.close()
+        assert (stream.result.finish_reason, stream.result.error) == ("cancelled", None)
+
+
 def test_a_draft_that_is_lost_is_not_gone_on_with(parts, model, monkeypatch):
     with PearlDecoder(model, draft_of(model), strategy="pearl", gamma=2) as decoder, decoder.session() as session:
         session.generate(PROMPT, params())

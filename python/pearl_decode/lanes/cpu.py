@@ -70,15 +70,17 @@ class CpuLane:
 
     def settle(self) -> None:
         """Wait for what was queued, unless this is a lane's own thread."""
-        if not on_worker():
-            self.run(lambda: None).result()
+        self._run_last(lambda: None)
 
     def rest(self) -> None:
         """End its threads of torch's until there is work again, so that they are in the way of no others."""
+        self._run_last(release_threads)
+
+    def _run_last(self, work: Callable[[], None]) -> None:
         with suppress(RuntimeError):  # of a lane that is closed, whose threads have ended
-            resting = self._worker.submit(release_threads)
+            last = self._worker.submit(work)
             if not on_worker():
-                resting.result()
+                last.result()
 
     def close(self) -> None:
         """Finish what runs, drop what waits, end the thread."""
