@@ -17,6 +17,8 @@ from pearl_kernels import Drafter, RoundOutput, Rounds, kernels_alone, runs_roun
 # Of a round of PEARL the draft's part, true when it is done, and the target's: what a RoundOutput calls `emitted` and
 # `num_accepted`.
 Ahead = tuple[Job[bool], Job[tuple[list[list[int]], list[int]]]]
+# Of what is made before a round begins. A round in parts fails too, but its draft by itself, which costs speed alone.
+NO_MEMORY = (MemoryError, OSError, RuntimeError)
 
 
 class RoundsAtOnce:
@@ -53,10 +55,13 @@ class RoundsAtOnce:
         with torch.inference_mode():  # as lanes run
             if not (target.model.runs_at_once(target.cache) and draft.model.runs_at_once(draft.cache)):
                 return None
-            rounds = self._rounds = self._rounds or self._made()
             chain, ahead = None, None
-            if draft.keeps_logits:
-                chain, ahead = (each.rows for each in draft.chains(draft.model.empty_logits(len(heads))))
+            try:
+                rounds = self._rounds = self._rounds or self._made()
+                if draft.keeps_logits:
+                    chain, ahead = (each.rows for each in draft.chains(draft.model.empty_logits(len(heads))))
+            except NO_MEMORY:
+                return None
         draft.cached = [head + gamma - 1 for head in heads]
 
         def write() -> bool:
@@ -89,10 +94,12 @@ class RoundsAtOnce:
                 return None
             if draft is not None and not draft.model.runs_at_once(draft.cache):
                 return None
-            if self._rounds is None:
-                self._rounds = self._made()
+            try:
+                rounds = self._rounds = self._rounds or self._made()
+            except NO_MEMORY:
+                return None
             begin = time.perf_counter()
-            output = self._rounds.run(gamma, missed, guesses)
+            output = rounds.run(gamma, missed, guesses)
         if draft is not None and missed and output.draft_error is None:
             draft.lane.note(begin, begin + output.drafted_s, gamma)
             draft.forwards += gamma

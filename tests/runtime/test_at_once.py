@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import cycle, pairwise
+from itertools import count, cycle, pairwise
 
 import pytest
 import torch
@@ -12,6 +12,7 @@ from pearl_decode import PearlDecoder, SamplingParams, at_once
 from pearl_decode.auto import Choice, Chooser
 from pearl_decode.drafts import new_draft
 from pearl_decode.lanes import CpuLane, PacedLane
+from pearl_decode.lanes.draft import ChainLogits
 from pearl_kernels import Rounds
 from tests.runtime.test_layer import OTHERS, SIZES, count_calls, load
 from tests.runtime.test_layer import WHOLE as CONFIGS
@@ -228,6 +229,31 @@ def test_so_does_one_that_fails_ahead(rule, at, model, monkeypatch):
     assert result.error is None
     assert len(drafting) == at + 1
     assert result.stats.draft_forwards == 3 * at
+
+
+@pytest.mark.parametrize("begins_alone", [False, True])
+@pytest.mark.parametrize(
+    ("strategy", "missing"), [("sequential", "cache"), ("pearl", "cache"), ("pearl", "distributions")]
+)
+def test_so_does_one_that_has_no_memory(strategy, missing, begins_alone, model, monkeypatch):
+    """For its cache, which rounds of the target alone may be the first to ask for, or for what it draws from."""
+    turns = count()
+
+    def choose(*_):
+        return Choice("autoregressive", 1) if begins_alone and next(turns) < 2 else Choice(strategy, 3)
+
+    def lost(*_):
+        raise MemoryError("no pages")
+
+    monkeypatch.setattr(Chooser, "choose", choose)
+    draft, params = draft_of(model), SamplingParams(max_tokens=12, temperature=0.9, seed=3)
+    owner, part = (draft.window_model, "reserve") if missing == "cache" else (ChainLogits, "empty")
+    monkeypatch.setattr(owner, part, lost)
+    warned = pytest.warns(RuntimeWarning, match="the target goes on alone.*no pages")
+    with PearlDecoder(model, draft) as decoder, warned:
+        [result] = decoder.generate(PROMPTS[:1], params)
+    assert result.error is None
+    assert len(result.token_ids) == 12
 
 
 @pytest.mark.parametrize(("strategy", "part"), [("autoregressive", "run"), ("pearl", "read_windows")])
