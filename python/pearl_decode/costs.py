@@ -179,18 +179,20 @@ class Curve:
         return in_proportion
 
     def _measured(self) -> NDArray[np.float64]:
-        if self._known is None:
+        found = self._known
+        if found is None:
             known = [
                 (place, time.seconds, time.round, time.forget, time.count)
-                for place, time in sorted(self._times.items())
+                for place, time in sorted(self._times.copy().items())
                 if time.seconds
             ]
-            self._known = np.array(known, dtype=np.float64).reshape(-1, 5).T
-            seconds, rounds, forget = self._known[1:4]
+            found = np.array(known, dtype=np.float64).reshape(-1, 5).T
+            seconds, rounds, forget = found[1:4]
             seconds[:] = np.minimum.accumulate(seconds[::-1])[::-1]  # none takes longer than one that does more
             if known and not self._apart:
                 rounds[:], forget[:] = rounds.max(), forget[rounds.argmax()]
-        return self._known
+            self._known = found
+        return found
 
 
 class StepTimes:
@@ -240,7 +242,8 @@ class Costs:
     """What a decoder knows of its pair, from one request to the next.
 
     Times are kept by batch size, apart for lanes that take turns and lanes that work at once, since they may share
-    cores or memory bandwidth. Acceptances are where a new request starts from, by who drafts.
+    cores or memory bandwidth. Acceptances are where a new request starts from, by who drafts. Threads that use one
+    decoder share them: what one learns may be lost to another, and no more.
     """
 
     def __init__(self) -> None:
@@ -254,9 +257,10 @@ class Costs:
     def times(self, rows: int, overlapping: bool) -> StepTimes:
         """The times of batches of so many rows; until they are measured, those of the nearest size are taken."""
         if rows not in self._alone:
-            nearest = min(self._alone, key=lambda size: abs(size - rows), default=None)
-            self._alone[rows] = StepTimes() if nearest is None else StepTimes(self._alone[nearest], rows / nearest)
-            self._beside[rows] = StepTimes(self._alone[rows])
+            nearest = min(list(self._alone), key=lambda size: abs(size - rows), default=None)
+            alone = StepTimes() if nearest is None else StepTimes(self._alone[nearest], rows / nearest)
+            self._beside[rows] = StepTimes(alone)
+            self._alone[rows] = alone
         return (self._beside if overlapping else self._alone)[rows]
 
     def acceptance(self, drafter: Drafter) -> Acceptance:

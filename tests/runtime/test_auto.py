@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import sys
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ import torch
 
 from pearl_decode import PearlDecoder, SamplingParams
 from pearl_decode.auto import LEAD, RENEWED, Choice, Chooser, Timing
-from pearl_decode.costs import ENOUGH, SAMPLES, Acceptance, Costs, StepTimes, pearl_tokens, sequential_tokens
+from pearl_decode.costs import ENOUGH, SAMPLES, Acceptance, Costs, Curve, StepTimes, pearl_tokens, sequential_tokens
 from pearl_decode.engine import Plan
 from pearl_decode.lanes import PacedLane
 from pearl_decode.lanes.cpu import available_cores
@@ -102,6 +103,26 @@ def test_windows_go_on_growing_as_they_did_when_enough_is_known_of_that():
     _measured(many, {1: 0.010, 2: 0.013, 3: 0.014}, samples=ENOUGH)
     _measured(flat, {1: 0.010, 3: 0.010}, samples=ENOUGH)
     assert [times.window_s(8, 0) for times in (few, many, flat)] == pytest.approx([0.014, 0.024, 0.010])
+
+
+def test_a_thread_may_learn_while_another_asks():
+    """As threads do that use one decoder: here between any two lines."""
+    times = Costs().times(1, overlapping=False)
+
+    def learn(frame, *_):
+        if frame.f_code is Curve._measured.__code__:
+            times._windows._known = None  # as after `add_window`
+            return learn
+        return None
+
+    for _ in range(2):
+        times.add_window(1, 1.0, 0)
+    before = sys.gettrace()
+    sys.settrace(learn)
+    try:
+        assert times.window_s(1, 0) == 1.0
+    finally:
+        sys.settrace(before)
 
 
 def test_other_batches_are_taken_to_be_like_those_of_as_many_rows():
