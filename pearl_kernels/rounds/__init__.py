@@ -94,6 +94,8 @@ class Rounds:
         self, state: DecodeState, params: SamplingTensors, target: Window, draft: Drafter | None, *, rule: str
     ) -> None:
         op, batch = "Rounds", len(target.tokens)
+        if not batch:
+            raise ValueError(f"{op}: target must be of one row at least, got none")
         self._capacity = target.check(op)
         device = target.tokens.device
         checks.params(op, params, batch, device)
@@ -120,7 +122,7 @@ class Rounds:
         committed, window = self._lengths()
         if any(window):
             raise ValueError(f"Rounds: state.window must be 0, got {window}")
-        if min(committed, default=1) < 1:
+        if min(committed) < 1:
             raise ValueError(f"Rounds: state.committed must be at least 1, got {committed}")
         if gamma < 0 or max(committed) + gamma + 1 > min(self._capacity + 1, self._state.tokens.shape[1]):
             raise ValueError(
@@ -148,17 +150,17 @@ class Rounds:
         rows:   of gamma slots or more: what the tokens are drawn from; None where verification asks for none
         """
         heads = [committed + window for committed, window in zip(*self._lengths(), strict=True)]
-        room = min(self._capacity + 1, self._state.tokens.shape[1]) - max(heads, default=0)
+        room = min(self._capacity + 1, self._state.tokens.shape[1]) - max(heads)
         if not 1 <= gamma <= room:
             raise ValueError(f"Rounds: gamma must be from 1 to {room} past the longest row, got {gamma}")
-        if not self._drafts or not 1 <= missed <= min(heads, default=1):
-            raise ValueError(f"Rounds: missed must be from 1 to {min(heads, default=1)}, with a draft, got {missed}")
+        if not self._drafts or not 1 <= missed <= min(heads):
+            raise ValueError(f"Rounds: missed must be from 1 to {min(heads)}, with a draft, got {missed}")
         self._rounds.draft(gamma, missed, self._places("rows", rows, gamma), num_threads())
         self._drafted = gamma
 
     def read_windows(self) -> None:
         """Let the target read the windows, for `commit`."""
-        width = 1 + max(self._check_windows(), default=0)
+        width = 1 + max(self._check_windows())
         self._rounds.read_windows(num_threads())
         self._read = width
 
@@ -175,7 +177,7 @@ class Rounds:
 
         Returns what a RoundOutput calls `emitted` and `num_accepted`.
         """
-        width = 1 + max(self._check_windows(), default=0)
+        width = 1 + max(self._check_windows())
         if gamma not in (0, self._drafted):
             raise ValueError(f"Rounds: gamma must be 0, or {self._drafted} as was drafted, got {gamma}")
         if width != self._read:
@@ -193,8 +195,8 @@ class Rounds:
 
     def _check_windows(self) -> list[int]:
         committed, window = self._lengths()
-        most = min(self._capacity + 1, self._state.tokens.shape[1]) - max(committed, default=0) - 1
-        if min(committed, default=1) < 1 or not all(0 <= size <= most for size in window):
+        most = min(self._capacity + 1, self._state.tokens.shape[1]) - max(committed) - 1
+        if min(committed) < 1 or not all(0 <= size <= most for size in window):
             raise ValueError(f"Rounds: state.window must be from 0 to {most}, got {window}")
         return window
 

@@ -409,6 +409,12 @@ def test_what_does_not_fit_a_batch_is_named():
         Rounds(batch.state, batch.params, target, None, rule="greedy").run(0)
 
 
+def test_a_batch_of_no_rows_is_refused():
+    batch = batch_of("greedy", [])
+    with pytest.raises(ValueError, match="Rounds: target must be of one row at least, got none"):
+        batch.rounds()
+
+
 def test_another_backend_may_be_forced(monkeypatch):
     assert runs_rounds()
     monkeypatch.setenv("PEARL_BACKEND", "reference")
