@@ -122,8 +122,6 @@ class Rounds:
         committed, window = self._lengths()
         if any(window):
             raise ValueError(f"Rounds: state.window must be 0, got {window}")
-        if min(committed) < 1:
-            raise ValueError(f"Rounds: state.committed must be at least 1, got {committed}")
         if gamma < 0 or max(committed) + gamma + 1 > min(self._capacity + 1, self._state.tokens.shape[1]):
             raise ValueError(
                 f"Rounds: gamma must be at least 0 and leave room in caches of {self._capacity} positions and "
@@ -191,12 +189,15 @@ class Rounds:
 
     def _lengths(self) -> tuple[list[int], list[int]]:
         """The committed tokens and the window of each row."""
-        return self._state.committed.tolist(), self._state.window.tolist()
+        committed, window = self._state.committed.tolist(), self._state.window.tolist()
+        if min(committed) < 1:
+            raise ValueError(f"Rounds: state.committed must be at least 1, got {committed}")
+        return committed, window
 
     def _check_windows(self) -> list[int]:
         committed, window = self._lengths()
         most = min(self._capacity + 1, self._state.tokens.shape[1]) - max(committed) - 1
-        if min(committed) < 1 or not all(0 <= size <= most for size in window):
+        if not all(0 <= size <= most for size in window):
             raise ValueError(f"Rounds: state.window must be from 0 to {most}, got {window}")
         return window
 

@@ -401,12 +401,18 @@ def test_what_does_not_fit_a_batch_is_named():
         Rounds(batch.state, batch.params, target, Drafter(draft), rule="greedy")
     with pytest.raises(ValueError, match=r"Rounds: rule must be one of"):
         Rounds(batch.state, batch.params, target, None, rule="best")
-    batch.state.committed[1] = 0
-    with pytest.raises(ValueError, match=r"Rounds: state.committed must be at least 1, got \[9, 0, 20\]"):
-        Rounds(batch.state, batch.params, target, None, rule="greedy").run(0)
     batch.state.window[1] = 2
     with pytest.raises(ValueError, match=r"Rounds: state.window must be 0, got \[0, 2, 0\]"):
         Rounds(batch.state, batch.params, target, None, rule="greedy").run(0)
+
+
+def test_a_row_without_a_token_is_named_by_every_part():
+    batch = batch_of("greedy", TEMPERATURES["greedy"])
+    rounds, batch.state.committed[1] = batch.rounds(), 0
+    for part, arguments in ((rounds.run, (0,)), (rounds.draft, (2, 1, None)), (rounds.read_windows, ()),
+                            (rounds.commit, (0, None, None))):  # fmt: skip
+        with pytest.raises(ValueError, match=r"Rounds: state.committed must be at least 1, got \[9, 0, 20\]"):
+            part(*arguments)
 
 
 def test_a_batch_of_no_rows_is_refused():
