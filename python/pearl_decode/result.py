@@ -19,7 +19,7 @@ class GenerationResult:
     finish_reason: "stop" (end-of-sequence, stop token or stop string) or "length" (max_tokens); "cancelled" where the
                    caller closed the stream first, "error" where the request failed
     error:         what went wrong with this request, else None; text and token_ids hold what came before
-    seed:          the key its draws were made with: the same seed gives the same text again
+    seed:          the key its draws were made with: the same seed gives the same text again where `reproducible`
     """
 
     text: str
