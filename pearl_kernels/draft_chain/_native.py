@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from pearl_kernels import _C
@@ -20,7 +19,7 @@ def draft_chain(window: Window, draws: Draws, found: Found) -> None:
     epochs, d2t, strengths, lengths = contiguous(draws.epochs, draws.d2t, draws.strengths, draws.lengths)
     ids, threshold, lse, status, logits = found
     if logits is None:
-        logits = torch.empty(*ids.shape, window.weights.head.out_features)
+        logits = window.cos.new_empty(*ids.shape, window.weights.head.out_features)
     _C.draft_chain(
         described_weights(window.weights),
         described_window(window),

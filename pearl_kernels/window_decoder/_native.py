@@ -24,7 +24,7 @@ _KNOWN: WeakKeyDictionary[DecoderWeights, _C.DecoderWeights] = WeakKeyDictionary
 
 def window_decoder(window: Window, keep: int) -> Tensor:
     """`pearl_kernels.window_decoder` of CPU tensors, in one call."""
-    logits = torch.empty(len(window.tokens), keep, window.weights.head.out_features)
+    logits = window.cos.new_empty(len(window.tokens), keep, window.weights.head.out_features)
     _C.window_decoder(described_weights(window.weights), described_window(window), keep, logits.data_ptr())
     return logits
 

@@ -182,6 +182,15 @@ def test_is_written_where_the_caller_wants_it(backend, keeps):
         assert torch.equal(out.logits, wanted.logits)
 
 
+def test_the_device_that_torch_makes_tensors_on_does_not_matter():
+    case, out = chain_of(), new_chain(logits=False)
+    wanted = case.cloned().run("cpu")
+    case.options["out"] = out
+    with torch.device("meta"):
+        case.run("cpu")
+    assert torch.equal(out.drawn.tokens, wanted.drawn.tokens)
+
+
 def rows_of(case: Case, row: int, length: int) -> Case:
     """One row of a case, with so many of its window's tokens."""
     b = slice(row, row + 1)

@@ -315,6 +315,19 @@ def test_the_cpu_computes_in_float32():
         case.run("cpu")
 
 
+def test_the_type_and_device_that_torch_makes_tensors_of_do_not_matter():
+    case = case_of([3, 0], 2, decoder_of(*three_layers(), dtype=torch.bfloat16))
+    wanted = case.cloned().run("cpu")
+    torch.set_default_dtype(torch.float64)
+    try:
+        with torch.device("meta"):
+            got = case.run("cpu")
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert got.dtype is torch.float32
+    assert torch.equal(got, wanted)
+
+
 def test_packed_weights_give_the_same_bits(backend):
     case = case_of([4, 0, 31], 3, decoder_of(*three_layers(), dtype=torch.bfloat16))
     layers = []
