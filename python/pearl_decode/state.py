@@ -53,11 +53,11 @@ class Batch:
         capacity, ends: positions and end-of-sequence ids of a row there must be room for at least
         """
         max_len = [len(prompt) + p.max_tokens for prompt, p in zip(prompts, params, strict=True)]
-        tokens = torch.zeros(len(prompts), max(capacity, max(max_len) + spare), dtype=torch.int64)
+        tokens = torch.zeros(len(prompts), max(capacity, max(max_len) + spare), dtype=torch.int64, device="cpu")
         for row, prompt in enumerate(prompts):
-            tokens[row, : len(prompt)] = torch.tensor(prompt)
+            tokens[row, : len(prompt)] = torch.tensor(prompt, device="cpu")
         widest = max(1, ends, *(len(ids) for ids in eos_ids))
-        padded = torch.tensor([[*ids, *[-1] * (widest - len(ids))] for ids in eos_ids], dtype=torch.int64)
+        padded = torch.tensor([[*ids, *[-1] * (widest - len(ids))] for ids in eos_ids], dtype=torch.int64, device="cpu")
         zeros = torch.zeros(len(prompts), dtype=torch.int32, device=device)
         state = DecodeState(
             tokens=tokens.to(device),

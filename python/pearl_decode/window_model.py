@@ -91,7 +91,7 @@ class WindowModel:
 
     def window(self, batch: int, cache: WindowCache) -> Window:
         """A window of `batch` rows, of any tokens at any place, over a cache, if `is_ready`."""
-        tokens = torch.zeros(batch, 1, dtype=torch.int64)
+        tokens = torch.zeros(batch, 1, dtype=torch.int64, device=self._weights.norm.device)
         return Window(tokens, self._held[cache], *self._memory(batch, cache), tokens[:, 0], self._scale)
 
     def empty_logits(self, batch: int) -> Tensor:

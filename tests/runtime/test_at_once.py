@@ -68,6 +68,16 @@ def in_parts(monkeypatch):
     monkeypatch.setattr(at_once, "runs_rounds", lambda: False)
 
 
+@pytest.mark.parametrize("strategy", ["sequential", "pearl"])
+def test_the_device_that_torch_makes_tensors_on_does_not_matter(strategy, model):
+    found = []
+    with PearlDecoder(model, draft_of(model), strategy=strategy, gamma=3, rule="coupled") as decoder:
+        for device in ("cpu", "meta"):
+            with torch.device(device):
+                found.append([(result.error, result.token_ids) for result in decoder.generate(PROMPTS, params_of())])
+    assert found[0] == found[1]
+
+
 @pytest.mark.parametrize("reduced", [False, True])
 @pytest.mark.parametrize("rule", ["greedy", "token", "block", "coupled"])
 @pytest.mark.parametrize("strategy", ["autoregressive", "sequential", "lookup", "pearl"])
