@@ -143,19 +143,22 @@ class WindowCache(Cache):
             layer.lazy_initialization(states, states)
         return layer.keys, layer.values
 
+    @property
+    def in_parts(self) -> bool:
+        """Whether each layer has memory of its own."""
+        return bool(self._window_layers) and not self._stack
+
     def stacked(self, layers: int, batch: int, kv_heads: int, head_dim: int, like: torch.Tensor) -> list[torch.Tensor]:
         """Keys and values of so many layers, (layers, batch, kv_heads, capacity, head_dim) each, of the type of `like`
         and on its device.
         """
         if not self._stack:
-            found = [self._layer(index) for index in range(layers)]
+            assert not self.in_parts, "layers whose memory may be in use elsewhere"
+            self._layer(layers - 1)
             shape = layers, batch, kv_heads, self.capacity, head_dim
             # On a CPU our kernels read them, which look at no entry that was not written.
             on_cpu = like.device.type == "cpu"
             self._stack = [self._pages.empty(shape, like.dtype) if on_cpu else like.new_zeros(shape) for _ in range(2)]
-            for index, layer in enumerate(found):
-                if layer.is_initialized:
-                    self._stack[0][index], self._stack[1][index] = layer.keys, layer.values
             self._divide_stack()
         return self._stack
 
@@ -250,10 +253,10 @@ class WindowCache(Cache):
         part.release()
 
     def _beside(self, part: WindowCache, batch: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """Own keys and values, of `batch` rows and made at first, with those of `part`: of all layers at once where its
-        are.
+        """Own keys and values, of `batch` rows and made at first, with those of `part`: of all layers at once where
+        both are.
         """
-        if part._stack:
+        if part._stack and not self.in_parts:
             layers, _, kv_heads, _, head_dim = part._stack[0].shape
             yield from zip(self.stacked(layers, batch, kv_heads, head_dim, part._stack[0]), part._stack, strict=True)
             return

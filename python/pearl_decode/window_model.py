@@ -99,13 +99,15 @@ class WindowModel:
         return self._weights.norm.new_empty(batch, self._weights.head.out_features)
 
     def reserve(self, batch: int, cache: WindowCache) -> list[Tensor]:
-        """The caches of all layers, made at first: of what others made there would be a copy for a while."""
+        """The caches of all layers, made at first."""
         weights = self._weights
         return cache.stacked(len(weights.layers), batch, weights.kv_heads, weights.head_dim, weights.norm)
 
     def is_ready(self, cache: WindowCache) -> bool:
-        """Whether it can stand for the model over a cache, as that is now."""
-        if torch.is_grad_enabled() or torch.compiler.is_compiling() or self._parts.watched:
+        """Whether it can stand for the model over a cache, as that is now: not over layers that the model made, whose
+        memory captured rounds go on using.
+        """
+        if torch.is_grad_enabled() or torch.compiler.is_compiling() or self._parts.watched or cache.in_parts:
             return False
         if cache not in self._held and self._is_unchanged():
             self._held[cache] = self._weights.held()

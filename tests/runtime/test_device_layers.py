@@ -20,6 +20,7 @@ from pearl_decode.attention import use_window_attention
 from pearl_decode.cache import WindowCache
 from pearl_decode.device import runner
 from pearl_decode.device.draft import StaticDraft
+from pearl_decode.device.engine import DeviceOptions
 from pearl_decode.device.shape import COMPILED_WIDTHS, WIDTHS, shape_of
 from pearl_decode.drafts import new_draft
 from pearl_decode.first_layers import first_layers
@@ -122,6 +123,24 @@ def test_its_rounds_are_replayed(strategy, as_one):
     with DeviceDecoder(model, strategy=strategy, device_lanes=(graph, TapeLane())) as decoder:
         assert [result.token_ids for result in decoder.generate(PROMPTS, PARAMS)] == wanted
     assert 0 < graph.captures < 10
+
+
+@pytest.mark.parametrize("max_batch", [3, 1])
+@pytest.mark.parametrize("strategy", ["autoregressive", "pearl"])
+def test_what_is_captured_while_somebody_looks_on_is_replayed_on_its_own_memory(strategy, max_batch, as_one):
+    """For the next batch, and for requests that take a row, when nobody looks on any more."""
+    models = attending("llama"), attending("llama")
+    wanted = texts(models[0])
+    as_one(*models)
+    lanes, plan = (TapeLane(), TapeLane()), {"strategy": strategy, "max_batch": max_batch}
+    with DeviceDecoder(*models, options=DeviceOptions(bucket=64), device_lanes=lanes, **plan) as decoder:
+        hooks = [model.register_forward_hook(lambda *_: None) for model in models]
+        decoder.generate(PROMPTS[::-1], PARAMS)
+        for hook in hooks:
+            hook.remove()
+        captured = [lane.captures for lane in lanes]
+        assert [result.token_ids for result in decoder.generate(PROMPTS, PARAMS)] == wanted
+        assert [lane.captures for lane in lanes] == captured
 
 
 @torch.inference_mode()
