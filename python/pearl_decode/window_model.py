@@ -129,5 +129,7 @@ class WindowModel:
         if known < capacity:
             norm = self._weights.norm
             cos, sin = self._rotary(norm, torch.arange(max(capacity, 2 * known), device=norm.device)[None])
+            if norm.is_cuda:  # other lanes read them too, on streams that wait for nothing of this one
+                torch.cuda.current_stream(norm.device).synchronize()
             self._angles.append((cos[0], sin[0]))
         return self._angles[-1]

@@ -203,6 +203,18 @@ def test_models_as_one_call_decode_what_they_do_layer_by_layer(
     assert found[0] == found[1]
 
 
+def test_angles_are_there_before_another_stream_reads_them(gpu: torch.device) -> None:
+    [model, _], stream = pair(gpu), torch.cuda.Stream()
+    with PearlDecoder(model, strategy="autoregressive"), torch.inference_mode():
+        whole = getattr(model, WHOLE)
+        with torch.cuda.stream(stream):
+            torch.cuda._sleep(200_000_000)  # cycles: about a tenth of a second
+            made = whole._angles_of(1000)
+        found = [angles.clone() for angles in whole._angles_of(1000)]
+        torch.cuda.synchronize()
+    assert all(torch.equal(a, b) for a, b in zip(found, made, strict=True))
+
+
 def test_models_run_it_and_are_left_as_they_were(gpu: torch.device) -> None:
     target, draft = pair(gpu)
     before = [type(module) for model in (target, draft) for module in model.modules()]

@@ -143,6 +143,24 @@ def test_what_is_captured_while_somebody_looks_on_is_replayed_on_its_own_memory(
         assert [lane.captures for lane in lanes] == captured
 
 
+def test_angles_are_there_before_others_read_them(as_one, monkeypatch):
+    """Lanes may share them: of a model that is its own draft, and of decoders of one model."""
+    model, known = attending("llama"), []
+    as_one(model)
+    whole = getattr(model, WHOLE)
+
+    class Stream:
+        def synchronize(self):
+            known.append(len(whole._angles))
+
+    monkeypatch.setattr(torch.Tensor, "is_cuda", property(lambda tensor: True))
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: Stream())
+    before = len(whole._angles)
+    for capacity in (500, 400, 1000):
+        whole._angles_of(capacity)
+    assert known == [before, before + 1]
+
+
 @torch.inference_mode()
 def test_a_long_prompt_is_read_into_the_memory_that_the_rounds_use(as_one):
     model, cache = attending("llama"), WindowCache(100)
