@@ -117,8 +117,10 @@ class Chooser:
             best = int(speeds.argmax())
         if not speeds[best]:
             return self.choices[0]
-        if best != self._present and speeds[best] > LEAD * speeds[self._present]:
+        changes = best != self._present and speeds[best] > LEAD * speeds[self._present]
+        if changes:
             self._present = best
+        if changes or not (self._reason or self._unexplained):
             self._unexplained = speeds, matched
         return self.present
 

@@ -220,6 +220,16 @@ def test_the_choice_follows_cost_and_acceptance():
     assert _chosen(40, 20, [0.2] * 400)[-1].strategy == "autoregressive"
 
 
+def test_a_batch_that_stays_with_its_first_choice_is_told_why():
+    """From when on something was measured."""
+    costs, making_s = Costs(), [0.0, *[9.0] * (len(ALL) - 1)]
+    for known in (False, True, True):
+        chooser = Chooser(ALL, costs, 1)
+        assert chooser.choose([90], [0], True, making_s) == ALL[0]
+        assert ("expected tokens/s: autoregressive 100, " in chooser.reason) is known
+        _measured(costs.times(1, overlapping=False), {1: 0.01})
+
+
 def test_what_has_to_be_made_ready_is_tried_where_that_pays_in_what_is_to_come():
     alone = ALL[0]
     for remaining, making_s, tried in (
