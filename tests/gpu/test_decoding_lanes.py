@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -213,6 +214,24 @@ def test_what_cannot_be_captured_leaves_others_as_they_were(gpu):
         lane.run(replay)
         torch.cuda.synchronize()
         assert number.item() == before + 1
+
+
+def test_memory_is_given_back_beside_a_capture(gpu):
+    lane, other = CudaLane(gpu), CudaLane(gpu)
+    number = lane.make(lambda: torch.ones(1, device=gpu))
+    given_back = []
+    with ThreadPoolExecutor(1) as pool:
+
+        def work() -> None:
+            given_back.append(pool.submit(other.release))
+            time.sleep(0.1)
+            number.add_(1)
+
+        lane.run(lambda: number.add_(0))
+        lane.run(lane.capture(work))
+        given_back[0].result()
+    torch.cuda.synchronize()
+    assert number.item() == 2
 
 
 def test_cancelled_streams_leave_nothing_to_the_next(gpu):

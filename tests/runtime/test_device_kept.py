@@ -6,6 +6,8 @@ import copy
 import gc
 import math
 import weakref
+from concurrent.futures import ThreadPoolExecutor, TimeoutError
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -15,6 +17,7 @@ from pearl_decode.attention import use_window_attention
 from pearl_decode.cache import WindowCache
 from pearl_decode.device.engine import DeviceOptions
 from pearl_decode.device.kept import MOST_KEPT
+from pearl_decode.lanes import graph
 from tests.runtime.device import DeviceDecoder, DynamicDecoder, TapeLane
 from tests.runtime.scripted import sequence_model
 from tests.runtime.test_device_ends import failing
@@ -170,6 +173,31 @@ def test_kept_rounds_are_let_go_before_a_batch_is_refused(decoder, llama, prompt
     assert ids(decoder.generate(prompts[:4], PARAMS)) == wanted[0][:4]
     assert len(decoder.runner.kept.rounds) == 1
     assert made() == 2 * layers, "memory is given back at once"
+
+
+def test_what_is_let_go_is_given_back_to_the_devices(decoder, prompts, monkeypatch):
+    """Or torch would go on holding what only graphs could use that are gone."""
+    decoder.generate(prompts[:1], PARAMS)
+    [rounds], released = decoder.runner.kept.rounds, []
+    for lane in decoder.runner.lanes:
+        monkeypatch.setattr(lane, "release", lambda lane=lane: released.append((lane, len(rounds.rounds))))
+    decoder.runner.kept.clear()
+    assert released == [(lane, 0) for lane in decoder.runner.lanes]
+
+
+def test_memory_is_given_back_when_no_other_thread_captures(monkeypatch):
+    happened = []
+    monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext())
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: happened.append("emptied"))
+    with ThreadPoolExecutor(1) as pool:
+        with graph._turn:
+            graph.give_back(torch.device("cuda", 0))  # as garbage does that this thread collects
+            other = pool.submit(graph.give_back, torch.device("cuda", 0))
+            with pytest.raises(TimeoutError):
+                other.result(0.1)
+            happened.append("captured")
+        other.result(10)
+    assert happened == ["emptied", "captured", "emptied"]
 
 
 def test_where_memory_is_plenty_nothing_is_let_go(decoder, prompts, monkeypatch):

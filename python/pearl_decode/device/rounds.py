@@ -184,8 +184,10 @@ class StaticRounds:
         self.rounds.clear()
         self._present = self._handed_over = None
         batch.cache.release()
+        target_lane.release()
         if batch.draft is not None:
             batch.draft.cache.release()
+            _try_lost(draft_lane.release)
 
     def try_draft(self, queue: Callable[[], object]) -> bool:
         """Do what needs the draft's device. Returns whether it could be done; if not, there is no draft any more."""

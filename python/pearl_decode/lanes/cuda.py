@@ -8,7 +8,7 @@ from typing import TypeVar
 
 import torch
 
-from pearl_decode.lanes.graph import capture
+from pearl_decode.lanes.graph import capture, give_back
 from pearl_decode.lanes.queue import Event
 from pearl_decode.lanes.times import Times
 
@@ -88,5 +88,4 @@ class CudaLane:
             self.times.add(began, began + busy_s)
 
     def release(self) -> None:
-        with torch.cuda.device(self.device):
-            torch.cuda.empty_cache()
+        give_back(self.device)

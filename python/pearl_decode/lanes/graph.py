@@ -12,7 +12,9 @@ import torch
 
 # Their captures broke: torch's allocator of pinned memory may still ask them whether they are under way.
 _broken: list[torch.cuda.CUDAGraph] = []
-_turn = threading.Lock()  # a capture begins by waiting for the device, which breaks one that is under way
+# A capture begins by waiting for the device, which breaks one that is under way. Garbage that is collected before it
+# begins may give memory back.
+_turn = threading.RLock()
 
 
 def capture(work: Callable[[], object], stream: torch.cuda.Stream) -> Callable[[], None]:
@@ -31,6 +33,15 @@ def capture(work: Callable[[], object], stream: torch.cuda.Stream) -> Callable[[
             raise
     replay: Callable[[], None] = graph.replay
     return replay
+
+
+def give_back(device: torch.device) -> None:
+    """Give unused memory back to a device, with that of graphs that are gone: no one else has it before.
+
+    Waits for captures of other threads, during which torch refuses to.
+    """
+    with _turn, torch.cuda.device(device):
+        torch.cuda.empty_cache()
 
 
 @contextmanager
