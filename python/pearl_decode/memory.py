@@ -16,6 +16,7 @@ from pearl_decode.placement import layer_devices
 
 GIB = 1 << 30
 LOWERS = "lower max_batch, max_tokens or gamma, or shorten the prompts"
+SHARED_POOL = (0, 0)  # of torch's memory on a GPU, beside those that graphs have
 MEMINFO = Path("/proc/meminfo")
 # Where a container's own limit shows: limit, use, and the statistics that say how much of it is files.
 CGROUPS = (
@@ -65,17 +66,28 @@ def _numbers_per_position(layer: Any) -> int:
 def free_bytes(device: torch.device) -> int | None:
     """What a device has for more tensors; None where nobody keeps count.
 
-    On a GPU also what torch holds without using it, so that it may be less: what lies free between the tensors of
-    captured graphs is counted too, though no others can have it. On a CPU what the machine can give without swapping,
-    or the rest of the limit of the container where that is less.
+    On a GPU also what torch holds without using it. On a CPU what the machine can give without swapping, or the rest of
+    the limit of the container where that is less.
     """
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
-        return int(free) + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int(free) + _unused(device)
     if device.type != "cpu":
         return None
     known = [left for left in (_available(), *map(_left, CGROUPS)) if left is not None]
     return min(known, default=None)
+
+
+def _unused(device: torch.device) -> int:
+    """What torch holds of a GPU for whoever asks: what is free between a captured graph's tensors is not."""
+    if torch.cuda.get_allocator_backend() != "native":  # CUDA's own, which makes no list of what it holds
+        return torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    index = torch.cuda.current_device() if device.index is None else device.index
+    return sum(
+        segment["total_size"] - segment["allocated_size"]
+        for segment in torch.cuda.memory_snapshot()  # type: ignore[no-untyped-call]
+        if (segment["device"], segment["segment_pool_id"]) == (index, SHARED_POOL)
+    )
 
 
 def has_plenty(models: Sequence[CausalModel], batch: int, capacity: int) -> bool:

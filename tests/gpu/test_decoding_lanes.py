@@ -13,6 +13,7 @@ from pearl_decode.device.engine import DeviceEngine, DeviceOptions
 from pearl_decode.device.rounds import StaticRounds
 from pearl_decode.device.runner import DeviceRunner
 from pearl_decode.lanes.cuda import HIGH, CudaLane
+from pearl_decode.memory import free_bytes
 from pearl_decode.ring import Ring
 from tests.runtime.device import static_plan
 from tests.runtime.tiny import VOCAB, build
@@ -214,6 +215,26 @@ def test_what_cannot_be_captured_leaves_others_as_they_were(gpu):
         lane.run(replay)
         torch.cuda.synchronize()
         assert number.item() == before + 1
+
+
+def test_memory_of_a_graph_is_its_own_until_it_is_gone(gpu, monkeypatch):
+    lane, size_bytes, little = CudaLane(gpu), 1 << 30, 1 << 28
+    number = lane.make(lambda: torch.ones(1, device=gpu))
+
+    def work() -> None:
+        number.add_(torch.zeros(size_bytes // 4, device=gpu)[-1])
+
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (0, 0))  # tests beside this one take and give
+    lane.run(work)
+    torch.cuda.synchronize()
+    lane.release()
+    free, held = free_bytes(gpu), torch.cuda.memory_reserved(gpu)
+    replay = lane.capture(work)
+    assert torch.cuda.memory_reserved(gpu) - held >= size_bytes
+    assert free_bytes(gpu) - free < little
+    del replay
+    lane.release()
+    assert torch.cuda.memory_reserved(gpu) - held < little
 
 
 def test_memory_is_given_back_beside_a_capture(gpu):

@@ -138,6 +138,28 @@ def test_layers_are_found_whatever_a_model_calls_them(monkeypatch):
     assert layer_devices(model) == _devices(1, 1, 1, 1)
 
 
+def test_memory_of_captured_graphs_is_free_for_nobody_else(monkeypatch):
+    def segment(device, pool, total, allocated):
+        return {"device": device, "segment_pool_id": pool, "total_size": total, "allocated_size": allocated}
+
+    segments = [
+        segment(1, (0, 0), 50, 20),
+        segment(1, (0, 3), 400, 7),
+        segment(1, (0, 0), 9, 0),
+        segment(0, (0, 0), 5, 0),
+    ]
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1000, 2000))
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_allocator_backend", lambda: "native")
+    monkeypatch.setattr(torch.cuda, "memory_snapshot", lambda: segments)
+    for name in ("cuda:1", "cuda"):
+        assert memory.free_bytes(torch.device(name)) == 1000 + 30 + 9
+    monkeypatch.setattr(torch.cuda, "get_allocator_backend", lambda: "cudaMallocAsync")
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 500)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 100)
+    assert memory.free_bytes(torch.device("cuda")) == 1000 + 400
+
+
 def test_free_memory_is_the_machines_or_the_rest_of_a_containers_limit(tmp_path, monkeypatch):
     meminfo = tmp_path / "meminfo"
     meminfo.write_text("MemTotal:       100 kB\nMemFree: 5 kB\nMemAvailable:    70 kB\n")
