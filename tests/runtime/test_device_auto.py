@@ -14,7 +14,9 @@ from pearl_decode import SamplingParams
 from pearl_decode.attention import ATTENTION_NAME, sdpa_replaced
 from pearl_decode.auto import Choice, Chooser, Timing
 from pearl_decode.costs import Costs
+from pearl_decode.device.draft import StaticDraft
 from pearl_decode.device.engine import DeviceOptions
+from pearl_decode.device.rounds import StaticRounds
 from pearl_decode.device.shape import COMPILED_WIDTHS, WIDTHS, shape_of, static_choices
 from pearl_decode.engine import Plan
 from pearl_decode.lanes.queue import InlineLane
@@ -37,6 +39,26 @@ def at_random(monkeypatch):
 
     monkeypatch.setattr(Chooser, "choose", choose)
     return chosen
+
+
+def test_the_draft_has_read_what_was_handed_over_before_there_is_more(llama, near_llama, prompts, monkeypatch):
+    """Though the target went on alone meanwhile: its lane may then use that memory for other things."""
+    happened, held = [], []
+
+    def hand_over(self, tokens):
+        held[:] = [tokens]
+        if tokens is not None:
+            happened.append("handed over")
+
+    read = StaticDraft.read
+    monkeypatch.setattr(StaticRounds, "_handed_over", property(lambda self: held[0], hand_over), raising=False)
+    monkeypatch.setattr(StaticDraft, "read", lambda *args: happened.append("read") or read(*args))
+    calls, schedule = iter(range(1000)), Schedule(0)
+    monkeypatch.setattr(schedule._lot, "choice", lambda ready: ready[0])  # the target's, as long as that can go on
+    monkeypatch.setattr(Chooser, "choose", lambda self, *_: self.choices[0 if next(calls) in (1, 2) else -1])
+    with DeviceDecoder(llama, near_llama, rule="coupled", device_lanes=schedule.lanes, **AUTO) as decoder:
+        decoder.generate(prompts[:2], SamplingParams(max_tokens=40))
+    assert happened == ["handed over", "read"] * 2
 
 
 def _params(temperature: float) -> list[SamplingParams]:

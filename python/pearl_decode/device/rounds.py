@@ -135,8 +135,10 @@ class StaticRounds:
             draft_lane.wait(target_lane.record())
             draft_lane.run(read)
 
-        target_lane.run(hand_over)
-        self.try_draft(queue)
+        # Where the draft was not needed after all, it may still be reading what was handed over before.
+        if self.try_draft(lambda: target_lane.wait(draft_lane.record())):
+            target_lane.run(hand_over)
+            self.try_draft(queue)
 
     def play(self, shape: Shape, view: int) -> StaticRound:
         """Queue one round, of this shape while there is a draft. Returns it, its report being the last thing it writes.
