@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from typing import Any, overload
 
 import torch
@@ -15,6 +16,7 @@ from pearl_decode.engine import Plan, Update
 from pearl_decode.inputs import Prompt, check_text, one_params, params_of_each, prompt_list, token_ids
 from pearl_decode.lanes import CpuLane
 from pearl_decode.loading import check_loaded, load_pair
+from pearl_decode.memory import NoRoomError
 from pearl_decode.models import CausalModel
 from pearl_decode.past import Past
 from pearl_decode.request import Request
@@ -26,6 +28,7 @@ from pearl_decode.stats import DecodeStats
 from pearl_decode.stream import TextStream
 from pearl_decode.waiting import Waiting
 
+LOGGER = logging.getLogger(__name__)
 DEFAULT_RULE = "block"
 REPRODUCIBLE_RULES = ("coupled", "greedy")
 
@@ -211,12 +214,24 @@ class PearlDecoder:
     ) -> TextStream:
         chosen = self._plan(plan)
         request = self._request(prompt, one_params(params), chosen)
-        return TextStream(request, self.runner.engine([request], chosen, past))
+        return TextStream(request, self._rounds(Waiting([request]), chosen, past))
 
-    def _rounds(self, waiting: Waiting, plan: Plan) -> Iterator[list[Update]]:
-        """Those of all these requests, some at a time."""
-        while batch := waiting.take(self.max_batch):
-            yield from self.runner.engine(batch, plan, waiting=waiting).run()
+    def _rounds(self, waiting: Waiting, plan: Plan, past: Past | None = None) -> Generator[list[Update], None, None]:
+        """Those of all these requests, some at a time: half as many where there is no memory for a batch, and one for
+        which there is none by itself ends with an error.
+        """
+        most = self.max_batch
+        while batch := waiting.take(most):
+            most = self.max_batch
+            try:
+                yield from self.runner.engine(batch, plan, past, waiting).run()
+            except NoRoomError as error:
+                if len(batch) == 1:
+                    batch[0].fail(str(error))
+                    continue
+                most = len(batch) // 2
+                waiting.put_back(batch)
+                LOGGER.warning("%s; at most %d at once, this time", error, most)
 
     def _plan(self, changes: dict[str, Any]) -> Plan:
         unknown = changes.keys() - {"strategy", "gamma", "rule"}

@@ -14,7 +14,7 @@ from pearl_decode.lanes import CpuLane
 from pearl_decode.lanes.draft import DraftLane
 from pearl_decode.lanes.target import TargetLane
 from pearl_decode.lookup import PromptLookup
-from pearl_decode.memory import NoRoomError, check_room, has_plenty, has_room
+from pearl_decode.memory import check_room, has_plenty, has_room
 from pearl_decode.models import CausalModel
 from pearl_decode.past import Past
 from pearl_decode.request import Request, lay_down
@@ -110,6 +110,7 @@ class Engine:
         costs:   what is known of the pair
         past:    of a single request, what to go on from, and where to leave what was read
         waiting: requests that may take the rows of those that end; they are taken out of it as they do
+        Raises NoRoomError where the target's cache does not fit.
         """
         self.requests = requests
         self.past = past
@@ -120,6 +121,7 @@ class Engine:
         self.pairs = {overlaps: lanes(overlaps) for overlaps in {STRATEGIES[c.strategy].overlaps for c in choices}}
         self._busy_s = 0.0, 0.0  # target and draft, in the rounds so far
         capacity = self._shared_capacity([target] if draft is None else [target, draft])
+        self._check_room(target, capacity)
         ends = max((len(request.eos_ids) for request in self.waiting), default=0)
         batch = lay_down(requests, plan.spare, target.device, capacity=capacity, ends=ends)
         target_lane, lane = next(iter(self.pairs.values()))
@@ -151,10 +153,8 @@ class Engine:
         running = list(self.requests)
         release_threads()  # the caller's: those of the lanes do the work now
         try:
-            self._check_room()
+            self._check_draft()
             yield from self._rounds(running)
-        except NoRoomError as error:
-            _fail(running, str(error))
         except Exception as error:
             LOGGER.exception("the target failed")
             _fail(running, f"the target failed: {error!r}")
@@ -168,8 +168,8 @@ class Engine:
         """What rows have to hold, so that most of those that wait fit too, if memory allows."""
         longest = max(request.longest for request in self.requests)
         others = [request.longest for request in self.waiting if longest < request.longest <= MOST_SHARED * longest]
-        more = max(others, default=longest) + self._spare
-        return more if others and has_plenty(models, len(self.requests), more) else 0
+        needed, more = longest + self._spare, max(others, default=longest) + self._spare
+        return more if others and has_plenty(models, len(self.requests), more) else needed
 
     def _roomy(self, past: Past) -> int:
         """What caches have to hold that go on from past ones. Where those are too small it is twice theirs, if memory
@@ -181,17 +181,23 @@ class Engine:
         more = max(needed, 2 * past.capacity)
         return more if past.capacity < needed and has_plenty(models, 1, more) else needed
 
-    def _check_room(self) -> None:
-        """Before anything runs, as caches grow into memory that they only seem to have."""
-        rows, capacity = len(self.requests), self.round.batch.capacity
-        target, draft, past = self.round.target.model, self.round.draft, self.past
+    def _check_room(self, target: CausalModel, capacity: int) -> None:
+        """Before anything is made, as caches grow into memory that they only seem to have."""
+        past, rows = self.past, len(self.requests)
         if past is not None:
-            if past.has_room(capacity, drafting=draft is not None):
+            if past.capacity >= capacity:
                 return
             if not has_plenty([target], rows, capacity):
                 past.release()
         check_room(target, rows, capacity)
-        if draft is not None and not has_room(draft.model, rows, capacity, beside=target):
+
+    def _check_draft(self) -> None:
+        """The same of a draft, which is left out where its cache does not fit."""
+        target, draft, past = self.round.target.model, self.round.draft, self.past or Past()
+        rows, capacity = len(self.requests), self.round.batch.capacity
+        if draft is None or past.draft_capacity >= capacity:
+            return
+        if not has_room(draft.model, rows, capacity, beside=None if past.capacity >= capacity else target):
             self.round.leave_draft()
 
     def _rounds(self, running: list[Request]) -> Generator[list[Update], None, None]:

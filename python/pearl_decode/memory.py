@@ -15,7 +15,6 @@ from pearl_decode.models import CausalModel
 from pearl_decode.placement import layer_devices
 
 GIB = 1 << 30
-LOWERS = "lower max_batch, max_tokens or gamma, or shorten the prompts"
 SHARED_POOL = (0, 0)  # of torch's memory on a GPU, beside those that graphs have
 MEMINFO = Path("/proc/meminfo")
 # Where a container's own limit shows: limit, use, and the statistics that say how much of it is files.
@@ -105,7 +104,7 @@ def check_room(target: CausalModel, batch: int, capacity: int) -> None:
     """Raise NoRoomError where the target's cache does not fit, with what is missing and what lowers it."""
     problem = _problem("target", target, batch, capacity, {})
     if problem is not None:
-        raise NoRoomError(f"{problem}; {LOWERS}")
+        raise NoRoomError(f"{problem}; {_lowers(batch)}")
 
 
 def has_room(draft: CausalModel, batch: int, capacity: int, beside: CausalModel | None = None) -> bool:
@@ -116,8 +115,12 @@ def has_room(draft: CausalModel, batch: int, capacity: int, beside: CausalModel 
     reserved = {} if beside is None else cache_bytes_by_device(beside, batch, capacity)
     problem = _problem("draft", draft, batch, capacity, reserved)
     if problem is not None:
-        warnings.warn(f"{problem}; the target goes on alone; {LOWERS}", RuntimeWarning, stacklevel=2)
+        warnings.warn(f"{problem}; the target goes on alone; {_lowers(batch)}", RuntimeWarning, stacklevel=2)
     return problem is None
+
+
+def _lowers(batch: int) -> str:
+    return f"lower {'max_batch, ' if batch > 1 else ''}max_tokens or gamma, or shorten the prompts"
 
 
 def _problem(role: str, model: CausalModel, batch: int, capacity: int, reserved: dict[torch.device, int]) -> str | None:

@@ -43,10 +43,10 @@ class Past:
         """Positions the target has memory for."""
         return 0 if self.target is None else self.target.cache.capacity
 
-    def has_room(self, capacity: int, *, drafting: bool) -> bool:
-        """Whether there is memory for so many positions, of the draft too if there is to be one."""
-        of_draft = 0 if self.draft is None else self.draft.cache.capacity
-        return self.capacity >= capacity and (of_draft >= capacity or not drafting)
+    @property
+    def draft_capacity(self) -> int:
+        """Positions the draft has memory for."""
+        return 0 if self.draft is None else self.draft.cache.capacity
 
     def take(self) -> tuple[Read | None, Read | None]:
         """Both, which are the caller's alone from here on."""

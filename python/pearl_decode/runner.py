@@ -22,7 +22,10 @@ class Decoding(Protocol):
     """One batch in flight."""
 
     def run(self) -> Generator[list[Update], None, None]:
-        """Decode until every request has ended; what each request got, round by round."""
+        """Decode until every request has ended; what each request got, round by round.
+
+        Raises NoRoomError, before anything runs, where there is no memory for so many.
+        """
 
 
 class Runner(Protocol):
@@ -35,7 +38,7 @@ class Runner(Protocol):
         past: Past | None = None,
         waiting: Waiting | None = None,
     ) -> Decoding:
-        """Of a batch; nothing runs yet.
+        """Of a batch; nothing runs yet. May raise NoRoomError, where `run` would.
 
         past:    of a single request: what was read before, which the rounds may go on from, and where they may leave
                  what they read

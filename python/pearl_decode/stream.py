@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 
+from pearl_decode.engine import Update
 from pearl_decode.request import Request
 from pearl_decode.result import GenerationResult
-from pearl_decode.runner import Decoding
 
 
 class TextStream:
     """Pieces of one answer as they are verified. `result` holds what there is so far; `close` stops early."""
 
-    def __init__(self, request: Request, engine: Decoding) -> None:
+    def __init__(self, request: Request, rounds: Generator[list[Update], None, None]) -> None:
         self._request = request
-        self._rounds = engine.run()
+        self._rounds = rounds
 
     def __iter__(self) -> Iterator[str]:
         for updates in self._rounds:

@@ -25,3 +25,7 @@ class Waiting:
             (found if fits and len(found) < most else left).append(request)
         self._requests = left
         return found
+
+    def put_back(self, requests: Iterable[Request]) -> None:
+        """Let these be the first again."""
+        self._requests = [*requests, *self._requests]

@@ -24,16 +24,33 @@ pytestmark = pytest.mark.usefixtures("runtime")
 
 def test_too_little_memory_is_said_before_anything_runs(llama, prompts, monkeypatch):
     monkeypatch.setattr(memory, "free_bytes", lambda device: POSITION_BYTES * 1000)
-    long = SamplingParams(max_tokens=600)
-    monkeypatch.setattr(llama.config, "max_position_embeddings", 4096)
-    with PearlDecoder(llama, max_batch=2) as alone:
-        both = alone.generate(prompts[:2], long)
-        [fits] = alone.generate(prompts[:1], SamplingParams(max_tokens=5))
-    for result in both:
-        assert (result.finish_reason, result.token_ids) == ("error", [])
-        assert "the target's cache of 2 x " in result.error
-        assert "GiB are missing; lower max_batch, max_tokens or gamma, or shorten the prompts" in result.error
-    assert fits.error is None
+    monkeypatch.setattr(llama.config, "max_position_embeddings", 2**32)
+    most = SamplingParams(max_tokens=2**31 - 1)  # for which there is no room on the host either
+    with PearlDecoder(llama, strategy="autoregressive") as alone:
+        [result] = alone.generate(prompts[:1], most)
+        with pytest.raises(RuntimeError, match="the target's cache of 1 x "):
+            alone.stream(prompts[0], most).finish()
+    assert (result.finish_reason, result.token_ids) == ("error", [])
+    assert "the target's cache of 1 x " in result.error
+    assert "GiB are missing; lower max_tokens or gamma, or shorten the prompts" in result.error
+
+
+def test_requests_that_do_not_fit_at_once_take_turns(llama, prompts, monkeypatch, caplog):
+    """And only one that does not fit by itself ends with an error."""
+    monkeypatch.setattr(llama.config, "max_position_embeddings", 2**32)
+    counts = [9, 10, 2**31 - 1, 11, 12]
+    params = [SamplingParams(max_tokens=count) for count in counts]
+    asked = [prompts[row % len(prompts)] for row in range(5)]
+    with PearlDecoder(llama, strategy="autoregressive", max_batch=4) as alone:
+        wanted = [alone.generate([asked[row]], params[row])[0].token_ids for row in (0, 1, 3, 4)]
+        caplog.clear()
+        monkeypatch.setattr(memory, "free_bytes", lambda device: POSITION_BYTES * 1000)
+        results = alone.generate(asked, params)
+    assert [result.error is None for result in results] == [True, True, False, True, True]
+    assert [result.token_ids for result in results if result.error is None] == wanted
+    said = [record.getMessage().split("; ") for record in caplog.records]
+    assert [now for *_, now in said] == ["at most 2 at once, this time", "at most 1 at once, this time"]
+    assert all(remedy.startswith("lower max_batch, max_tokens or gamma") for _, remedy, _ in said)
 
 
 @pytest.mark.parametrize("strategy", ["auto", "pearl"])

@@ -121,13 +121,13 @@ class DeviceEngine:
     def run(self) -> Generator[list[Update], None, None]:
         """Decode until every request has ended; what each request got from a round, `lateness` rounds after it.
 
-        A target that fails ends the requests still running with an error; what they had is kept.
+        A target that fails ends the requests still running with an error; what they had is kept. Raises NoRoomError,
+        before anything runs, where the target's cache does not fit.
         """
         try:
             yield from self._rounds()
-        except NoRoomError as error:
-            for request in self._running():
-                request.fail(str(error))
+        except NoRoomError:
+            raise
         except Exception as error:
             LOGGER.exception("the target failed")
             for request in self._running():
@@ -171,15 +171,16 @@ class DeviceEngine:
     def _start(self) -> StaticRounds:
         """Rounds with the prompts laid down: those of a batch before, if they fit."""
         self._capacity = self.kept.capacity(self._kind, self._capacity)
-        batch = self.lanes[0].make(self._lay_down)
         sizes = len(self.requests), self._capacity
         rounds = self.kept.take(self._kind, self._capacity)
-        if rounds is not None:
-            rounds.load(batch.state, batch.params)
-        else:
+        if rounds is None:
             self.kept.shrink(lambda: has_plenty([self.target], *sizes))
             check_room(self.target, *sizes)
+        batch = self.lanes[0].make(self._lay_down)
+        if rounds is None:
             rounds = self._build(batch)
+        else:
+            rounds.load(batch.state, batch.params)
         self._check_draft(rounds)
         return rounds
 
