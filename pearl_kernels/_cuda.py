@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pearl_kernels import captures
+
 MOST_WIDTH = 64  # kMostCudaWidth of csrc/verify/chain_cuda.h
 
 # (device, stream, multiprocessors of the device, the first number of its compute capability), as
@@ -37,9 +39,9 @@ def launch(operation: Callable[..., None], *arguments: Any) -> None:
     """Queue an operation of the extension.
 
     The memory that its blocks talk through is not torch's: where there is none left, which is a MemoryError before
-    anything is queued, torch gives back what it holds without using it, but not in a capture, and the operation is
-    queued then. Raises torch.OutOfMemoryError, or RuntimeError where a kernel cannot be queued: those before it were,
-    so that what they write is of no use.
+    anything is queued, torch gives back what it holds without using it, but not in a capture, and not beside those of
+    other threads that hold `captures.turn`, and the operation is queued then. Raises torch.OutOfMemoryError, or
+    RuntimeError where a kernel cannot be queued: those before it were, so that what they write is of no use.
     """
     for again in (True, False):
         try:
@@ -49,7 +51,8 @@ def launch(operation: Callable[..., None], *arguments: Any) -> None:
                 raise torch.OutOfMemoryError("cuda backend: out of memory") from error
         else:
             return
-        torch.cuda.empty_cache()
+        with captures.turn:
+            torch.cuda.empty_cache()
 
 
 def _stream(device: torch.device) -> int:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor, TimeoutError
+
 import pytest
 import torch
 
-from pearl_kernels import _cuda
+from pearl_kernels import _cuda, captures
 
 
 @pytest.fixture
@@ -58,3 +60,14 @@ def test_a_capture_is_left_alone(calls: list[object], monkeypatch: pytest.Monkey
     with pytest.raises(torch.OutOfMemoryError, match="out of memory"):
         _cuda.launch(failing(calls, LACKING))
     assert calls == [()]
+
+
+def test_memory_is_given_back_when_no_other_thread_captures(calls: list[object]) -> None:
+    with ThreadPoolExecutor(1) as pool:
+        with captures.turn:
+            other = pool.submit(_cuda.launch, failing(calls, LACKING))
+            with pytest.raises(TimeoutError):
+                other.result(0.1)
+            calls.append("captured")
+        other.result(10)
+    assert calls == [(), "captured", "emptied", ()]

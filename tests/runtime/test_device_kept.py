@@ -18,6 +18,7 @@ from pearl_decode.cache import WindowCache
 from pearl_decode.device.engine import DeviceOptions
 from pearl_decode.device.kept import MOST_KEPT
 from pearl_decode.lanes import graph
+from pearl_kernels.captures import turn
 from tests.runtime.device import DeviceDecoder, DynamicDecoder, TapeLane
 from tests.runtime.scripted import sequence_model
 from tests.runtime.test_device_ends import failing
@@ -190,7 +191,7 @@ def test_memory_is_given_back_when_no_other_thread_captures(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext())
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: happened.append("emptied"))
     with ThreadPoolExecutor(1) as pool:
-        with graph._turn:
+        with turn:
             graph.give_back(torch.device("cuda", 0))  # as garbage does that this thread collects
             other = pool.submit(graph.give_back, torch.device("cuda", 0))
             with pytest.raises(TimeoutError):

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import gc
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
 
+from pearl_kernels import captures
+
 # Their captures broke: torch's allocator of pinned memory may still ask them whether they are under way.
 _broken: list[torch.cuda.CUDAGraph] = []
-# A capture begins by waiting for the device, which breaks one that is under way. Garbage that is collected before it
-# begins may give memory back.
-_turn = threading.RLock()
 
 
 def capture(work: Callable[[], object], stream: torch.cuda.Stream) -> Callable[[], None]:
@@ -23,7 +21,7 @@ def capture(work: Callable[[], object], stream: torch.cuda.Stream) -> Callable[[
     Waits for the device, and for captures of other threads. Raises what work raises, and torch's errors for what no
     graph can hold; other captures, and whatever else there is on the device, go on as before.
     """
-    with _turn:
+    with captures.turn:
         graph, pool = torch.cuda.CUDAGraph(), torch.cuda.graph_pool_handle()
         try:
             with _no_collection(), _own_workspace(stream), _capturing(graph, pool, stream):
@@ -40,7 +38,7 @@ def give_back(device: torch.device) -> None:
 
     Waits for captures of other threads, during which torch refuses to.
     """
-    with _turn, torch.cuda.device(device):
+    with captures.turn, torch.cuda.device(device):
         torch.cuda.empty_cache()
 
 
