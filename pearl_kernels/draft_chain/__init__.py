@@ -67,7 +67,7 @@ def draft_chain(
     vocab:      columns of the logits that are drawn from, the first ones; None: all
     d2t:        (vocab,) int64, strictly increasing, the target id of each column; None: they are target ids
     text:       (batch, length) int64, the sequences up to the window, for induction; the window and the drafted tokens
-                but for the last are written to it. None: no induction
+                but for the last are written to it, and must have room there. None: no induction
     strengths:  as in `induce_`, with a text
     lengths:    (batch,) int64, in [1, width], how many of the window's tokens each row has; None: all. What is read of
                 the others is written over, or lies past the end of the text
@@ -96,6 +96,12 @@ def draft_chain(
         checks.tensor(op, "lengths", lengths, (("batch", batch),), torch.int64, device)
         if checks.readable(lengths) and batch:
             checks.in_range(op, "lengths", lengths, 1, width)
+    if text is not None and checks.readable(seq_lens) and batch:
+        written = int((seq_lens + (width if lengths is None else lengths)).max()) + steps - 1
+        if text.shape[1] < written:
+            raise ValueError(
+                f"{op}: text must have a length of at least {written} for what is drafted, got {text.shape[1]}"
+            )
     draws = Draws(params, steps, vocab, purpose, epochs, d2t, text, strengths, lengths)
     outputs = weights.head.out_features
     found = _new(steps, batch, outputs, weights) if out is None else _of(out, steps, batch, outputs, weights)

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from pearl_kernels.induction import induce_
 from pearl_kernels.sample import sample
@@ -52,7 +53,8 @@ def one_by_one(window: Window, draws: Draws, found: Found, backend: str | None) 
             logits = rows.gather(1, (lengths - 1)[:, None, None].expand(-1, -1, rows.shape[2]))[:, 0]
             heads, lengths = starts + lengths, None
         if text is not None and strengths is not None:
-            text.scatter_(1, starts[:, None] + torch.arange(tokens.shape[1], device=tokens.device), tokens)
+            places = starts[:, None] + torch.arange(width, device=tokens.device)
+            text.copy_(pad(text, (0, width)).scatter_(1, places, tokens)[:, : text.shape[1]])
             induce_(logits[:, :vocab], text, heads, strengths, d2t=d2t, backend=backend)
         ids, stats, status = sample(
             logits[:, :vocab], params, heads, purpose=purpose, epochs=epochs, backend=backend

@@ -227,6 +227,17 @@ def test_rows_may_have_fewer_tokens(backend, induces):
     assert_rows_may_have_fewer_tokens(case, backend)
 
 
+def test_what_a_row_does_not_have_may_lie_past_the_end_of_the_text(backend):
+    case = chain_of([3, 0, 20], 4)
+    case.options |= {**induction_of(case), "lengths": torch.tensor([4, 2, 1])}
+    case.steps = 2
+    short = case.cloned()
+    short.options["text"] = short.options["text"][:, :22]
+    wanted, found = case.run(backend), short.run(backend)
+    assert torch.equal(found.drawn.tokens, wanted.drawn.tokens)
+    assert torch.equal(short.options["text"], case.options["text"][:, :22])
+
+
 def test_what_was_drawn_is_what_the_next_step_reads(backend):
     """A chain of one step after a chain of three is the fourth step."""
     case = chain_of([3, 0, 31], 2, d2t=D2T)
@@ -325,6 +336,10 @@ TEXT, STRENGTHS = torch.zeros(3, CAPACITY, dtype=torch.int64), torch.ones(4)
         ({"options": {"text": TEXT}}, r"text and strengths must be given together"),
         ({"options": {"strengths": STRENGTHS}}, r"text and strengths must be given together"),
         ({"options": {"text": TEXT[:2], "strengths": STRENGTHS}}, r"text must be \(batch=3, capacity=50\) int64"),
+        (
+            {"options": {"text": TEXT[:, :35], "strengths": STRENGTHS}},
+            r"text must have a length of at least 36 .*, got 35",
+        ),
         ({"options": {"text": TEXT, "strengths": torch.ones(0)}}, r"strengths must be 1 to 32 numbers, got 0"),
         ({"options": {"text": TEXT, "strengths": STRENGTHS, "d2t": torch.arange(7)}}, r"d2t must be \(vocab=41,\)"),
         ({"options": {"out": new_chain(3)}}, r"out.drawn.tokens, transposed, must be \(steps=4, batch=3\) int64"),
