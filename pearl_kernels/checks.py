@@ -168,7 +168,7 @@ def within(op: str, name: str, values: list[Any], low: float, high: float, *, op
     """`in_range` for numbers in a list."""
     if not all(low <= x <= high and (x != low or not open_below) for x in values):
         bracket = "(" if open_below else "["
-        least, most = torch.tensor(values).aminmax()
+        least, most = torch.tensor(values, dtype=torch.float64, device="cpu").aminmax()
         raise ValueError(f"{op}: {name} must be in {bracket}{low:g}, {high:g}], got values from {least:g} to {most:g}")
 
 

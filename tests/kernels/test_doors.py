@@ -255,6 +255,18 @@ def test_parameters_are_checked_by_every_door(mistake: dict[str, Any], message: 
         assert_refused(call, arguments | {"params": params(**mistake)}, name, message)
 
 
+@pytest.mark.parametrize(("dtype", "device"), [(torch.bfloat16, "cpu"), (torch.float32, "meta")])
+def test_what_torch_makes_tensors_of_does_not_change_the_message(dtype: torch.dtype, device: str) -> None:
+    arguments = sample_arguments() | {"params": SamplingTensors.make(B, top_p=1.001)}
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        with torch.device(device), pytest.raises(ValueError, match=re.escape("(0, 1], got values from 1.001 to 1.001")):
+            pearl_kernels.sample(**arguments)
+    finally:
+        torch.set_default_dtype(before)
+
+
 @pytest.mark.parametrize("inference", [False, True])
 def test_parameters_that_were_good_are_checked_again_once_written_to(inference: bool) -> None:
     with torch.inference_mode(inference):
