@@ -87,7 +87,7 @@ def resolve(role: str, spec: str | os.PathLike[str]) -> str:
     name = os.fspath(spec)
     if name == builtin.BUILTIN_TARGET:
         return str(builtin.ensure_builtin())
-    path = Path(name).expanduser()
+    path = Path(os.path.expanduser(name))  # not as Path does it: that raises for a user who is not there
     if path.exists():
         return str(path)
     if name.startswith((".", "/", "~")) or name.count("/") > 1:

@@ -52,7 +52,7 @@ def draft_directory(spec: str | os.PathLike[str]) -> Path | None:
     """The directory of a distilled draft, given its path or the shipped draft's name; None for anything else."""
     if os.fspath(spec) == BUILTIN_DRAFT:
         return Path(__file__).parent / "data" / BUILTIN_DRAFT
-    path = Path(spec).expanduser()
+    path = Path(os.path.expanduser(spec))
     return path if (path / CONFIG_FILE).is_file() else None
 
 

@@ -68,6 +68,22 @@ def test_bad_argument_is_named_and_exits_2(generate: Cli, arguments, message: st
     assert message in one_line(outcome.err)
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("generate", "--batch", "~nobody.here/x"),
+        ("generate", "--target", "~nobody.here/x", "hi"),
+        ("generate", "--draft", "~nobody.here/x", "hi"),
+        ("bench", "--draft", "first-layers:1", "--prompts", "~nobody.here/x"),
+        ("distill", "--own-prompts", "4", "--out", "unused", "--initial-draft", "~nobody.here/x"),
+    ],
+)
+def test_path_below_the_home_of_nobody_is_one_line(cli: Cli, target: str, arguments: tuple[str, ...]):
+    outcome = cli(arguments[0], "--target", target, *arguments[1:])
+    assert outcome.status == 2
+    assert "~nobody.here/x" in one_line(outcome.err)
+
+
 def test_target_without_a_draft_says_what_to_give(cli: Cli, target: str):
     outcome = cli("generate", "--target", target, "--strategy", "sequential", "a prompt")
     assert outcome.status == 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
@@ -31,7 +32,7 @@ class Line:
 def read_lines(name: str, defaults: SamplingParams) -> list[Line]:
     """Every line that is not blank. A broken one is reported on stderr by file and number, and kept as an error."""
     try:
-        texts = Path(name).expanduser().read_bytes().splitlines()
+        texts = Path(os.path.expanduser(name)).read_bytes().splitlines()
     except OSError as error:
         raise CliError(f"cannot read batch file {name!r}: {error.strerror}", BAD_ARGUMENTS) from error
     lines = []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -86,7 +87,7 @@ def check_plots(folder: str) -> None:
         import matplotlib  # noqa: F401
     except ImportError as error:
         raise CliError("--plot needs matplotlib: pip install 'pearl-kernels[bench]'", BAD_ARGUMENTS) from error
-    path = Path(folder).expanduser()
+    path = Path(os.path.expanduser(folder))
     try:
         path.mkdir(parents=True, exist_ok=True)
         TemporaryFile(dir=path).close()
@@ -111,7 +112,7 @@ def write_plots(
     params = SamplingParams(max_tokens=min(args.tokens, TRACE_TOKENS), temperature=args.temperature, seed=args.seed)
     traced = [name for name in (BASELINE, "sequential", "pearl") if name in strategies]
     timelines = [record(decoder, name, args.gamma, jobs[0].prompts[0], params) for name in traced]
-    folder = folder.expanduser()
+    folder = Path(os.path.expanduser(folder))
     (folder / "trace.json").write_text(json.dumps(chrome_trace(timelines)), encoding="utf-8")
     (folder / "bench.json").write_text(json.dumps(report, ensure_ascii=False), encoding="utf-8")
     plots.draw_speeds(rows, folder / "speed.png")
