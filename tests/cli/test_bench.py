@@ -93,6 +93,12 @@ def test_prompts_may_hold_separators_of_lines(tmp_path: Path):
     assert [prompt.prompt for prompt in read_prompts(path)] == ["a\u2028b\x85c", "d"]
 
 
+def test_prompts_may_begin_with_the_mark_that_some_editors_write(tmp_path: Path):
+    path = tmp_path / "prompts.jsonl"
+    path.write_bytes(b'\xef\xbb\xbf{"prompt": "a"}\r\n{"prompt": "b"}\r\n')
+    assert [prompt.prompt for prompt in read_prompts(path)] == ["a", "b"]
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [

@@ -442,6 +442,14 @@ def test_prompts_may_hold_separators_of_lines(tokenizer, tmp_path):
     assert [prompt.key for prompt in read_prompts(path, tokenizer, 100)] == ["1", "3"]
 
 
+def test_a_file_may_begin_with_the_mark_that_some_editors_write(tokenizer, tmp_path):
+    path = tmp_path / "p.jsonl"
+    path.write_bytes(b'\xef\xbb\xbf{"prompt": "a"}\r\n{"prompt": "b"}\r\n')
+    assert [prompt.text for prompt in read_prompts(path, tokenizer, 100)] == ["a", "b"]
+    path.write_bytes(b"\xef\xbb\xbfa word of text")
+    assert read_text([path], tokenizer, 100) == [tokenizer("a word of text")["input_ids"]]
+
+
 def test_one_prompt_leaves_none_to_measure_on(target, tmp_path):
     answers = write_answers(
         CausalModel(target),

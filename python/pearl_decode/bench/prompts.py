@@ -27,7 +27,7 @@ def read_prompts(path: str | os.PathLike[str] = SHIPPED, limit: int | None = Non
     Raises ValueError naming file and line, what was expected and what came.
     """
     try:
-        text = Path(os.path.expanduser(path)).read_text(encoding="utf-8")
+        text = Path(os.path.expanduser(path)).read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"prompts: cannot read {os.fspath(path)!r}: {error}") from error
     kept: list[BenchPrompt] = []

@@ -64,7 +64,7 @@ def read_text(paths: Sequence[str | os.PathLike[str]], tokenizer: Any, length: i
     pieces: list[list[int]] = []
     for path in paths:
         try:
-            text = Path(path).read_text(encoding="utf-8")
+            text = Path(path).read_text(encoding="utf-8-sig")
         except (OSError, UnicodeDecodeError) as error:
             raise ValueError(f"text: cannot read {path}: {error}") from error
         ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
@@ -76,7 +76,7 @@ def read_text(paths: Sequence[str | os.PathLike[str]], tokenizer: Any, length: i
 
 def _lines(path: str | os.PathLike[str]) -> list[tuple[int, str]]:
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        text = Path(path).read_text(encoding="utf-8-sig")
     except OSError as error:
         raise ValueError(f"prompts: cannot read {path}: {error.strerror}") from error
     except UnicodeDecodeError as error:
