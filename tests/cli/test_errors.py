@@ -16,6 +16,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from pearl_decode.cli import main
+from pearl_decode.cli.console import table
 from pearl_decode.request import Request
 from tests.cli.conftest import Cli, make_model, make_tokenizer, save
 
@@ -310,6 +311,16 @@ def test_ctrl_c_in_a_batch_prints_what_there_is(slow_target: str, tmp_path):
     assert (first + rest).count(b"\n") == 2
     assert b'"finish_reason": "cancelled"' in rest
     assert b"Traceback" not in err
+
+
+def test_a_reader_that_leaves_a_table_ends_the_command_as_any_text(monkeypatch: pytest.MonkeyPatch):
+    class Left(io.StringIO):
+        def write(self, text: str) -> int:
+            raise BrokenPipeError
+
+    monkeypatch.setattr("pearl_decode.cli.doctor.run", lambda args: table(("strategy",), [("pearl",)]))
+    monkeypatch.setattr(sys, "stdout", Left())
+    assert main(["doctor"]) == 141
 
 
 def test_a_reader_that_leaves_ends_the_command_quietly(slow_target: str):

@@ -1,7 +1,7 @@
 """The command line: pearl-decode generate | chat | bench | distill | doctor.
 
 Exit status: 0 done; 1 a failure (a model that cannot be loaded, a request that failed, a broken batch line); 2 bad
-arguments; 130 interrupted. Every error is one line on stderr.
+arguments; 130 interrupted; 141 whoever read the output has left. Every error is one line on stderr.
 """
 
 from __future__ import annotations

@@ -76,10 +76,14 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    class Plain(Console):
+        def on_broken_pipe(self) -> None:
+            raise BrokenPipeError  # as print does, where rich exits with a status of its own
+
     drawn = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
     for index, column in enumerate(columns):
         drawn.add_column(column, justify="right" if index else "left")
     for row in rows:
         drawn.add_row(*row)
     width = None if sys.stdout.isatty() else FILE_WIDTH
-    Console(file=sys.stdout, highlight=False, width=width).print(drawn)
+    Plain(file=sys.stdout, highlight=False, width=width).print(drawn)
