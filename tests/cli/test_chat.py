@@ -166,13 +166,26 @@ def test_ctrl_c_at_the_prompt_ends_the_program(chat: Any, monkeypatch: pytest.Mo
     assert (outcome.status, outcome.out) == (0, "")
 
 
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_a_terminal_that_cannot_move_its_cursor_is_not_asked_to(monkeypatch: pytest.MonkeyPatch):
+    from pearl_decode.cli.status_line import StatusLine
+
+    monkeypatch.setenv("TERM", "dumb")
+    monkeypatch.setattr(sys, "stdout", Terminal())
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    with StatusLine() as line:
+        line.show("3 tokens")
+    assert sys.stderr.getvalue() == ""
+
+
 def test_a_terminal_shows_the_count_in_its_last_row(monkeypatch: pytest.MonkeyPatch):
     from pearl_decode.cli.status_line import StatusLine
 
-    class Terminal(io.StringIO):
-        def isatty(self) -> bool:
-            return True
-
+    monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("LINES", "24")
     monkeypatch.setenv("COLUMNS", "80")
     monkeypatch.setattr(sys, "stdout", Terminal())

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
 
 
 class StatusLine:
-    """A context manager; `show` does nothing unless both stdout and stderr are a terminal."""
+    """A context manager; `show` does nothing unless both stdout and stderr are a terminal that moves its cursor."""
 
     def __init__(self) -> None:
         self._rows = shutil.get_terminal_size().lines
-        self._on = sys.stdout.isatty() and sys.stderr.isatty() and self._rows > 2
+        shown = sys.stdout.isatty() and sys.stderr.isatty() and os.environ.get("TERM") not in ("dumb", "unknown")
+        self._on = shown and self._rows > 2
 
     def __enter__(self) -> StatusLine:
         if self._on:
