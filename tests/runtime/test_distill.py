@@ -392,6 +392,8 @@ def test_text_and_prompts_are_learnt_besides_the_answers(target, tokenizer, prom
     ]
     assert learnt["text"] == learnt["answers"] + sum(len(piece) - 1 for piece in pieces)
     assert learnt["prompts"] > learnt["answers"]
+    with pytest.raises(ValueError, match=r"resume: the run in .* has text_files=1, got 0"):
+        distill(target, prompts_file, tmp_path / "text", tokenizer=tokenizer, resume=True, **options)
 
 
 def test_prompts_are_learnt_past_what_they_share_and_never_those_held_out():

@@ -57,6 +57,7 @@ class Settings:
     answer_tokens: most tokens of an answer
     batch_answers: answers decoded at once; batch_tokens: tokens per training step, with padding
     loss:          "kl", "tv" or "mix", see `pearl_decode.distill.losses`
+    text_files:    how many are learnt besides the answers
     """
 
     layers: tuple[int, ...]
@@ -71,6 +72,7 @@ class Settings:
     loss: str
     learn_prompts: bool
     seed: int
+    text_files: int
 
     def __post_init__(self) -> None:
         counts = ["draft_vocab", "answers", "answer_tokens", "batch_answers", "batch_tokens"]
@@ -175,6 +177,7 @@ def distill(
         loss=loss,
         learn_prompts=learn_prompts,
         seed=seed,
+        text_files=len(text),
     )
     ends = CausalModel(model, "target").eos_ids()
     if start.new_ids and settings.draft_vocab <= len(ends):
@@ -208,7 +211,6 @@ def distill(
             quality = trainer.run(checkpoint, left_s, update)
         made = {
             **asdict(settings),
-            "text_files": len(text),
             "prompts": len({reply.key for reply in replies}),
             "answers_written": len(replies),
             "answer_tokens_written": sum(len(reply.answer_ids) for reply in replies),
