@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 
 import pytest
 
@@ -120,6 +121,14 @@ def test_ids_of_own_prompts_are_not_for_others(target, tokenizer, tmp_path):
     given.write_text('{"id": "own/1", "prompt": "a"}\n')
     with pytest.raises(ValueError, match=r"prompts: an id that begins with 'own/' .*, got 'own/1'"):
         distill(target, given, tmp_path / "draft", tokenizer=tokenizer, own_prompts=4, **SMALL)
+
+
+def test_own_prompts_that_time_was_too_short_for_are_written_when_there_is_more(target, tokenizer, tmp_path):
+    make = partial(distill, target, None, tmp_path / "draft", tokenizer=tokenizer, own_prompts=16, **SMALL)
+    with pytest.raises(ValueError, match=r"got 0: .*; resume with more hours, or give a file too$"):
+        make(hours=1e-9)
+    make(resume=True, hours=1)
+    assert (tmp_path / "draft" / "draft.json").exists()
 
 
 def test_own_prompts_without_an_end_are_said_to_be_so(target, tokenizer, tmp_path, monkeypatch):

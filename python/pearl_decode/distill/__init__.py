@@ -269,9 +269,10 @@ def _answers(
                 report=update,
             )
         if (different := len({prompt.text for prompt in asked})) < 2:
+            remedy = "give a file too" if end is None else "resume with more hours, or give a file too"
             raise ValueError(
                 f"own_prompts: at least 2 different prompts are needed, one of them to measure on, got {different}: "
-                f"what the target wrote has no end within {LONGEST} tokens, no text, or is the same; give a file too"
+                f"what the target wrote has no end within {LONGEST} tokens, no text, or is the same; {remedy}"
             )
     jobs = plan_jobs(asked, settings.answers, settings.seed)
     with report.answering(len(jobs)) as update:
