@@ -13,7 +13,7 @@ import pearl_kernels
 from pearl_kernels import DecodeState, Purpose, RowStats, SampleOutput, SamplingTensors
 from tests.kernels.cases import mixed_params, verify_case
 
-B, W, V = 6, 4, 20
+B, W, V = 3, 3, 20
 
 
 def params_list(params: SamplingTensors) -> list[Tensor]:
