@@ -157,6 +157,13 @@ def test_what_only_training_uses_may_change_before_it_begins(target, tokenizer, 
         resume(**SMALL | others | {"draft_vocab": 200})
 
 
+def test_a_run_that_learns_too_fast_can_begin_to_learn_again(target, tokenizer, prompts_file, made, tmp_path):
+    resume = partial(distill, target, prompts_file, tmp_path / "draft", tokenizer=tokenizer, resume=True, **SMALL)
+    with pytest.raises(ValueError, match=r"learning_rate: after \d+ steps the weights are no numbers .* than 1e\+30"):
+        resume(learning_rate=1e30)
+    assert resume().acceptance == pytest.approx(made[1].acceptance, abs=0.01)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, None])
 def test_a_cpu_distills_in_16_or_32_bits(tokenizer, prompts_file, made, tmp_path, dtype):
     make_model().to(torch.bfloat16).save_pretrained(tmp_path / "target")

@@ -105,7 +105,8 @@ class Trainer:
         """Train to the end, fit the draft's induction, and measure.
 
         limit_s: of the training; the learning rate falls with whichever end is nearer
-        Writes a checkpoint every `every_s` seconds, at the end, and when interrupted.
+        Writes a checkpoint every `every_s` seconds, at the end, and when interrupted. Raises ValueError where weights
+        grow beyond all numbers, and leaves no checkpoint then.
         """
         begin = last = time.monotonic()
         first_tokens, quality, news = self.tokens, self.measure(GLANCE), -math.inf
@@ -113,6 +114,8 @@ class Trainer:
             while (done := self._done(time.monotonic() - begin, limit_s)) < 1:
                 loss = self._one_step(done)
                 now = time.monotonic()
+                if now - news > NEWS_S and not self._is_sound():
+                    break
                 if now - last > every_s:
                     last = now
                     self.save(checkpoint)
@@ -124,11 +127,22 @@ class Trainer:
                     news = time.monotonic()
         finally:
             self.elapsed_s += time.monotonic() - begin
-            self.save(checkpoint)
+            if sound := self._is_sound():
+                self.save(checkpoint)
+            else:
+                checkpoint.unlink(missing_ok=True)
+        if not sound:
+            raise ValueError(
+                f"learning_rate: after {self.step} steps the weights are no numbers any more, "
+                f"resume with less than {self.recipe.learning_rate}: what was answered is kept"
+            )
         self.draft.eval()
         # What a draft has learnt by heart needs no help: on that the strengths would come out too low.
         self.draft.induction = fit_strengths(self._held_out, self._hidden_states, self._head, self._ids)
         return self.measure()
+
+    def _is_sound(self) -> bool:
+        return all(bool(weight.isfinite().all()) for weight in self._own.values())
 
     def _done(self, elapsed_s: float, limit_s: float | None) -> float:
         by_tokens = self.tokens / self.recipe.tokens if self.recipe.tokens else 1.0
