@@ -49,13 +49,13 @@ def json_prompt(line: str | bytes) -> dict[str, Any]:
     return value
 
 
-def check_text(prompt: str) -> None:
+def check_text(text: str, name: str = "prompt") -> None:
     """Raise ValueError for half a character (a lone surrogate), which no tokenizer takes: a cut emoji, no UTF-8."""
     try:
-        prompt.encode()
+        text.encode()
     except UnicodeEncodeError as error:
-        bad = prompt[error.start]
-        raise ValueError(f"prompt: expected text that is UTF-8, got {bad!r} at character {error.start}") from error
+        bad = text[error.start]
+        raise ValueError(f"{name}: expected text that is UTF-8, got {bad!r} at character {error.start}") from error
 
 
 def token_ids(prompt: Any) -> list[int]:

@@ -433,6 +433,7 @@ def test_batches_learn_each_token_once_and_no_padding():
         ('["a"]\n', r"p.jsonl:1: expected an object"),
         ('{"id": 1, "prompt": "a"}\n{"id": 1, "prompt": "b"}\n', r"p.jsonl:2: the id '1' was used before"),
         ('{"prompt": "b \\ud83d"}\n', r"p.jsonl:1: prompt: expected text that is UTF-8, got '\\ud83d'"),
+        ('{"prompt": "a", "id": "\\ud83d"}\n', r"p.jsonl:1: id: expected text that is UTF-8, got '\\ud83d'"),
         ('{"prompt": "a"}\n' + "[" * 200_000 + "\n", r"p.jsonl:2: not JSON that can be read"),
         ('{"prompt": "a", "id": ' + "1" * 6000 + "}\n", r"p.jsonl:1: not JSON that can be read"),
         ("\n", "the file is empty"),
@@ -447,7 +448,7 @@ def test_bad_prompt_files_name_the_line(tokenizer, tmp_path, content, message):
 
 def test_prompts_may_hold_separators_of_lines(tokenizer, tmp_path):
     path = tmp_path / "p.jsonl"
-    path.write_text('{"prompt": "a\u2028b\x85c"}\r\n\n{"prompt": "d"}', encoding="utf-8", newline="")
+    path.write_text('{"prompt": "a\u2028b\x85c"}\r\n\n{"prompt": "d", "id": null}', encoding="utf-8", newline="")
     assert [prompt.key for prompt in read_prompts(path, tokenizer, 100)] == ["1", "3"]
 
 

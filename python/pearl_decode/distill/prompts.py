@@ -44,11 +44,13 @@ def read_prompts(path: str | os.PathLike[str], tokenizer: Any, longest: int) -> 
         text = entry.get("prompt") if isinstance(entry, dict) else None
         if not isinstance(text, str) or not text.strip():
             raise ValueError(f'prompts: {place}: expected an object with a non-empty string "prompt", got {line[:80]}')
+        name = entry.get("id")
+        key = str(number if name is None else name)
         try:
             check_text(text)
+            check_text(key, "id")
         except ValueError as error:
             raise ValueError(f"prompts: {place}: {error}") from error
-        key = str(entry.get("id", number))
         if key in prompts:
             raise ValueError(f"prompts: {place}: the id {key!r} was used before")
         prompts[key] = Prompt(key, encode_prompt(tokenizer, text), text)
