@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from pathlib import Path
 
@@ -16,6 +17,11 @@ if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
 
 from pearl_decode.builtin import BuiltinModelError, ensure_builtin
+
+if importlib.util.find_spec("triton"):
+    from tests.quick_interpreter import patch_once
+
+    patch_once()
 
 # Processes that share the tests share the cores: more threads would only wait for each other.
 torch.set_num_threads(max(1, torch.get_num_threads() // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))))
