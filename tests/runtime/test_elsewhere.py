@@ -1,0 +1,64 @@
+"""What runs on GPUs keeps the tensors of its devices apart."""
+
+from __future__ import annotations
+
+import copy
+import json
+
+import pytest
+import torch
+
+from pearl_decode import SamplingParams
+from pearl_decode.distill import distill
+from tests.cli.conftest import make_model, make_tokenizer
+from tests.runtime.device import DeviceDecoder
+from tests.runtime.elsewhere import devices
+
+
+@pytest.fixture(autouse=True)
+def _plain_torch(monkeypatch):
+    """As other backends read memory, where numbers are not."""
+    monkeypatch.setenv("PEARL_BACKEND", "reference")
+
+
+def test_tensors_of_different_devices_do_not_meet():
+    with devices():
+        first, second = (torch.ones(2, device=torch.device("meta", place)) for place in range(2))
+        for others in ((first, second), (first, torch.ones(2)), (second, torch.arange(2))):
+            with pytest.raises(RuntimeError, match="of tensors on different devices"):
+                torch.add(*others)
+        assert (first + second.to(first.device)).tolist() == [2, 2]
+        assert second.new_zeros(1).device.index == 1
+        assert first[torch.tensor([1])].tolist() == [1]
+
+
+@pytest.mark.parametrize("places", [(0, 0), (0, 1)], ids=["one device", "two devices"])
+@pytest.mark.parametrize(("strategy", "rule"), [("sequential", "token"), ("pearl", "block"), ("auto", "coupled")])
+def test_static_rounds_keep_devices_apart(strategy, rule, places, llama, near_llama):
+    models = copy.deepcopy(llama), copy.deepcopy(near_llama)
+    params = [SamplingParams(0.9, max_tokens=6 + n, seed=n) for n in range(3)]
+    plan = {"strategy": strategy, "rule": rule, "gamma": "auto" if strategy == "auto" else 3, "max_batch": 2}
+
+    def texts():
+        with DeviceDecoder(*models, **plan) as decoder:
+            results = decoder.generate([[3, 5, 7, 9], [4], [8, 9, 8, 9]], params)
+        assert [result.error for result in results] == [None] * 3
+        return [result.token_ids for result in results]
+
+    wanted = texts()
+    with devices():
+        for model, place in zip(models, places, strict=True):
+            model.to(torch.device("meta", place))
+        assert texts() == wanted
+
+
+def test_a_draft_is_distilled_on_its_targets_device(tmp_path):
+    target, path = make_model(), tmp_path / "prompts.jsonl"
+    path.write_text("".join(json.dumps({"prompt": f"word {i * i}"}) + "\n" for i in range(12)))
+    options = {"draft_vocab": 200, "answers": 1, "answer_tokens": 8, "batch_tokens": 128, "tokens": 300}
+    options |= {"tokenizer": make_tokenizer(), "own_prompts": 4}
+    wanted = distill(target, path, tmp_path / "here", **options)
+    with devices():
+        target.to("meta:0")
+        there = distill(target, path, tmp_path / "there", **options)
+    assert there.acceptance == pytest.approx(wanted.acceptance, abs=0.01)
