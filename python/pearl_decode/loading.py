@@ -112,14 +112,10 @@ def _own_tokenizer(role: str, spec: str | os.PathLike[str], otherwise: str) -> A
     return load_tokenizer(role, spec)
 
 
-def _moved(draft: PreTrainedModel, device: torch.device) -> PreTrainedModel:
+def _moved(draft: Any, device: torch.device) -> PreTrainedModel:
     """A draft that shares weights with its target, on another device: with copies of them."""
-    model: Any = draft
-    model.to(device)
-    for name in ("d2t", "induction"):
-        if getattr(model, name, None) is not None:
-            setattr(model, name, getattr(model, name).to(device))
-    return draft
+    moved: PreTrainedModel = draft.to(device)
+    return moved
 
 
 def find_device(name: str, wanted: torch.device | str | None) -> torch.device:

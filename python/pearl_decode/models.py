@@ -48,8 +48,7 @@ class CausalModel:
         self._shares_cache = bool(getattr(text_config, "num_kv_shared_layers", None))
         self.vocab_size: int = text_config.vocab_size
         self.context = longest_text(role, text_config)
-        self.d2t: torch.Tensor | None = getattr(model, "d2t", None)
-        self.induction: torch.Tensor | None = getattr(model, "induction", None)
+        self.d2t, self.induction = (self._beside(getattr(model, name, None)) for name in ("d2t", "induction"))
         self._known_ids: int = self._input_size()
         self._compiled: Any = None
         self._appends_later = True
@@ -59,6 +58,10 @@ class CausalModel:
     def device(self) -> torch.device:
         device: torch.device = self.model.device
         return device
+
+    def _beside(self, tensor: torch.Tensor | None) -> torch.Tensor | None:
+        """On the model's device, wherever that was moved: the tensor is none of its weights."""
+        return None if tensor is None else tensor.to(self.device)
 
     def _input_size(self) -> int:
         embedding = getattr(self.model, "get_input_embeddings", lambda: None)()

@@ -10,9 +10,11 @@ import torch
 
 from pearl_decode import SamplingParams
 from pearl_decode.distill import distill
+from pearl_decode.drafts import new_draft
 from tests.cli.conftest import make_model, make_tokenizer
 from tests.runtime.device import DeviceDecoder
 from tests.runtime.elsewhere import devices
+from tests.runtime.tiny import VOCAB
 
 
 @pytest.fixture(autouse=True)
@@ -35,7 +37,8 @@ def test_tensors_of_different_devices_do_not_meet():
 @pytest.mark.parametrize("places", [(0, 0), (0, 1)], ids=["one device", "two devices"])
 @pytest.mark.parametrize(("strategy", "rule"), [("sequential", "token"), ("pearl", "block"), ("auto", "coupled")])
 def test_static_rounds_keep_devices_apart(strategy, rule, places, llama, near_llama):
-    models = copy.deepcopy(llama), copy.deepcopy(near_llama)
+    models = copy.deepcopy(llama), new_draft(copy.deepcopy(near_llama), range(4), torch.arange(0, VOCAB, 2))
+    models[1].induction = torch.ones(3)
     params = [SamplingParams(0.9, max_tokens=6 + n, seed=n) for n in range(3)]
     plan = {"strategy": strategy, "rule": rule, "gamma": "auto" if strategy == "auto" else 3, "max_batch": 2}
 

@@ -48,7 +48,7 @@ def with_full_vocabulary(draft: PreTrainedModel, vocab_size: int) -> PreTrainedM
     d2t = getattr(draft, "d2t", None)
     if d2t is not None:
         del twin.d2t
-        twin.set_output_embeddings(FullHead(twin.get_output_embeddings(), d2t, vocab_size))
+        twin.set_output_embeddings(FullHead(twin.get_output_embeddings(), d2t.to(twin.device), vocab_size))
     return twin  # type: ignore[no-any-return]
 
 
