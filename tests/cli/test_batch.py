@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.conftest import Cli
+from tests.cli.conftest import CHAT_TEMPLATE, Cli, make_model, make_tokenizer, save
 
 
 @pytest.fixture
@@ -113,3 +113,13 @@ def test_line_with_half_a_character_stops_no_other(generate: Cli, batch_file, ra
     first, bad, last = generate(*raw, "--batch", path).json_lines()
     assert first["text"] == last["text"] != ""
     assert bad["error"].startswith(f"{path}:2: prompt: expected text that is UTF-8")
+
+
+def test_line_that_the_chat_template_refuses_stops_no_other(generate: Cli, batch_file, tmp_path: Path):
+    template = "{% if 'bad' in messages[0]['content'] %}{{ raise_exception('not that') }}{% endif %}" + CHAT_TEMPLATE
+    picky = save(tmp_path / "picky", make_model(), make_tokenizer(template))
+    outcome = generate("--target", picky, "--batch", batch_file({"prompt": "a"}, {"prompt": "bad"}, {"prompt": "a"}))
+    first, bad, last = outcome.json_lines()
+    assert outcome.status == 1
+    assert first["text"] == last["text"] != ""
+    assert bad["error"].endswith("refuses the messages: not that; --raw leaves the template out")

@@ -76,14 +76,20 @@ def test_reset_forgets_and_keeps_the_system_message(decoder: PearlDecoder):
 
 
 def test_commands_answer_on_stderr_and_quit_ends(chat: Any):
-    outcome = chat("/stats", "hi", "/stats", "/nonsense", "/quit", "never answered")
+    outcome = chat("/stats", "hi", "/stats", "/quit", "never answered")
     assert outcome.status == 0
     assert outcome.out.count("\n") == chat("hi").out.count("\n")
     lines = outcome.err.splitlines()
     assert lines[0].startswith("[0 answers, 0 tokens")
     assert lines[2].startswith("[1 answers, ")
-    assert lines[3].startswith("[unknown command /nonsense: ")
-    assert len(lines) == 4
+    assert len(lines) == 3
+
+
+def test_a_command_that_is_not_known_is_an_error_and_the_conversation_goes_on(chat: Any):
+    outcome = chat("/etc/hosts is what?", "hi")
+    assert outcome.status == 1
+    assert outcome.err.startswith("pearl-decode: error: unknown command /etc/hosts: ")
+    assert outcome.out == chat("hi").out
 
 
 def test_the_oldest_turns_leave_when_the_context_is_full(decoder: PearlDecoder, capsys: pytest.CaptureFixture[str]):

@@ -65,8 +65,11 @@ def answer_lines(decoder: PearlDecoder, args: argparse.Namespace, lines: list[Li
     Returns 0 if every line was answered, 1 if any was not, 130 if interrupted: what there was is printed then too.
     """
     good = [line for line in lines if line.error is None]
-    prompts = [encode(decoder, line.prompt, args.raw) for line in good]
-    requests, rounds = decoder.start(prompts, [line.params for line in good])
+    asked = [_asked(decoder, line, args.raw) for line in good]
+    requests, rounds = decoder.start([prompt for prompt, _ in asked], [line.params for line in good])
+    for request, (_, refusal) in zip(requests, asked, strict=True):
+        if refusal is not None:
+            request.fail(refusal)
     answers = dict(zip([line.number for line in good], requests, strict=True))
     show = _print_line if args.batch is not None else partial(_print_prompt, args.json, len(lines))
     failed = waiting = 0
@@ -86,6 +89,14 @@ def answer_lines(decoder: PearlDecoder, args: argparse.Namespace, lines: list[Li
         note("pearl-decode: interrupted")
         return INTERRUPTED
     return FAILED if failed else 0
+
+
+def _asked(decoder: PearlDecoder, line: Line, raw: bool) -> tuple[str | list[int], str | None]:
+    """A line's prompt as the decoder takes it; without tokens, and why, where the chat template refuses it."""
+    try:
+        return encode(decoder, line.prompt, raw), None
+    except CliError as error:
+        return [], str(error)
 
 
 def _is_known(line: Line, answers: dict[int, Request]) -> bool:

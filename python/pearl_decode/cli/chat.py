@@ -62,11 +62,12 @@ def converse(chat: Chat) -> int:
             return status
         if message == "/quit":
             return status
-        if message.startswith("/"):
-            note(f"[{chat.command(message)}]")
-        elif message:
+        if message:
             try:
-                chat.answer(message)
+                if message.startswith("/"):
+                    note(f"[{chat.command(message)}]")
+                else:
+                    chat.answer(message)
             except (CliError, ValueError, RuntimeError) as error:
                 note(f"pearl-decode: error: {options.bare(error)}")
                 status = 0 if interactive else FAILED
@@ -93,13 +94,13 @@ class Chat:
         self.results: list[GenerationResult] = []
 
     def command(self, message: str) -> str:
-        """Do what a /command says, and what to tell of it."""
+        """Do what a /command says. Returns what to tell of it. Raises CliError for one that is not known."""
         if message == "/reset":
             self.messages = list(self._opening)
             return "the conversation starts anew"
         if message == "/stats":
             return self.totals()
-        return f"unknown command {message.split()[0]}: {HELP}"
+        raise CliError(f"unknown command {message.split()[0]}: {HELP}")
 
     def totals(self) -> str:
         stats = [result.stats for result in self.results]
