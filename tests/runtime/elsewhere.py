@@ -128,6 +128,8 @@ def devices() -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch, _Devices():
         patch.setattr(Tensor, "to", to)
+        # A parameter is replaced where a module moves: it would not take the place of another.
+        patch.setattr(torch.__future__, "_overwrite_module_params_on_conversion", True)
         for name in ("tensor", "as_tensor"):
             patch.setattr(torch, name, made(getattr(torch, name)))
         yield

@@ -7,6 +7,7 @@ import json
 
 import pytest
 import torch
+from accelerate import dispatch_model
 
 from pearl_decode import SamplingParams
 from pearl_decode.distill import distill
@@ -34,25 +35,46 @@ def test_tensors_of_different_devices_do_not_meet():
         assert first[torch.tensor([1])].tolist() == [1]
 
 
+def answers(target, draft, strategy: str, rule: str) -> list[list[int]]:
+    params = [SamplingParams(0.9, max_tokens=6 + n, seed=n) for n in range(3)]
+    gamma = "auto" if strategy in ("auto", "lookup") else 3
+    with DeviceDecoder(target, draft, strategy=strategy, rule=rule, gamma=gamma, max_batch=2) as decoder:
+        results = decoder.generate([[3, 5, 7, 9], [4], [8, 9, 8, 9]], params)
+    assert [result.error for result in results] == [None] * 3
+    return [result.token_ids for result in results]
+
+
+def draft_of(target):
+    draft = new_draft(target, [0, 2, 3], torch.arange(0, VOCAB, 2))
+    draft.induction = torch.ones(3)
+    return draft
+
+
 @pytest.mark.parametrize("places", [(0, 0), (0, 1)], ids=["one device", "two devices"])
 @pytest.mark.parametrize(("strategy", "rule"), [("sequential", "token"), ("pearl", "block"), ("auto", "coupled")])
 def test_static_rounds_keep_devices_apart(strategy, rule, places, llama, near_llama):
-    models = copy.deepcopy(llama), new_draft(copy.deepcopy(near_llama), range(4), torch.arange(0, VOCAB, 2))
-    models[1].induction = torch.ones(3)
-    params = [SamplingParams(0.9, max_tokens=6 + n, seed=n) for n in range(3)]
-    plan = {"strategy": strategy, "rule": rule, "gamma": "auto" if strategy == "auto" else 3, "max_batch": 2}
-
-    def texts():
-        with DeviceDecoder(*models, **plan) as decoder:
-            results = decoder.generate([[3, 5, 7, 9], [4], [8, 9, 8, 9]], params)
-        assert [result.error for result in results] == [None] * 3
-        return [result.token_ids for result in results]
-
-    wanted = texts()
+    models = copy.deepcopy(llama), draft_of(near_llama)
+    wanted = answers(*models, strategy, rule)
     with devices():
         for model, place in zip(models, places, strict=True):
             model.to(torch.device("meta", place))
-        assert texts() == wanted
+        assert answers(*models, strategy, rule) == wanted
+
+
+@pytest.mark.parametrize("place", [1, 2], ids=["the last one", "one of its own"])
+@pytest.mark.parametrize(("strategy", "rule"), [("pearl", "token"), ("sequential", "block"), ("lookup", "token")])
+def test_a_target_that_is_spread_over_devices_gives_the_same_texts(strategy, rule, place, llama):
+    """As `device_map` spreads it. place: of the draft that is made of it"""
+    target = copy.deepcopy(llama)
+    wanted = answers(target, draft_of(target), strategy, rule)
+    parts = {"model.embed_tokens": 0, "model.rotary_emb": 0, "model.norm": 1, "lm_head": 1}
+    parts |= {f"model.layers.{index}": int(index > 1) for index in range(len(target.model.layers))}
+    with devices():
+        dispatch_model(target, {name: torch.device("meta", index) for name, index in parts.items()})
+        draft = draft_of(target).to(torch.device("meta", place))
+        on = [{weight.device.index for weight in model.parameters()} for model in (target, draft)]
+        assert on == [{0, 1}, {place}]
+        assert answers(target, draft, strategy, rule) == wanted
 
 
 def test_a_draft_is_distilled_on_its_targets_device(tmp_path):
