@@ -1,4 +1,4 @@
-# make demo: text from the built-in model, and what each strategy measured.   make help: the rest.
+# make demo: text from the built-in model, and what each strategy measured on four kinds of text.   make help: the rest.
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -30,7 +30,8 @@ help:
 	@echo "TORCH=$(TORCH) is installed first; other words for pip install may be given, options too"
 
 demo: $(VENV)/.installed
-	$(BIN)/pearl-decode generate --compare --repeat 2 --max-tokens 64 "$(PROMPT)"
+	$(BIN)/pearl-decode generate --max-tokens 64 "$(PROMPT)"
+	$(BIN)/pearl-decode bench --strategies autoregressive,sequential,pearl,auto --limit 1 --repeat 2
 
 test: $(VENV)/.installed
 	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile $(ARGS)
